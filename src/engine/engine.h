@@ -1,0 +1,149 @@
+/*
+ * engine/engine.h: everything a host (nginx worker, command line) asks of a set.
+ *
+ * The host submits requests; they become jobs in the catalog; the one process that holds the set's
+ * lock takes them one by one and runs each on a team.  Functions marked [short] do a few catalog
+ * reads or writes (milliseconds, a thread all the same, never an event loop); [job] may run for
+ * hours; the others only compute.
+ *
+ * Threads: an engine may be used by several threads at once; each call opens what it needs of the
+ * catalog or shares it under the engine's lock.  No call keeps anything of its arguments.
+ *
+ * Answers are JSON bodies exactly as REST returns them (docs/api.md), without "links", "instance"
+ * and "request_id", which only the host knows.  json_t results are owned by the caller.
+ */
+#ifndef BK_ENGINE_ENGINE_H
+#define BK_ENGINE_ENGINE_H
+
+#include <jansson.h>
+
+#include "base/ctl.h"
+#include "base/team.h"
+#include "engine/set.h"
+#include "repo/snapshot.h"
+
+#define BK_JOB_ID 64 /* "recovery_20251015_143000_2" and NUL */
+
+typedef enum {
+    BK_JOB_BACKUP,
+    BK_JOB_RECOVERY,
+    BK_JOB_VALIDATE, /* validate-recovery */
+    BK_JOB_VERIFY,
+    BK_JOB_TEST,
+    BK_JOB_CLEANUP,
+    BK_JOB_DELETE /* one backup */
+} bk_job_kind_t;
+
+typedef enum {
+    BK_STATUS_QUEUED,
+    BK_STATUS_RUNNING,
+    BK_STATUS_CANCELING, /* only shown, never stored */
+    BK_STATUS_COMPLETED,
+    BK_STATUS_WARNING,
+    BK_STATUS_FAILED,
+    BK_STATUS_CANCELED,
+    BK_STATUS_INTERRUPTED
+} bk_job_status_t;
+
+const char *bk_job_kind_name(bk_job_kind_t kind);
+const char *bk_job_status_name(bk_job_status_t status);
+
+typedef struct bk_engine_s bk_engine_t;
+
+/*
+ * Open the catalog in base_dir (made when missing, 0700).  set is borrowed and outlives the engine.
+ * Takes no lock: any number of processes may have an engine of the same set; only the owner runs
+ * jobs.
+ */
+bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **engine, bk_err_t *err);
+void bk_engine_close(bk_engine_t *engine);
+const bk_set_t *bk_engine_set(const bk_engine_t *engine);
+
+/*
+ * Become the owner: BK_LOCKED while another process is (try again on a timer).  On success jobs
+ * found "running" were cut off by a crash: they are marked interrupted and queued again (a recovery
+ * is not: it is marked failed with what to do), and leftovers in scratch/ are removed.  [short]
+ */
+bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err);
+void bk_engine_disown(bk_engine_t *engine);
+
+/*
+ * Check a request body (may be NULL for kinds with defaults) without side effects: unknown members,
+ * types, ranges, the rules of docs/api.md.  BK_INVALID with *problems = [{pointer, detail}] when it
+ * is wrong.  FORBIDDEN for a target outside every restore_root.
+ */
+bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, json_t **problems,
+                         bk_err_t *err);
+
+typedef struct {
+    bk_job_kind_t kind;
+    json_t *body;             /* checked request, borrowed; may be NULL */
+    const char *trigger;      /* "api", "cli", "schedule" */
+    const char *requested_by; /* user or token name */
+    const char *request_id;
+    const char *idempotency_key; /* NULL: none */
+} bk_submit_t;
+
+/*
+ * Queue a job; id gets its name ("full_20251015_143000", "_2" when that second is taken).
+ * BK_CONFLICT when an equal mutating job is already queued or running (id is then that one's). With
+ * a known idempotency key: the same body gives BK_OK and the first job's id with *replayed, another
+ * body BK_INVALID.  [short]
+ */
+bk_rc_t bk_engine_submit(bk_engine_t *engine, const bk_submit_t *request, char id[BK_JOB_ID],
+                         bool *replayed, bk_err_t *err);
+/* What a recovery or cleanup with dry_run would do, now.  [job, read-only] */
+bk_rc_t bk_engine_plan(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, bk_team_t *team,
+                       bk_ctl_t *ctl, json_t **plan, bk_err_t *err);
+
+/* Owner only: the oldest queued job, marked running; id "" when there is none.  [short] */
+bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err);
+/*
+ * Owner only: run a taken job on lane 0 and record its end in the catalog: completed, warning,
+ * failed, canceled, or interrupted (then queued again).  The result is the job's; BK_OK also with
+ * warnings (*status tells).  [job]
+ */
+bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_ctl_t *ctl,
+                      bk_job_status_t *status, bk_err_t *err);
+/* Cancel a queued job (BK_OK), BK_CONFLICT when running (raise its ctl) or finished, BK_NOT_FOUND.
+ * [short] */
+bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status,
+                         bk_err_t *err);
+
+/* Body of a job from the catalog [short]; progress of a running one is added by bk_job_progress. */
+bk_rc_t bk_engine_job(bk_engine_t *engine, const char *id, json_t **job, bk_err_t *err);
+/* {"jobs":[…],"total","next_cursor"}, newest first.  cursor NULL: from the start; limit 1..500.
+ * [short] */
+bk_rc_t bk_engine_jobs(bk_engine_t *engine, const char *cursor, unsigned limit, json_t **list,
+                       bk_err_t *err);
+/* {"progress", "progress_detail":{…}, "phase"} from the counters; also used in status. */
+json_t *bk_job_progress(bk_ctl_t *ctl);
+
+typedef struct {
+    const char *type, *tag, *storage, *cursor; /* NULL: any */
+    int64_t since, until;                      /* ns, 0: any */
+    unsigned limit;                            /* 1..500 */
+} bk_list_filter_t;
+
+/* GET /list and GET /backups/{id} from the catalog's copy of the snapshots.  [short] */
+bk_rc_t bk_engine_list(bk_engine_t *engine, const bk_list_filter_t *filter, json_t **list,
+                       bk_err_t *err);
+bk_rc_t bk_engine_backup(bk_engine_t *engine, const char *id, json_t **backup, bk_err_t *err);
+/* Bring the catalog's copy in line with the storage: at the owner's start, and after each job.
+ * [job] */
+bk_rc_t bk_engine_sync(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err);
+
+/*
+ * GET /status and GET /health (full, and what an unauthenticated caller sees), computed from
+ * catalog and disk by the owner and published to the other workers by the host.  running may be
+ * NULL.  [short]
+ */
+bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *running,
+                         json_t **status, bk_err_t *err);
+bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err);
+
+/* Problem document (RFC 9457) of a failure: type, title, status, detail, code, and errors when
+ * given (taken over). */
+json_t *bk_problem(const bk_err_t *err, json_t *problems);
+
+#endif

@@ -1,0 +1,62 @@
+/*
+ * repo/session.h: writing one backup.
+ *
+ * The order (each step durable before the next; docs/repository-format.md "Writing" says why):
+ *   lease, condemned list, then index; packs to spool (fsync), storage; index segment, storage;
+ *   lease valid and condemned list again; snapshot; condemned list and every pack again; lease ends.
+ * Interrupted anywhere: what is durable is reused by the next session, nothing listed is broken.
+ *
+ * Threads: put and has by any lane; begin, commit and abort by lane 0.
+ */
+#ifndef BK_REPO_SESSION_H
+#define BK_REPO_SESSION_H
+
+#include "repo/repo.h"
+
+typedef struct bk_session_s bk_session_t;
+
+typedef struct {
+    const char *spool_dir; /* exists; packs wait here until the storage has them */
+    const char *host;      /* for the lease */
+    bk_compression_t
+        compression; /* of FILE chunks; blocks and metadata use zstd 1 unless gzip is set */
+    bool upload;     /* false: keep everything in the spool, restorable once shipped later */
+} bk_session_options_t;
+
+typedef struct {
+    uint64_t chunks_new, chunks_known; /* put calls that stored, and that found it there */
+    uint64_t bytes_new, bytes_known;   /* raw bytes of those */
+    uint64_t bytes_stored;             /* bytes of packs, index and snapshot written */
+    uint64_t packs;
+} bk_session_stats_t;
+
+/* First ships what an earlier session left in the spool. */
+bk_rc_t bk_session_begin(bk_repo_t *repo, const bk_session_options_t *options, bk_ctl_t *ctl,
+                         bk_session_t **session, bk_err_t *err);
+/*
+ * Store one chunk unless it is known; *id is its id.  probe: the content may be incompressible
+ * (files). data is not kept.  Closing a full pack (seal, spool, ship) happens in the calling lane.
+ */
+bk_rc_t bk_session_put(bk_session_t *session, bk_type_t type, bool probe, const void *data,
+                       size_t len, bk_id_t *id, bk_err_t *err);
+/* True when id is stored and not only in condemned packs: then its bytes need not be read again. */
+bool bk_session_has(bk_session_t *session, const bk_id_t *id);
+bk_repo_t *bk_session_repo(bk_session_t *session);
+bk_ctl_t *bk_session_ctl(bk_session_t *session);
+void bk_session_stats(bk_session_t *session, bk_session_stats_t *stats);
+
+/*
+ * Flush packs and index, then publish the snapshot: body (canonical JSON) sealed as
+ * snapshots/<backup_id>-<sha256>. BK_EXISTS when another snapshot has that backup id.  The session
+ * is over and freed, whatever the result.
+ */
+bk_rc_t bk_session_commit(bk_session_t *session, const char *backup_id, const void *body,
+                          size_t len, bk_err_t *err);
+/* Give up: what was shipped stays for reuse (its index is flushed when possible), the lease ends.
+ * NULL is fine. */
+void bk_session_abort(bk_session_t *session);
+
+/* Objects and bytes waiting in a spool directory. */
+bk_rc_t bk_spool_measure(const char *spool_dir, uint64_t *objects, uint64_t *bytes, bk_err_t *err);
+
+#endif

@@ -1,0 +1,31 @@
+/*
+ * sqlite/dump.h: a pinned database into the repository, and back out of it as a plain file.
+ * Runs on lane 0 and uses the team for hashing, compressing, fetching.
+ */
+#ifndef BK_SQLITE_DUMP_H
+#define BK_SQLITE_DUMP_H
+
+#include "base/team.h"
+#include "repo/session.h"
+#include "repo/snapshot.h"
+#include "sqlite/source.h"
+
+/*
+ * Back up the database at path: pin, blocks of BK_BLOCK_SIZE into chunks and a map, digest, unpin.
+ * Fills every member of *db but name (heap strings owned by it).  All-zero blocks are stored as
+ * holes.
+ */
+bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bk_team_t *team,
+                   bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
+
+/*
+ * Write the image of db to a new file (mode 0600) and prove it: page count, digest, then SQLite's
+ * own check (integrity_check below 5 GB, else quick_check) and, when asked, foreign keys.  The file
+ * is removed on failure. BK_CORRUPT says which test failed and what it said.
+ */
+bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file, bool check,
+                          bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err);
+/* The check alone, on any database file that nobody writes. */
+bk_rc_t bk_db_check_file(const char *file, bool full, bk_ctl_t *ctl, bk_err_t *err);
+
+#endif
