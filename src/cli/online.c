@@ -1,0 +1,262 @@
+/*
+ * cli/online.c: the commands through nginx's REST API: one request each, and waiting for the job it made.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "cli/cli.h"
+
+static bool given(const cli_t *cli, cli_option_t option)
+{
+    return cli->value[option] != NULL;
+}
+
+/* GET path and print it as JSON or for people. */
+static int show(const cli_t *cli, const char *path, void (*print)(const json_t *))
+{
+    cli_answer_t answer;
+    bk_err_t err = {0};
+    if (cli_request(cli, "GET", path, NULL, &answer, &err) != BK_OK)
+        return cli_fail(&err);
+    if (given(cli, OPT_JSON))
+        cli_print_json(answer.body);
+    else
+        print(answer.body);
+    cli_answer_free(&answer);
+    return EXIT_OK;
+}
+
+/* "prefix" + escaped part into path. */
+static bool join(char *path, size_t size, const char *prefix, const char *part)
+{
+    char *escaped = cli_escape(part);
+    bool fits = escaped != NULL && snprintf(path, size, "%s%s", prefix, escaped) < (int)size;
+    free(escaped);
+    return fits;
+}
+
+int cli_status(const cli_t *cli)
+{
+    return show(cli, "/status", cli_print_status);
+}
+
+int cli_list(const cli_t *cli)
+{
+    char path[1024], *tag = cli_escape(given(cli, OPT_TAG) ? cli->value[OPT_TAG] : "");
+    snprintf(path, sizeof path, "/list?limit=%s%s%s",
+             given(cli, OPT_LIMIT) ? cli->value[OPT_LIMIT] : "50",
+             given(cli, OPT_TAG) ? "&tag=" : "", tag);
+    free(tag);
+    return show(cli, path, cli_print_backups);
+}
+
+int cli_show(const cli_t *cli)
+{
+    char path[1024];
+    if (!join(path, sizeof path, "/backups/", cli->argument[0]))
+        return cli_usage("'%s' is not a backup id", cli->argument[0]);
+    return show(cli, path, cli_print_backup);
+}
+
+static int exit_of(const json_t *job)
+{
+    const char *status = json_string_value(json_object_get(job, "status"));
+    const char *code = json_string_value(json_object_get(json_object_get(job, "problem"), "code"));
+    if (status == NULL)
+        return EXIT_FAILED;
+    if (strcmp(status, "completed") == 0)
+        return EXIT_OK;
+    if (strcmp(status, "warning") == 0)
+        return EXIT_WARNING;
+    for (int number = 1; code != NULL && number < 64; number++)
+        if (strcmp(bk_rc_code((bk_rc_t)number), code) == 0)
+            return bk_rc_exit((bk_rc_t)number);
+    return EXIT_FAILED;
+}
+
+/* Follow a job until it has ended.  A lost connection (a reload, a restart) is tried again for a minute. */
+static int follow(const cli_t *cli, const char *id)
+{
+    char path[1024];
+    unsigned lost = 0;
+    if (!join(path, sizeof path, "/jobs/", id))
+        return EXIT_FAILED;
+    cli_interrupts(NULL);
+    for (;;) {
+        cli_answer_t answer;
+        bk_err_t err = {0};
+        if (cli_interrupted()) {
+            cli_print_progress(cli, NULL);
+            fprintf(stderr,
+                    "ngx-backup: stopped waiting; %s goes on: 'ngx-backup cancel %s' stops it\n",
+                    id, id);
+            return EXIT_INTERRUPTED;
+        }
+        if (cli_request(cli, "GET", path, NULL, &answer, &err) != BK_OK) {
+            if (++lost > 120 || err.rc == BK_NOT_FOUND) {
+                cli_print_progress(cli, NULL);
+                return cli_fail(&err);
+            }
+            bk_sleep_ms(500);
+            continue;
+        }
+        lost = 0;
+        if (json_is_true(json_object_get(answer.body, "done"))) {
+            int code = exit_of(answer.body);
+            cli_print_progress(cli, NULL);
+            if (given(cli, OPT_JSON))
+                cli_print_json(answer.body);
+            else
+                cli_print_job(answer.body);
+            cli_answer_free(&answer);
+            return code;
+        }
+        cli_print_progress(cli, answer.body);
+        cli_answer_free(&answer);
+        bk_sleep_ms(250);
+    }
+}
+
+/* POST body (taken over), then wait unless told not to.  A plan (dry run) is printed. */
+static int start(const cli_t *cli, const char *path, json_t *body)
+{
+    cli_answer_t answer;
+    bk_err_t err = {0};
+    int code;
+
+    if (given(cli, OPT_WAIT) && given(cli, OPT_NO_WAIT)) {
+        json_decref(body);
+        return cli_usage("--wait and --no-wait exclude each other");
+    }
+    bk_rc_t rc = cli_request(cli, "POST", path, body, &answer, &err);
+    json_decref(body);
+    if (rc != BK_OK)
+        return cli_fail(&err);
+    const char *id = json_string_value(json_object_get(answer.body, "id"));
+    if (id == NULL || given(cli, OPT_NO_WAIT)) {
+        if (given(cli, OPT_JSON))
+            cli_print_json(answer.body);
+        else if (id != NULL)
+            printf("%s: queued; 'ngx-backup jobs %s' shows it\n", id, id);
+        else
+            cli_print_plan(answer.body);
+        code = EXIT_OK;
+    } else {
+        code = follow(cli, id);
+    }
+    cli_answer_free(&answer);
+    return code;
+}
+
+static void put_text(json_t *body, const char *name, const char *value)
+{
+    if (value != NULL)
+        json_object_set_new(body, name, json_string(value));
+}
+
+int cli_backup(const cli_t *cli)
+{
+    json_t *body = json_object();
+    put_text(body, "backup_type", given(cli, OPT_TYPE) ? cli->value[OPT_TYPE] : "incremental");
+    put_text(body, "description", cli->value[OPT_DESCRIPTION]);
+    json_object_set_new(body, "upload_to_storage", json_boolean(!given(cli, OPT_NO_UPLOAD)));
+    if (given(cli, OPT_TAG))
+        json_object_set(body, "tags", cli->values[OPT_TAG]);
+    return start(cli, "/create", body);
+}
+
+json_t *cli_recovery_body(const cli_t *cli)
+{
+    json_t *body = json_object();
+    put_text(body, "recovery_type", given(cli, OPT_TYPE) ? cli->value[OPT_TYPE] : "full");
+    put_text(body, "backup_id", cli->value[OPT_BACKUP_ID]);
+    put_text(body, "database", cli->value[OPT_DATABASE]);
+    put_text(body, "overwrite", cli->value[OPT_OVERWRITE]);
+    put_text(body, "target_directory", cli->value[OPT_TARGET]);
+    json_object_set_new(body, "restore_to_original", json_boolean(!given(cli, OPT_TARGET)));
+    if (given(cli, OPT_PATTERN))
+        json_object_set(body, "file_patterns", cli->values[OPT_PATTERN]);
+    if (given(cli, OPT_PATH))
+        json_object_set(body, "paths", cli->values[OPT_PATH]);
+    if (given(cli, OPT_DELETE_EXTRA))
+        json_object_set_new(body, "delete_extra", json_true());
+    if (given(cli, OPT_DRY_RUN))
+        json_object_set_new(body, "dry_run", json_true());
+    return body;
+}
+
+int cli_recover(const cli_t *cli)
+{
+    return start(cli, "/recovery", cli_recovery_body(cli));
+}
+
+int cli_validate(const cli_t *cli)
+{
+    json_t *body = json_object();
+    put_text(body, "backup_id", cli->value[OPT_BACKUP_ID]);
+    if (given(cli, OPT_DEEP))
+        json_object_set_new(body, "deep", json_true());
+    return start(cli, "/validate-recovery", body);
+}
+
+int cli_verify(const cli_t *cli)
+{
+    json_t *body = json_object();
+    if (given(cli, OPT_LEVEL)) {
+        char *end;
+        long level = strtol(cli->value[OPT_LEVEL], &end, 10);
+        if (*end != '\0') {
+            json_decref(body);
+            return cli_usage("--level is a number from 0 to 3");
+        }
+        json_object_set_new(body, "level", json_integer(level));
+    }
+    return start(cli, "/verify", body);
+}
+
+int cli_test(const cli_t *cli)
+{
+    return start(cli, "/test", json_object());
+}
+
+int cli_cleanup(const cli_t *cli)
+{
+    json_t *body = json_object();
+    if (given(cli, OPT_DRY_RUN))
+        json_object_set_new(body, "dry_run", json_true());
+    return start(cli, "/cleanup", body);
+}
+
+int cli_jobs(const cli_t *cli)
+{
+    char path[1024];
+    if (cli->arguments == 1) {
+        if (!join(path, sizeof path, "/jobs/", cli->argument[0]))
+            return cli_usage("'%s' is not a job id", cli->argument[0]);
+        return show(cli, path, cli_print_job);
+    }
+    snprintf(path, sizeof path, "/jobs?limit=%s",
+             given(cli, OPT_LIMIT) ? cli->value[OPT_LIMIT] : "50");
+    return show(cli, path, cli_print_jobs);
+}
+
+int cli_cancel(const cli_t *cli)
+{
+    char path[1024];
+    cli_answer_t answer;
+    bk_err_t err = {0};
+    if (!join(path, sizeof path - 8, "/jobs/", cli->argument[0]))
+        return cli_usage("'%s' is not a job id", cli->argument[0]);
+    strncat(path, "/cancel", sizeof path - strlen(path) - 1);
+    if (cli_request(cli, "POST", path, NULL, &answer, &err) != BK_OK)
+        return cli_fail(&err);
+    if (given(cli, OPT_JSON))
+        cli_print_json(answer.body);
+    else
+        printf("%s: %s\n", cli->argument[0],
+               json_string_value(json_object_get(answer.body, "status")));
+    cli_answer_free(&answer);
+    return EXIT_OK;
+}
