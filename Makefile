@@ -83,7 +83,8 @@ TOOLS := $(patsubst t/lib/%.c,$(BUILD)/tools/%,$(wildcard t/lib/*.c))
 tools: $(TOOLS)
 $(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -MMD -MP $(LDEXTRA) -o $@ $< $(call archives,engine) $(LIBS) -pthread
+	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $@ $< \
+	    $(call archives,engine) $(LIBS) -lm -pthread
 
 module: $(BUILD)/ngx_http_backup_module.so
 

@@ -1,0 +1,205 @@
+#!/usr/bin/perl
+# t/bench/bench.pl [M|N|db …]: generates the reference sets and measures full backup, unchanged backup, restore and repository
+# size of ngx-backup (through a real nginx), restic, borg, tar|zstd, cp -a and sqlite3 .backup.
+#
+# A benchmark prints figures and ratios; it fails on wrong results, never on slow ones.  PERCENT=10 makes the sets smaller;
+# RUNS=3 takes the median of so many runs (default 1); KEEP=1 keeps the directory.
+use strict;
+use warnings;
+use File::Temp qw(tempdir);
+use File::Path qw(remove_tree make_path);
+use Time::HiRes qw(time);
+use NgxBackup;
+
+my $percent = $ENV{PERCENT} // 100;
+my $runs = $ENV{RUNS} // 1;
+my $root = tempdir('ngx-backup-bench-XXXXXX', TMPDIR => 1, CLEANUP => !$ENV{KEEP});
+chmod 0755, $root;
+my $tools = NgxBackup::build_dir() . '/tools';
+my %result;    # set, measure, program
+
+$ENV{RESTIC_PASSWORD} = $ENV{BORG_PASSPHRASE} = 'benchmark';
+$ENV{RESTIC_CACHE_DIR} = "$root/restic-cache";
+$ENV{BORG_BASE_DIR} = "$root/borg-base";
+$ENV{BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK} = 'yes';
+
+sub run_command {
+    my (@command) = @_;
+    my $started = time;
+    my $pid = fork // die "fork: $!\n";
+    if (!$pid) {
+        open STDOUT, '>', "$root/out.txt";
+        open STDERR, '>&', \*STDOUT;
+        exec @command or die "$command[0]: $!\n";
+    }
+    waitpid $pid, 0;
+    die "@command failed:\n" . slurp("$root/out.txt") if $?;
+    return time - $started;
+}
+
+sub slurp {
+    my ($file) = @_;
+    open my $in, '<', $file or return '';
+    local $/;
+    return scalar <$in>;
+}
+
+# Everything measured starts from the same state of the page cache: warm (the files were just read).
+sub warm { my ($dir) = @_; system "cat \$(find '$dir' -type f | head -n 200000) > /dev/null 2>&1" if 0; system "tar -cf /dev/null -C '$dir' . 2>/dev/null"; return }
+
+sub median { my @v = sort { $a <=> $b } @_; return $v[$#v / 2] }
+
+# code returns seconds; it is run RUNS times with before() in front of each.
+sub measure {
+    my ($set, $what, $program, $before, $code) = @_;
+    my @seconds;
+    for (1 .. $runs) {
+        $before->() if $before;
+        push @seconds, $code->();
+    }
+    $result{$set}{$what}{$program} = median(@seconds);
+    printf "  %-10s %-22s %-12s %8.2f s\n", $set, $what, $program, $result{$set}{$what}{$program};
+    return;
+}
+
+sub size_of { my ($dir) = @_; my ($kb) = `du -sk --apparent-size '$dir'` =~ /^(\d+)/; return $kb / 1024 }
+
+sub same_tree {
+    my ($one, $other) = @_;
+    my $differences = `diff -r --no-dereference '$one' '$other' 2>&1 | head -n 5`;
+    die "restored tree differs:\n$differences" if $differences ne '';
+    return;
+}
+
+sub peer_restic {
+    my ($set, $data) = @_;
+    my @restic = ('restic', '-q', '-r', "$root/restic");
+    measure($set, 'full', 'restic', sub { remove_tree("$root/restic"); run_command(@restic, 'init'); warm($data) },
+        sub { run_command(@restic, 'backup', $data) });
+    $result{$set}{size}{restic} = size_of("$root/restic");
+    measure($set, 'unchanged', 'restic', undef, sub { run_command(@restic, 'backup', $data) });
+    measure($set, 'restore', 'restic', sub { remove_tree("$root/out") },
+        sub { run_command(@restic, 'restore', 'latest', '--target', "$root/out") });
+    remove_tree("$root/restic", "$root/out");
+    return;
+}
+
+sub peer_borg {
+    my ($set, $data) = @_;
+    my $n = 0;
+    measure($set, 'full', 'borg',
+        sub { remove_tree("$root/borg"); run_command('borg', 'init', '-e', 'repokey', "$root/borg"); warm($data) },
+        sub { run_command('borg', 'create', '-C', 'zstd,3', "$root/borg\::full" . $n++, $data) });
+    $result{$set}{size}{borg} = size_of("$root/borg");
+    measure($set, 'unchanged', 'borg', undef,
+        sub { run_command('borg', 'create', '-C', 'zstd,3', "$root/borg\::again" . $n++, $data) });
+    measure($set, 'restore', 'borg', sub { remove_tree("$root/out"); make_path("$root/out"); chdir "$root/out" },
+        sub { run_command('borg', 'extract', "$root/borg\::full" . ($runs - 1)) });
+    chdir '/';
+    remove_tree("$root/borg", "$root/out");
+    return;
+}
+
+sub peer_simple {
+    my ($set, $data) = @_;
+    measure($set, 'full', 'tar|zstd', sub { unlink "$root/all.tar.zst"; warm($data) },
+        sub { run_command('sh', '-c', "tar -C '$data' -cf - . | zstd -q -3 -T2 -o '$root/all.tar.zst'") });
+    $result{$set}{size}{'tar|zstd'} = (-s "$root/all.tar.zst") / 1048576;
+    unlink "$root/all.tar.zst";
+    measure($set, 'restore', 'cp -a', sub { remove_tree("$root/out"); warm($data) },
+        sub { run_command('cp', '-a', $data, "$root/out") });
+    remove_tree("$root/out");
+    return;
+}
+
+sub ours {
+    my ($set, $data, %sources) = @_;
+    my ($nginx, $original) = (undef, $data);
+    my $fresh = sub {
+        $nginx->stop if $nginx;
+        remove_tree("$root/ours", "$root/recovered");
+        make_path("$root/recovered");
+        $nginx = NgxBackup->new(dir => "$root/ours", lanes => 2, encrypted => 1,
+            restore_root => "$root/recovered", %sources);
+        $nginx->start;
+        warm($data);
+    };
+    measure($set, 'full', 'ngx-backup', $fresh, sub { job_seconds($nginx, '/create', { backup_type => 'full' }) });
+    $result{$set}{size}{'ngx-backup'} = size_of($nginx->storage_dir);
+    measure($set, 'unchanged', 'ngx-backup', undef,
+        sub { job_seconds($nginx, '/create', { backup_type => 'incremental' }) });
+    measure($set, 'restore', 'ngx-backup', sub { remove_tree("$root/recovered"); make_path("$root/recovered"); chmod 0777, "$root/recovered" },
+        sub { job_seconds($nginx, '/recovery', { recovery_type => 'full', restore_to_original => \0,
+                    target_directory => "$root/recovered" }) });
+    $result{$set}{memory}{'ngx-backup'} = $nginx->peak_memory_mib;
+    my %files = %{ $sources{files} // {} };
+    same_tree($files{$_}, "$root/recovered/$_") for sort keys %files;
+    $nginx->stop;
+    return;
+}
+
+sub job_seconds {
+    my ($nginx, $path, $body) = @_;
+    my $started = time;
+    my $job = $nginx->job($path, $body);
+    my $seconds = time - $started;
+    die "$path: $job->{status}: " . ($job->{error} // '') . "\n" if $job->{status} ne 'completed';
+    return $seconds;
+}
+
+my %bar = (    # from the project's goals: measure, set → peer → ratio
+    full => { M => { restic => 0.35, borg => 0.25, 'tar|zstd' => 0.5 }, N => { restic => 0.5 }, db => { 'sqlite3 .backup' => 1.5 } },
+    restore => { M => { restic => 0.6, 'cp -a' => 0.6 }, N => { restic => 0.6, 'cp -a' => 0.6 } },
+    unchanged => { M => { restic => 0.3 }, N => { restic => 0.3 } },
+    size => { M => { restic => 1, borg => 1, 'tar|zstd' => 1 } },
+);
+
+sub table {
+    print "\nmeasure     set  program            value    ours/peer   bar\n";
+    for my $set (sort keys %result) {
+        for my $what (qw(full unchanged restore size memory)) {
+            my $row = $result{$set}{$what} or next;
+            my $mine = $row->{'ngx-backup'};
+            for my $program (sort { ($a ne 'ngx-backup') <=> ($b ne 'ngx-backup') || $a cmp $b } keys %$row) {
+                my $unit = $what eq 'size' || $what eq 'memory' ? 'MiB' : 's';
+                my $line = sprintf '%-10s  %-3s  %-16s %8.2f %-3s', $what, $set, $program, $row->{$program}, $unit;
+                if ($program ne 'ngx-backup' && $mine) {
+                    my $ratio = $mine / $row->{$program};
+                    my $wanted = $bar{$what}{$set}{$program};
+                    $line .= sprintf '  %6.2f', $ratio;
+                    $line .= sprintf '   %5.2f %s', $wanted, $ratio <= $wanted ? 'met' : 'NOT met' if $wanted;
+                }
+                print "$line\n";
+            }
+        }
+    }
+    return;
+}
+
+my @sets = @ARGV ? @ARGV : qw(M N db);
+printf "%s, %d cores; %s; %s; %s; %s\n", map { s/\s+$//r } scalar(`uname -sr`), scalar(`nproc`), scalar(`restic version | cut -c1-14`),
+    scalar(`borg --version`), 'sqlite3 ' . substr(`sqlite3 --version`, 0, 6), scalar(`nginx -v 2>&1`);
+for my $set (@sets) {
+    print "set $set: generating\n";
+    my $data = "$root/data-$set";
+    if ($set eq 'db') {
+        make_path($data);
+        run_command("$tools/gendata", 'db', "$data/app.db", 10 * $percent);
+        measure($set, 'full', 'sqlite3 .backup', sub { unlink "$root/copy.db"; warm($data) },
+            sub { run_command('sqlite3', "$data/app.db", ".backup '$root/copy.db'") });
+        unlink "$root/copy.db";
+        system "chmod -R a+rwX '$data'";
+        ours($set, $data, databases => { main => "$data/app.db" });
+    } else {
+        run_command("$tools/gendata", $set, $data, $percent);
+        system "chmod -R a+rwX '$data'";
+        peer_simple($set, $data);
+        peer_restic($set, $data);
+        peer_borg($set, $data);
+        ours($set, $data, $set eq 'M'
+            ? (files => { uploads => "$data/uploads", transcripts => "$data/transcripts" }, databases => { main => "$data/app.db" })
+            : (files => { all => $data }));
+    }
+    remove_tree($data) unless $ENV{KEEP};
+}
+table();
