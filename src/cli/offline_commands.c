@@ -1,0 +1,180 @@
+/*
+ * cli/offline_commands.c: list, show and verify on a storage alone.  The answers have the members of REST's.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "cli/offline.h"
+#include "repo/snapshot.h"
+#include "repo/verify.h"
+
+#define LANES 4
+
+static json_t *describe(const bk_snapshot_t *snapshot)
+{
+    json_t *trees = json_array(), *dbs = json_array();
+    uint64_t files = 0, bytes = 0;
+    for (size_t i = 0; i < snapshot->tree_count; i++) {
+        const bk_snapshot_tree_t *tree = &snapshot->trees[i];
+        json_array_append_new(trees, json_pack("{ss ss sI sI}", "name", tree->name, "path",
+                                               tree->path, "files", (json_int_t)tree->files, "size",
+                                               (json_int_t)tree->bytes));
+        files += tree->files;
+        bytes += tree->bytes;
+    }
+    for (size_t i = 0; i < snapshot->db_count; i++) {
+        const bk_snapshot_db_t *db = &snapshot->dbs[i];
+        uint64_t size = db->page_count * db->page_size;
+        json_array_append_new(
+            dbs, json_pack("{ss ss sI sI si so}", "name", db->name, "path", db->path, "size",
+                           (json_int_t)size, "page_count", (json_int_t)db->page_count, "page_size",
+                           (int)db->page_size, "instant", bk_json_time(db->instant)));
+        bytes += size;
+    }
+    return json_pack(
+        "{ss ss ss ss so so sI sI sO* so so}", "backup_id", snapshot->backup_id, "type",
+        snapshot->kind, "status", snapshot->unreadable_total > 0 ? "warning" : "completed", "host",
+        snapshot->host ? snapshot->host : "", "timestamp", bk_json_time(snapshot->started),
+        "completed", bk_json_time(snapshot->completed), "files", (json_int_t)files, "size",
+        (json_int_t)bytes, "tags", snapshot->tags, "databases", dbs, "trees", trees);
+}
+
+/* Notes about damaged snapshots, once the command is through. */
+static int print_notes(bk_ctl_t *ctl)
+{
+    for (unsigned i = 0; i < ctl->notes_kept; i++)
+        fprintf(stderr, "warning: %s\n", ctl->notes[i]);
+    return ctl->notes_total > 0 ? EXIT_WARNING : EXIT_OK;
+}
+
+typedef int (*snapshots_fn)(const cli_t *cli, const bk_snapshot_list_t *list, bk_err_t *err);
+
+static int with_snapshots(const cli_t *cli, snapshots_fn fn)
+{
+    cli_offline_t offline;
+    bk_snapshot_list_t list = {0};
+    bk_err_t err = {0};
+    bk_ctl_t ctl;
+    int code;
+
+    if (cli_offline_open(cli, &offline, &err) != BK_OK)
+        return cli_fail(&err);
+    bk_ctl_init(&ctl);
+    cli_interrupts(&ctl);
+    if (bk_snapshot_list(offline.repo, NULL, &ctl, &list, &err) != BK_OK) {
+        code = cli_fail(&err);
+    } else {
+        code = fn(cli, &list, &err);
+        int notes = print_notes(&ctl);
+        if (code == EXIT_OK)
+            code = notes;
+    }
+    bk_snapshot_list_free(&list);
+    cli_interrupts(NULL);
+    bk_ctl_free(&ctl);
+    cli_offline_close(&offline);
+    return code;
+}
+
+static int list_snapshots(const cli_t *cli, const bk_snapshot_list_t *list, bk_err_t *err)
+{
+    json_t *backups = json_array();
+    (void)err;
+    for (size_t i = 0; i < list->count; i++) {
+        json_t *one = describe(&list->items[i]), *tag;
+        size_t n;
+        bool wanted = cli->value[OPT_TAG] == NULL;
+        json_array_foreach(list->items[i].tags, n,
+                           tag) if (!wanted && strcmp(json_string_value(tag),
+                                                      cli->value[OPT_TAG]) == 0) wanted = true;
+        if (wanted)
+            json_array_append_new(backups, one);
+        else
+            json_decref(one);
+    }
+    json_t *answer =
+        json_pack("{sI so}", "total", (json_int_t)json_array_size(backups), "backups", backups);
+    if (cli->value[OPT_JSON] != NULL)
+        cli_print_json(answer);
+    else
+        cli_print_backups(answer);
+    json_decref(answer);
+    return EXIT_OK;
+}
+
+static int show_snapshot(const cli_t *cli, const bk_snapshot_list_t *list, bk_err_t *err)
+{
+    const bk_snapshot_t *snapshot;
+    if (bk_snapshot_find(list, cli->argument[0], &snapshot, err) != BK_OK)
+        return cli_fail(err);
+    json_t *answer = describe(snapshot);
+    if (cli->value[OPT_JSON] != NULL)
+        cli_print_json(answer);
+    else
+        cli_print_backup(answer);
+    json_decref(answer);
+    return EXIT_OK;
+}
+
+int cli_offline_list(const cli_t *cli)
+{
+    return with_snapshots(cli, list_snapshots);
+}
+
+int cli_offline_show(const cli_t *cli)
+{
+    return with_snapshots(cli, show_snapshot);
+}
+
+typedef struct {
+    bk_repo_t *repo;
+    unsigned level;
+    bk_verify_result_t result;
+    bk_ctl_t *ctl;
+} verify_t;
+
+static void print_finding(void *arg, const char *object, const char *line)
+{
+    (void)arg;
+    (void)object;
+    printf("damaged: %s\n", line);
+}
+
+static bk_rc_t verify_main(bk_team_t *team, void *arg, bk_err_t *err)
+{
+    verify_t *verify = arg;
+    return bk_verify(verify->repo, verify->level, team, print_finding, NULL, &verify->result,
+                     verify->ctl, err);
+}
+
+int cli_offline_verify(const cli_t *cli)
+{
+    const char *level = cli->value[OPT_LEVEL] != NULL ? cli->value[OPT_LEVEL] : "1";
+    cli_offline_t offline;
+    bk_err_t err = {0};
+    bk_ctl_t ctl;
+    int code;
+
+    if (strlen(level) != 1 || *level < '0' || *level > '2')
+        return cli_usage("--level is 0, 1 or 2 without nginx");
+    if (cli_offline_open(cli, &offline, &err) != BK_OK)
+        return cli_fail(&err);
+    bk_ctl_init(&ctl);
+    cli_interrupts(&ctl);
+    verify_t verify = {.repo = offline.repo, .level = (unsigned)(*level - '0'), .ctl = &ctl};
+    if (bk_team_run(LANES, verify_main, &verify, &err) != BK_OK) {
+        code = cli_fail(&err);
+    } else {
+        char size[16];
+        cli_size(size, (double)verify.result.bytes);
+        printf("%" PRIu64 " objects, %s, %" PRIu64 " chunks looked at: %" PRIu64 " findings\n",
+               verify.result.objects, size, verify.result.chunks, verify.result.findings);
+        code = verify.result.findings > 0 ? EXIT_FAILED : print_notes(&ctl);
+    }
+    cli_interrupts(NULL);
+    bk_ctl_free(&ctl);
+    cli_offline_close(&offline);
+    return code;
+}
