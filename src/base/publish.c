@@ -1,0 +1,369 @@
+/*
+ * base/publish.c: temporary, fsync, rename, fsync of the directory; in that order, here and nowhere else.
+ */
+#include "base/publish.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/str.h"
+
+#define TMP_PREFIX ".tmp-"
+
+/* Split path into its directory (into dir, "." when there is none) and last component. */
+static bool split_path(const char *path, char *dir, size_t size, const char **name)
+{
+    const char *slash = strrchr(path, '/');
+    *name = slash != NULL ? slash + 1 : path;
+    size_t len = slash != NULL ? (size_t)(slash - path) : 0;
+    if (slash == NULL)
+        return bk_strcpy(dir, size, ".");
+    if (len == 0)
+        return bk_strcpy(dir, size, "/");
+    if (len >= size)
+        return false;
+    memcpy(dir, path, len);
+    dir[len] = '\0';
+    return true;
+}
+
+bk_rc_t bk_publish_open(bk_publish_t *pub, int dirfd, const char *path, mode_t mode, bk_err_t *err)
+{
+    char dir[4096], ulid[BK_ULID_LEN + 1];
+    const char *name;
+
+    *pub = (bk_publish_t){.fd = -1, .dirfd = -1};
+    if (!split_path(path, dir, sizeof dir, &name) ||
+        !bk_strcpy(pub->name, sizeof pub->name, name) || *name == '\0')
+        return bk_err_set(err, BK_INVALID, "write %s: not a usable file name", path);
+    pub->dirfd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (pub->dirfd < 0)
+        return bk_err_sys(err, errno, "write %s: open directory %s", path, dir);
+    bk_ulid(ulid);
+    bk_fmt(pub->tmp, sizeof pub->tmp, TMP_PREFIX "%s", ulid);
+    do {
+        pub->fd =
+            openat(pub->dirfd, pub->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
+    } while (pub->fd < 0 && errno == EINTR);
+    if (pub->fd < 0) {
+        int errnum = errno;
+        pub->tmp[0] = '\0';
+        bk_publish_abort(pub);
+        return bk_err_sys(err, errnum, "write %s: create a temporary file in %s", path, dir);
+    }
+    return BK_OK;
+}
+
+static int rename_exclusive(const bk_publish_t *pub)
+{
+    if (renameat2(pub->dirfd, pub->tmp, pub->dirfd, pub->name, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return -1;
+    /* A file system without that flag: a link fails when the name is taken, too. */
+    if (linkat(pub->dirfd, pub->tmp, pub->dirfd, pub->name, 0) != 0)
+        return -1;
+    return unlinkat(pub->dirfd, pub->tmp, 0);
+}
+
+bk_rc_t bk_publish_commit(bk_publish_t *pub, bool exclusive, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    if (fsync(pub->fd) != 0) {
+        rc = bk_err_sys(err, errno, "write %s: fsync", pub->name);
+        goto fail;
+    }
+    if (close(pub->fd) != 0) {
+        pub->fd = -1;
+        rc = bk_err_sys(err, errno, "write %s: close", pub->name);
+        goto fail;
+    }
+    pub->fd = -1;
+    int moved =
+        exclusive ? rename_exclusive(pub) : renameat(pub->dirfd, pub->tmp, pub->dirfd, pub->name);
+    if (moved != 0) {
+        rc = bk_err_sys(err, errno, "write %s: rename", pub->name);
+        goto fail;
+    }
+    pub->tmp[0] = '\0';
+    if (fsync(pub->dirfd) != 0)
+        rc = bk_err_sys(err, errno, "write %s: fsync of its directory", pub->name);
+fail:
+    bk_publish_abort(pub);
+    return rc;
+}
+
+void bk_publish_abort(bk_publish_t *pub)
+{
+    if (pub->fd >= 0)
+        close(pub->fd);
+    if (pub->dirfd >= 0) {
+        if (pub->tmp[0] != '\0')
+            unlinkat(pub->dirfd, pub->tmp, 0);
+        close(pub->dirfd);
+    }
+    pub->fd = pub->dirfd = -1;
+    pub->tmp[0] = '\0';
+}
+
+bk_rc_t bk_publish_bytes(int dirfd, const char *path, mode_t mode, const void *data, size_t len,
+                         bool exclusive, bk_err_t *err)
+{
+    bk_publish_t pub;
+    bk_rc_t rc = bk_publish_open(&pub, dirfd, path, mode, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = bk_write_all(pub.fd, data, len, path, err);
+    if (rc != BK_OK) {
+        bk_publish_abort(&pub);
+        return rc;
+    }
+    return bk_publish_commit(&pub, exclusive, err);
+}
+
+void bk_publish_sweep(const char *dir, unsigned min_age)
+{
+    DIR *d = opendir(dir);
+    time_t now = time(NULL);
+    struct dirent *entry;
+    if (d == NULL)
+        return;
+    while ((entry = readdir(d)) != NULL) {
+        struct stat st;
+        if (strncmp(entry->d_name, TMP_PREFIX, sizeof TMP_PREFIX - 1) == 0 &&
+            fstatat(dirfd(d), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+            S_ISREG(st.st_mode) && now - st.st_mtime >= (time_t)min_age)
+            unlinkat(dirfd(d), entry->d_name, 0);
+    }
+    closedir(d);
+}
+
+bk_rc_t bk_write_all(int fd, const void *data, size_t len, const char *what, bk_err_t *err)
+{
+    const uint8_t *p = data;
+    while (len > 0) {
+        ssize_t n = write(fd, p, len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return bk_err_sys(err, n == 0 ? ENOSPC : errno, "write %s", what);
+        p += n;
+        len -= (size_t)n;
+    }
+    return BK_OK;
+}
+
+bk_rc_t bk_pwrite_all(int fd, const void *data, size_t len, uint64_t offset, const char *what,
+                      bk_err_t *err)
+{
+    const uint8_t *p = data;
+    while (len > 0) {
+        ssize_t n = pwrite(fd, p, len, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return bk_err_sys(err, n == 0 ? ENOSPC : errno, "write %s", what);
+        p += n;
+        offset += (uint64_t)n;
+        len -= (size_t)n;
+    }
+    return BK_OK;
+}
+
+bk_rc_t bk_read_all(int fd, void *data, size_t len, size_t *got, const char *what, bk_err_t *err)
+{
+    uint8_t *p = data;
+    *got = 0;
+    while (*got < len) {
+        ssize_t n = read(fd, p + *got, len - *got);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return bk_err_sys(err, errno, "read %s", what);
+        if (n == 0)
+            break;
+        *got += (size_t)n;
+    }
+    return BK_OK;
+}
+
+bk_rc_t bk_pread_all(int fd, void *data, size_t len, uint64_t offset, size_t *got, const char *what,
+                     bk_err_t *err)
+{
+    uint8_t *p = data;
+    *got = 0;
+    while (*got < len) {
+        ssize_t n = pread(fd, p + *got, len - *got, (off_t)(offset + *got));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return bk_err_sys(err, errno, "read %s", what);
+        if (n == 0)
+            break;
+        *got += (size_t)n;
+    }
+    return BK_OK;
+}
+
+bk_rc_t bk_read_file(int dirfd, const char *path, bk_buf_t *out, bk_err_t *err)
+{
+    int fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return bk_err_sys(err, errno, "read %s", path);
+    bk_rc_t rc = BK_OK;
+    for (;;) {
+        size_t step = 64u << 10, got;
+        if (step > out->max - out->len)
+            step = out->max - out->len;
+        uint8_t probe, *room = step > 0 ? bk_buf_room(out, step) : &probe;
+        if (room == NULL) {
+            rc = bk_err_set(err, BK_NO_MEMORY, "read %s: out of memory", path);
+            break;
+        }
+        rc = bk_read_all(fd, room, step > 0 ? step : 1, &got, path, err);
+        if (rc != BK_OK || got == 0)
+            break;
+        if (step == 0) {
+            rc = bk_err_set(err, BK_TOO_LARGE, "read %s: longer than %zu bytes", path, out->max);
+            break;
+        }
+        out->len += got;
+    }
+    close(fd);
+    return rc;
+}
+
+bk_rc_t bk_mkdirs(const char *path, mode_t mode, bk_err_t *err)
+{
+    char part[4096];
+    struct stat st;
+    if (!bk_strcpy(part, sizeof part, path))
+        return bk_err_set(err, BK_INVALID, "make directory %s: the path is too long", path);
+    for (char *p = part + 1;; p++) {
+        if (*p != '/' && *p != '\0')
+            continue;
+        char end = *p;
+        *p = '\0';
+        if (mkdir(part, mode) == 0) {
+            char dir[4096];
+            const char *name;
+            if (split_path(part, dir, sizeof dir, &name) &&
+                bk_fsync_dir(AT_FDCWD, dir, err) != BK_OK)
+                return err != NULL ? err->rc : BK_IO;
+        } else if (errno != EEXIST) {
+            int errnum = errno;
+            /* A parent that exists but may not be written to is no failure. */
+            if (stat(part, &st) != 0 || !S_ISDIR(st.st_mode))
+                return bk_err_sys(err, errnum, "make directory %s", part);
+        } else if (stat(part, &st) != 0 || !S_ISDIR(st.st_mode)) {
+            return bk_err_sys(err, ENOTDIR, "make directory %s", part);
+        }
+        *p = end;
+        if (end == '\0')
+            return BK_OK;
+        while (p[1] == '/')
+            p++;
+        if (p[1] == '\0')
+            return BK_OK;
+    }
+}
+
+bk_rc_t bk_fsync_dir(int dirfd, const char *path, bk_err_t *err)
+{
+    int fd = openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return bk_err_sys(err, errno, "open directory %s", path);
+    bk_rc_t rc = BK_OK;
+    if (fsync(fd) != 0)
+        rc = bk_err_sys(err, errno, "fsync directory %s", path);
+    close(fd);
+    return rc;
+}
+
+/* Depth-first with descriptors, so that a directory swapped for a link is not followed.  Takes fd over. */
+static bk_rc_t remove_below(int fd, dev_t device, unsigned depth, const char *what, bk_err_t *err)
+{
+    DIR *d = fdopendir(fd);
+    struct dirent *entry;
+    bk_rc_t rc = BK_OK;
+    if (d == NULL) {
+        close(fd);
+        return bk_err_sys(err, errno, "remove %s", what);
+    }
+    while (rc == BK_OK && (entry = readdir(d)) != NULL) {
+        const char *name = entry->d_name;
+        struct stat st;
+        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+            continue;
+        if (fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+            continue;
+        if (S_ISDIR(st.st_mode)) {
+            if (st.st_dev != device || depth == 0) {
+                rc = bk_err_set(err, BK_IO, "remove %s: %s is a mount point or too deep", what,
+                                name);
+                break;
+            }
+            int child = openat(dirfd(d), name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+            if (child < 0)
+                rc = bk_err_sys(err, errno, "remove %s: open %s", what, name);
+            else
+                rc = remove_below(child, device, depth - 1, what, err);
+            if (rc == BK_OK && unlinkat(dirfd(d), name, AT_REMOVEDIR) != 0)
+                rc = bk_err_sys(err, errno, "remove %s: remove directory %s", what, name);
+        } else if (unlinkat(dirfd(d), name, 0) != 0 && errno != ENOENT) {
+            rc = bk_err_sys(err, errno, "remove %s: remove %s", what, name);
+        }
+    }
+    closedir(d);
+    return rc;
+}
+
+bk_rc_t bk_remove_tree(const char *dir, bool self, bk_err_t *err)
+{
+    struct stat st;
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "remove %s", dir);
+    if (fstat(fd, &st) != 0) {
+        int errnum = errno;
+        close(fd);
+        return bk_err_sys(err, errnum, "remove %s", dir);
+    }
+    bk_rc_t rc = remove_below(fd, st.st_dev, 512, dir, err);
+    if (rc == BK_OK && self && rmdir(dir) != 0)
+        rc = bk_err_sys(err, errno, "remove directory %s", dir);
+    return rc;
+}
+
+bk_rc_t bk_free_space(const char *path, uint64_t *bytes, bk_err_t *err)
+{
+    struct statvfs st;
+    if (statvfs(path, &st) != 0)
+        return bk_err_sys(err, errno, "free space of %s", path);
+    *bytes = (uint64_t)st.f_bavail * st.f_frsize;
+    return BK_OK;
+}
+
+bk_rc_t bk_lock_file(const char *path, int *fd, bk_err_t *err)
+{
+    *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (*fd < 0)
+        return bk_err_sys(err, errno, "lock %s", path);
+    if (flock(*fd, LOCK_EX | LOCK_NB) == 0)
+        return BK_OK;
+    int errnum = errno;
+    close(*fd);
+    *fd = -1;
+    if (errnum == EWOULDBLOCK)
+        return bk_err_set(err, BK_LOCKED, "lock %s: another process holds it", path);
+    return bk_err_sys(err, errnum, "lock %s", path);
+}
