@@ -18,8 +18,8 @@
 #define BK_REPO_INDEX_H
 
 #include "base/ctl.h"
+#include "repo/objects.h"
 #include "repo/pack.h"
-#include "storage/storage.h"
 
 typedef struct bk_index_s bk_index_t;
 
@@ -35,12 +35,17 @@ typedef struct {
  * map it.  Segments that are damaged are reported through ctl notes and rebuilt from the packs' own
  * directories.
  */
-bk_rc_t bk_index_open(bk_storage_t *st, const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
-                      const char *cache_dir, bk_ctl_t *ctl, bk_index_t **index, bk_err_t *err);
+bk_rc_t bk_index_open(const bk_objects_t *objects, const bk_keyring_t *ring,
+                      const uint8_t uuid[BK_UUID_SIZE], const char *cache_dir, bk_ctl_t *ctl,
+                      bk_index_t **index, bk_err_t *err);
 bk_rc_t bk_index_refresh(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err);
 void bk_index_close(bk_index_t *index);
 
 bool bk_index_find(const bk_index_t *index, const bk_id_t *id, bk_location_t *where);
+/* The same, passing over packs that refuse() answers true for. */
+typedef bool (*bk_index_refuse_fn)(void *arg, const bk_id_t *pack);
+bool bk_index_find_except(const bk_index_t *index, const bk_id_t *id, bk_index_refuse_fn refuse,
+                          void *arg, bk_location_t *where);
 /* True when the index names a pack of that name. */
 bool bk_index_has_pack(const bk_index_t *index, const bk_id_t *pack);
 /* Totals for status: chunks, packs, bytes in packs. */
@@ -60,6 +65,18 @@ bk_rc_t bk_index_rebuild(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err);
 /* Encode a segment from finished packs (their entries and names). */
 bk_rc_t bk_index_encode(const bk_pack_t *const *packs, size_t count, int64_t created, bk_buf_t *out,
                         bk_err_t *err);
+/*
+ * Encode, seal and publish a segment on one storage (or the spool); name and size come back.
+ */
+bk_rc_t bk_index_store(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
+                       const bk_pack_t *const *packs, size_t count, bk_storage_t *to,
+                       char name[BK_STORAGE_NAME], uint64_t *bytes, bk_ctl_t *ctl, bk_err_t *err);
+/*
+ * Entries, name and size of a stored pack by its own trailer and directory; free pack->entries afterwards.
+ */
+bk_rc_t bk_pack_read_entries(const bk_objects_t *objects, const bk_keyring_t *ring,
+                             const uint8_t uuid[BK_UUID_SIZE], const char *name, uint64_t size,
+                             bk_kind_t kind, bk_pack_t *pack, bk_ctl_t *ctl, bk_err_t *err);
 /* Check a segment's every bound and order: the fuzz target. */
 bk_rc_t bk_index_check(const void *segment, size_t len, bk_err_t *err);
 

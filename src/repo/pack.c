@@ -1,0 +1,247 @@
+/*
+ * repo/pack.c: building packs in memory, and reading any part of one without trusting it.
+ */
+#include "repo/pack.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ENTRY_BYTES   46u /* id 32 | offset 4 | stored 4 | raw 4 | type 1 | codec 1 */
+#define TRAILER_BYTES 32u
+#define DIRECTORY_MAX (BK_PACK_MAX / 8)
+#define MAGIC_END     "NGXBKEND"
+
+/* CRC-32C (Castagnoli), bit by bit: 20 bytes a pack. */
+static uint32_t crc32c(const uint8_t *data, size_t len)
+{
+    uint32_t crc = 0xffffffffu;
+    for (size_t i = 0; i < len; i++) {
+        crc ^= data[i];
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (0x82f63b78u & (0u - (crc & 1)));
+    }
+    return ~crc;
+}
+
+bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, bool encrypted, bk_err_t *err)
+{
+    memset(pack, 0, sizeof *pack);
+    pack->kind = kind;
+    pack->overhead = encrypted ? BK_OBJECT_TAG : 0;
+    bk_buf_init(&pack->bytes, BK_PACK_MAX);
+    /* Reserve once what a pack can become: untouched pages cost nothing, growing would copy. */
+    size_t reserve =
+        (kind == BK_KIND_META ? BK_META_TARGET : BK_PACK_TARGET + BK_CHUNK_MAX) + (1u << 20);
+    uint8_t *room = bk_buf_room(&pack->bytes, reserve);
+    if (room == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "start a pack: out of memory");
+    memset(room, 0, BK_OBJECT_HEADER);
+    pack->bytes.len = BK_OBJECT_HEADER;
+    return BK_OK;
+}
+
+void bk_pack_free(bk_pack_t *pack)
+{
+    bk_buf_free(&pack->bytes);
+    free(pack->entries);
+    pack->entries = NULL;
+    pack->count = pack->cap = 0;
+}
+
+size_t bk_pack_size(const bk_pack_t *pack)
+{
+    return pack->bytes.len + pack->count * ENTRY_BYTES + TRAILER_BYTES;
+}
+
+bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
+                    const void *data, size_t len, uint32_t raw, bk_err_t *err)
+{
+    if (pack->count == pack->cap) {
+        size_t cap = pack->cap > 0 ? 2 * pack->cap : 64;
+        bk_pack_entry_t *more = realloc(pack->entries, cap * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "add to a pack: out of memory");
+        pack->entries = more;
+        pack->cap = cap;
+    }
+    size_t offset = pack->bytes.len;
+    bk_buf_add(&pack->bytes, data, len);
+    uint8_t *tag = bk_buf_room(&pack->bytes, pack->overhead);
+    if (!bk_buf_ok(&pack->bytes))
+        return bk_err_set(err, BK_NO_MEMORY, "add to a pack: out of memory or past its limit");
+    memset(tag, 0, pack->overhead);
+    pack->bytes.len += pack->overhead;
+    pack->entries[pack->count++] = (bk_pack_entry_t){.id = *id,
+                                                     .offset = (uint32_t)offset,
+                                                     .stored = (uint32_t)(len + pack->overhead),
+                                                     .raw = raw,
+                                                     .type = (uint8_t)type,
+                                                     .codec = (uint8_t)codec};
+    return BK_OK;
+}
+
+static int by_id(const void *a, const void *b)
+{
+    return bk_id_compare(&((const bk_pack_entry_t *)a)->id, &((const bk_pack_entry_t *)b)->id);
+}
+
+static void frame_aad(const bk_pack_entry_t *entry, uint8_t aad[6])
+{
+    aad[0] = entry->type;
+    aad[1] = entry->codec;
+    bk_put_u32(aad + 2, entry->raw);
+}
+
+static bk_rc_t append_directory(bk_pack_t *pack, const bk_object_key_t *key, bk_err_t *err)
+{
+    static const bk_compression_t how = {.codec = BK_CODEC_ZSTD, .level = 1};
+    bk_buf_t raw, packed;
+    bk_codec_t codec;
+    uint8_t trailer[TRAILER_BYTES] = {0};
+
+    bk_buf_init(&raw, DIRECTORY_MAX);
+    bk_buf_init(&packed, DIRECTORY_MAX + 64);
+    qsort(pack->entries, pack->count, sizeof *pack->entries, by_id);
+    for (size_t i = 0; i < pack->count; i++) {
+        const bk_pack_entry_t *entry = &pack->entries[i];
+        bk_buf_add(&raw, entry->id.b, BK_ID_SIZE);
+        bk_buf_u32(&raw, entry->offset);
+        bk_buf_u32(&raw, entry->stored);
+        bk_buf_u32(&raw, entry->raw);
+        bk_buf_u8(&raw, entry->type);
+        bk_buf_u8(&raw, entry->codec);
+    }
+    bk_rc_t rc = bk_buf_ok(&raw) ? bk_compress(how, false, raw.data, raw.len, &packed, &codec, err)
+                                 : bk_err_set(err, BK_NO_MEMORY, "finish a pack: out of memory");
+    if (rc == BK_OK) {
+        size_t offset = pack->bytes.len, len = packed.len + pack->overhead;
+        uint8_t *room = bk_buf_room(&pack->bytes, len + TRAILER_BYTES);
+        if (room == NULL)
+            rc = bk_err_set(err, BK_NO_MEMORY, "finish a pack: out of memory");
+        else
+            rc = bk_object_seal(key, BK_PART_DIRECTORY, 0, NULL, 0, packed.data, packed.len, room,
+                                err);
+        if (rc == BK_OK) {
+            bk_put_u32(trailer, (uint32_t)offset);
+            bk_put_u32(trailer + 4, (uint32_t)len);
+            bk_put_u32(trailer + 8, (uint32_t)pack->count);
+            bk_put_u32(trailer + 12, (uint32_t)raw.len);
+            bk_put_u32(trailer + 16, (uint32_t)codec);
+            bk_put_u32(trailer + 20, crc32c(trailer, 20));
+            memcpy(trailer + 24, MAGIC_END, 8);
+            memcpy(room + len, trailer, TRAILER_BYTES);
+            pack->bytes.len += len + TRAILER_BYTES;
+        }
+    }
+    bk_buf_free(&raw);
+    bk_buf_free(&packed);
+    return rc;
+}
+
+bk_rc_t bk_pack_finish(bk_pack_t *pack, const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
+                       bk_err_t *err)
+{
+    bk_object_key_t key = {0};
+    bk_id_t content;
+    uint8_t *bytes = pack->bytes.data;
+    bk_sha256(&content, bytes + BK_OBJECT_HEADER, pack->bytes.len - BK_OBJECT_HEADER);
+    bk_rc_t rc = bk_object_key_new(ring, uuid, pack->kind, &content, &key, err);
+    if (rc == BK_OK)
+        memcpy(bytes, key.header, BK_OBJECT_HEADER);
+    for (size_t i = 0; i < pack->count && rc == BK_OK; i++) {
+        const bk_pack_entry_t *entry = &pack->entries[i];
+        uint8_t aad[6], *frame = bytes + entry->offset;
+        frame_aad(entry, aad);
+        rc = bk_object_seal(&key, BK_PART_FRAME, entry->offset, aad, sizeof aad, frame,
+                            entry->stored - pack->overhead, frame, err);
+    }
+    if (rc == BK_OK)
+        rc = append_directory(pack, &key, err);
+    if (rc == BK_OK)
+        bk_sha256(&pack->name, pack->bytes.data, pack->bytes.len);
+    bk_object_key_wipe(&key);
+    return rc;
+}
+
+bk_rc_t bk_pack_trailer(const uint8_t trailer[32], uint64_t pack_size, bk_pack_trailer_t *where,
+                        bk_err_t *err)
+{
+    where->offset = bk_get_u32(trailer);
+    where->length = bk_get_u32(trailer + 4);
+    where->count = bk_get_u32(trailer + 8);
+    where->raw = bk_get_u32(trailer + 12);
+    where->codec = bk_get_u32(trailer + 16);
+    if (memcmp(trailer + 24, MAGIC_END, 8) != 0 || bk_get_u32(trailer + 20) != crc32c(trailer, 20))
+        return bk_err_set(err, BK_CORRUPT, "the pack's end is missing or damaged");
+    if (pack_size > BK_PACK_MAX || where->offset < BK_OBJECT_HEADER ||
+        (uint64_t)where->offset + where->length + TRAILER_BYTES != pack_size ||
+        where->count > DIRECTORY_MAX / ENTRY_BYTES || where->raw != where->count * ENTRY_BYTES)
+        return bk_err_set(err, BK_CORRUPT, "the pack's directory does not fit into the pack");
+    return BK_OK;
+}
+
+bk_rc_t bk_pack_directory(const bk_object_key_t *key, void *directory,
+                          const bk_pack_trailer_t *where, bk_pack_entry_t **entries, bk_err_t *err)
+{
+    size_t overhead = bk_object_overhead(key);
+    bk_pack_entry_t *list = NULL;
+    *entries = NULL;
+    if (where->length < overhead)
+        return bk_err_set(err, BK_CORRUPT, "the pack's directory is cut off");
+    uint8_t *raw = malloc(where->raw + 1u);
+    list = calloc(where->count + 1u, sizeof *list);
+    if (raw == NULL || list == NULL) {
+        free(raw);
+        free(list);
+        return bk_err_set(err, BK_NO_MEMORY, "read a pack's directory: out of memory");
+    }
+    bk_rc_t rc = bk_object_unseal(key, BK_PART_DIRECTORY, 0, NULL, 0, directory, where->length,
+                                  directory, err);
+    if (rc == BK_OK)
+        rc = bk_decompress((bk_codec_t)where->codec, directory, where->length - overhead, raw,
+                           where->raw, err);
+    bk_cur_t cur = bk_cur(raw, where->raw);
+    for (uint32_t i = 0; i < where->count && rc == BK_OK; i++) {
+        bk_pack_entry_t *entry = &list[i];
+        memcpy(entry->id.b, bk_cur_bytes(&cur, BK_ID_SIZE), BK_ID_SIZE);
+        entry->offset = bk_cur_u32(&cur);
+        entry->stored = bk_cur_u32(&cur);
+        entry->raw = bk_cur_u32(&cur);
+        entry->type = bk_cur_u8(&cur);
+        entry->codec = bk_cur_u8(&cur);
+        if (entry->offset < BK_OBJECT_HEADER || entry->stored < overhead ||
+            (uint64_t)entry->offset + entry->stored > where->offset || entry->raw > BK_CHUNK_MAX ||
+            entry->type < BK_TYPE_FILE || entry->type > BK_TYPE_BLOB ||
+            entry->codec > BK_CODEC_GZIP ||
+            (i > 0 && bk_id_compare(&list[i - 1].id, &entry->id) >= 0))
+            rc = bk_err_set(err, BK_CORRUPT, "entry %u of the pack's directory is not valid", i);
+    }
+    free(raw);
+    if (rc == BK_OK)
+        *entries = list;
+    else
+        free(list);
+    return rc;
+}
+
+bk_rc_t bk_pack_frame(const bk_keyring_t *ring, const bk_object_key_t *key,
+                      const bk_pack_entry_t *entry, uint8_t *frame, uint8_t *out, bk_err_t *err)
+{
+    size_t overhead = bk_object_overhead(key);
+    uint8_t aad[6];
+    bk_id_t id;
+    if (entry->stored < overhead)
+        return bk_err_set(err, BK_CORRUPT, "the frame is too short");
+    frame_aad(entry, aad);
+    bk_rc_t rc = bk_object_unseal(key, BK_PART_FRAME, entry->offset, aad, sizeof aad, frame,
+                                  entry->stored, frame, err);
+    if (rc == BK_OK)
+        rc = bk_decompress((bk_codec_t)entry->codec, frame, entry->stored - overhead, out,
+                           entry->raw, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_chunk_id(ring, entry->type, out, entry->raw, &id);
+    if (!bk_id_equal(&id, &entry->id))
+        return bk_err_set(err, BK_CORRUPT, "the chunk's content does not have its id");
+    return BK_OK;
+}
