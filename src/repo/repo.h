@@ -19,6 +19,7 @@ typedef struct bk_repo_s bk_repo_t;
 typedef struct {
     bk_storage_t *storage; /* borrowed, outlives the repository */
     const char *cache_dir; /* exists; index segments are cached in it */
+    const char *spool_dir; /* what is not on the storage yet; NULL: none, read only */
     bk_secret_t secret;    /* both NULL: only an unencrypted repository can be opened or made */
     bool create;           /* make it when the storage has none */
     bool plain;            /* with create: without encryption */
@@ -35,6 +36,8 @@ bk_rc_t bk_repo_open(const bk_repo_options_t *options, bk_ctl_t *ctl, bk_repo_t 
 void bk_repo_close(bk_repo_t *repo);
 
 bk_storage_t *bk_repo_storage(bk_repo_t *repo);
+const bk_objects_t *bk_repo_objects(const bk_repo_t *repo);
+const char *bk_repo_spool_dir(const bk_repo_t *repo); /* or NULL */
 const bk_keyring_t *bk_repo_keyring(const bk_repo_t *repo);
 const uint8_t *bk_repo_uuid(const bk_repo_t *repo); /* BK_UUID_SIZE bytes */
 const bk_chunker_t *bk_repo_chunker(const bk_repo_t *repo);

@@ -16,8 +16,7 @@
 typedef struct bk_session_s bk_session_t;
 
 typedef struct {
-    const char *spool_dir; /* exists; packs wait here until the storage has them */
-    const char *host;      /* for the lease */
+    const char *host; /* for the lease */
     bk_compression_t
         compression; /* of FILE chunks; blocks and metadata use zstd 1 unless gzip is set */
     bool upload;     /* false: keep everything in the spool, restorable once shipped later */

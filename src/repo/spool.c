@@ -1,0 +1,180 @@
+/*
+ * repo/spool.c: the way from the spool to the storage, also after a crash in the middle of it.
+ */
+#include "repo/spool.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/publish.h"
+#include "base/str.h"
+#include "repo/session.h"
+
+bk_rc_t bk_spool_ship_one(bk_repo_t *repo, const char *name, bool remove, bk_ctl_t *ctl,
+                          bk_err_t *err)
+{
+    char path[4096];
+    if (!bk_fmt(path, sizeof path, "%s/%s", bk_repo_spool_dir(repo), name))
+        return bk_err_set(err, BK_INVALID, "%s: the spool's path is too long", name);
+    bk_rc_t rc = bk_storage_put_file(bk_repo_storage(repo), name, path, ctl, err);
+    if (rc == BK_OK && remove)
+        rc = bk_storage_remove(bk_repo_objects(repo)->spool, name, NULL, err);
+    return rc;
+}
+
+typedef struct {
+    char **names;
+    uint64_t *sizes;
+    size_t count, cap;
+} names_t;
+
+static bk_rc_t add_name(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    names_t *list = arg;
+    if (list->count == list->cap) {
+        size_t cap = list->cap > 0 ? 2 * list->cap : 64;
+        char **names = realloc(list->names, cap * sizeof *names);
+        if (names != NULL)
+            list->names = names;
+        uint64_t *sizes = realloc(list->sizes, cap * sizeof *sizes);
+        if (sizes != NULL)
+            list->sizes = sizes;
+        if (names == NULL || sizes == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "list the spool: out of memory");
+        list->cap = cap;
+    }
+    if ((list->names[list->count] = bk_strdup(item->name)) == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "list the spool: out of memory");
+    list->sizes[list->count++] = item->size;
+    return BK_OK;
+}
+
+static void free_names(names_t *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        free(list->names[i]);
+    free(list->names);
+    free(list->sizes);
+    memset(list, 0, sizeof *list);
+}
+
+static bk_rc_t ship_all(bk_repo_t *repo, const char *prefix, bool remove, bk_ctl_t *ctl,
+                        bk_err_t *err)
+{
+    names_t list = {0};
+    bk_rc_t rc = bk_storage_list(bk_repo_objects(repo)->spool, prefix, add_name, &list, ctl, err);
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++)
+        rc = bk_spool_ship_one(repo, list.names[i], remove, ctl, err);
+    free_names(&list);
+    return rc;
+}
+
+/* Spooled packs (on the storage by now) that no index segment names get one of their own; then they leave the spool. */
+static bk_rc_t index_packs(bk_repo_t *repo, const names_t *list, bk_kind_t kind, bk_ctl_t *ctl,
+                           bk_err_t *err)
+{
+    bk_index_t *index;
+    char segment[BK_STORAGE_NAME];
+    uint64_t bytes;
+    size_t count = 0;
+    bk_rc_t rc = bk_repo_index(repo, ctl, &index, err);
+    bk_pack_t **packs = calloc(list->count + 1, sizeof *packs);
+    if (rc == BK_OK && packs == NULL)
+        rc = bk_err_set(err, BK_NO_MEMORY, "index the spool: out of memory");
+    for (size_t i = 0; i < list->count && rc == BK_OK; i++) {
+        bk_err_t why = {0};
+        bk_id_t id;
+        bk_pack_t *pack = calloc(1, sizeof *pack);
+        if (pack == NULL) {
+            rc = bk_err_set(err, BK_NO_MEMORY, "index the spool: out of memory");
+        } else if (!bk_object_name_id(list->names[i], &id) || bk_index_has_pack(index, &id)) {
+            free(pack);
+        } else if ((rc = bk_pack_read_entries(bk_repo_objects(repo), bk_repo_keyring(repo),
+                                              bk_repo_uuid(repo), list->names[i], list->sizes[i],
+                                              kind, pack, ctl, &why)) == BK_OK) {
+            packs[count++] = pack;
+        } else {
+            free(pack);
+            if (rc == BK_CORRUPT || rc == BK_WRONG_KEY) {
+                bk_ctl_note(ctl, "%s in the spool: %s; it is left out", list->names[i], why.text);
+                rc = BK_OK;
+            } else if (err != NULL) {
+                *err = why;
+            }
+        }
+    }
+    if (rc == BK_OK && count > 0)
+        rc = bk_index_store(bk_repo_keyring(repo), bk_repo_uuid(repo),
+                            (const bk_pack_t *const *)packs, count, bk_repo_storage(repo), segment,
+                            &bytes, ctl, err);
+    for (size_t i = 0; i < count; i++) {
+        free(packs[i]->entries);
+        free(packs[i]);
+    }
+    free(packs);
+    return rc;
+}
+
+static bk_rc_t ship_packs(bk_repo_t *repo, const char *prefix, bk_kind_t kind, bk_ctl_t *ctl,
+                          bk_err_t *err)
+{
+    names_t list = {0};
+    bk_storage_t *spool = bk_repo_objects(repo)->spool;
+    bk_rc_t rc = bk_storage_list(spool, prefix, add_name, &list, ctl, err);
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++)
+        rc = bk_spool_ship_one(repo, list.names[i], false, ctl, err);
+    if (rc == BK_OK && list.count > 0)
+        rc = index_packs(repo, &list, kind, ctl, err);
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++)
+        rc = bk_storage_remove(spool, list.names[i], ctl, err);
+    free_names(&list);
+    return rc;
+}
+
+bk_rc_t bk_spool_ship(bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_index_t *index;
+    bk_rc_t rc = bk_repo_index(repo, ctl, &index, err);
+    if (rc == BK_OK)
+        rc = bk_index_refresh(index, ctl, err);
+    if (rc == BK_OK)
+        rc = ship_packs(repo, "packs/", BK_KIND_PACK, ctl, err);
+    if (rc == BK_OK)
+        rc = ship_packs(repo, "meta/", BK_KIND_META, ctl, err);
+    if (rc == BK_OK)
+        rc = ship_all(repo, "index/", true, ctl, err);
+    if (rc == BK_OK)
+        rc = ship_all(repo, "snapshots/", true, ctl, err);
+    return rc;
+}
+
+typedef struct {
+    uint64_t objects, bytes;
+} measure_t;
+
+static bk_rc_t add_size(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    measure_t *measure = arg;
+    (void)err;
+    measure->objects++;
+    measure->bytes += item->size;
+    return BK_OK;
+}
+
+bk_rc_t bk_spool_measure(const char *spool_dir, uint64_t *objects, uint64_t *bytes, bk_err_t *err)
+{
+    bk_storage_t *spool = NULL;
+    bk_storage_config_t config = {.driver = bk_strdup("local"), .name = bk_strdup("spool")};
+    measure_t measure = {0};
+    bk_rc_t rc = bk_storage_config_set(&config, "path", spool_dir, err);
+    if (rc == BK_OK)
+        rc = bk_storage_open(&config, &spool, err);
+    if (rc == BK_OK)
+        rc = bk_storage_list(spool, "", add_size, &measure, NULL, err);
+    bk_storage_close(spool);
+    bk_storage_config_free(&config);
+    *objects = measure.objects;
+    *bytes = measure.bytes;
+    return rc;
+}
