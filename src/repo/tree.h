@@ -105,6 +105,8 @@ bk_rc_t bk_tree_iter_next(bk_tree_iter_t *iter, const bk_entry_t **entry, bk_err
 bk_rc_t bk_tree_iter_seek(bk_tree_iter_t *iter, const void *name, size_t len, bk_err_t *err);
 void bk_tree_iter_close(bk_tree_iter_t *iter);
 
+/* Not empty, not "." or "..", no '/' and no NUL, at most BK_NAME_MAX bytes. */
+bool bk_entry_name_valid(const uint8_t *name, size_t len);
 /* One entry decoded from / encoded to bytes; decode checks every length: the fuzz target. */
 void bk_entry_encode(const bk_entry_t *entry, bk_buf_t *out);
 bk_rc_t bk_entry_decode(bk_cur_t *cur, bk_chunk_ref_t **scratch, size_t *scratch_cap,
