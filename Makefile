@@ -72,7 +72,7 @@ unit: $(UNIT)
 define unittest
 $(BUILD)/unit/$(1)/%_test: t/unit/$(1)/%_test.c $(call archives,$(1))
 	@mkdir -p $$(@D)
-	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -It -It/unit -MMD -MP $(LDEXTRA) -o $$@ $$< $(call archives,$(1)) \
+	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -It -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $$@ $$< $(call archives,$(1)) \
 	    $(LIBS) -lcmocka -pthread
 endef
 $(foreach f,$(FOLDERS),$(eval $(call unittest,$(f))))
@@ -83,10 +83,46 @@ TOOLS := $(patsubst t/lib/%.c,$(BUILD)/tools/%,$(wildcard t/lib/*.c))
 tools: $(TOOLS)
 $(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $@ $< \
+	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror  -MMD -MP $(LDEXTRA) -o $@ $< \
 	    $(call archives,engine) $(LIBS) -lm -pthread
 
+# The module is built by nginx's own configure and make, as packagers build it, in a tree of links: the sources of nginx
+# stay untouched.  Debian's nginx-dev tells the flags of its nginx; for any other tree "make nginx" builds the server too.
+NGX_OUT    := $(abspath $(BUILD))/nginx
+NGX_FLAGS  := $(if $(wildcard $(NGX_SRC)/conf_flags),$(shell bash -c \
+    '. $(NGX_SRC)/conf_flags; echo "$${NGX_CONF_FLAGS[@]}"'),--with-compat --with-threads --with-debug \
+    --with-http_ssl_module --with-http_v2_module --with-http_realip_module --with-http_auth_request_module \
+    --with-http_stub_status_module)
+NGX_CC_OPT := $(CFLAGS) -Wformat=2 -Wshadow -Wcast-qual -Wwrite-strings -fstack-protector-strong
+NGX_LD_OPT := -Wl,-z,relro -Wl,-z,now
+ifdef SAN
+NGX_CC_OPT += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+NGX_LD_OPT += -fsanitize=address,undefined
+endif
+ifdef COV
+NGX_CC_OPT += --coverage
+NGX_LD_OPT += --coverage
+endif
+
+.PHONY: nginx
 module: $(BUILD)/ngx_http_backup_module.so
+nginx: $(BUILD)/nginx/objs/nginx
+
+$(BUILD)/nginx/objs/Makefile: config config.make VERSION
+	@rm -rf $(NGX_OUT) && mkdir -p $(NGX_OUT)
+	@ln -s $(addprefix $(abspath $(NGX_SRC))/,auto src $(notdir $(wildcard $(NGX_SRC)/conf $(NGX_SRC)/contrib \
+	    $(NGX_SRC)/html $(NGX_SRC)/man $(NGX_SRC)/docs))) $(NGX_OUT)/
+	@ln -s $(abspath $(firstword $(wildcard $(NGX_SRC)/configure $(NGX_SRC)/auto/configure))) $(NGX_OUT)/configure
+	cd $(NGX_OUT) && ASAN_OPTIONS=detect_leaks=0 ./configure $(NGX_FLAGS) --with-cc-opt='$(NGX_CC_OPT)' \
+	    --with-ld-opt='$(NGX_LD_OPT)' --add-dynamic-module=$(CURDIR) >configure.log || { cat configure.log; exit 1; }
+
+MODULE_SOURCES := config.make src/nginx/exports.map $(wildcard src/*/*.h) $(call list,module_sources)
+$(BUILD)/ngx_http_backup_module.so: $(BUILD)/nginx/objs/Makefile $(MODULE_SOURCES)
+	$(MAKE) -C $(NGX_OUT) -f objs/Makefile modules
+	cp $(NGX_OUT)/objs/ngx_http_backup_module.so $@
+
+$(BUILD)/nginx/objs/nginx: $(BUILD)/nginx/objs/Makefile
+	$(MAKE) -C $(NGX_OUT) -f objs/Makefile objs/nginx
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 

@@ -1,0 +1,63 @@
+/*
+ * t/unit/testing.h: what unit tests share: cmocka, a private directory, asserting on bk_rc_t, opening a repository in it.
+ */
+#ifndef BK_TESTING_H
+#define BK_TESTING_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/err.h"
+#include "base/publish.h"
+
+/* The expression must give BK_OK; err is printed otherwise. */
+#define OK(expression, err)                                                                        \
+    do {                                                                                           \
+        if ((expression) != BK_OK) {                                                               \
+            print_error("%s\n", (err)->text);                                                      \
+            assert_true(0 && #expression);                                                         \
+        }                                                                                          \
+    } while (0)
+
+static inline char *test_dir(void)
+{
+    const char *tmp = getenv("TMPDIR");
+    char *dir = malloc(256);
+    snprintf(dir, 256, "%s/ngx-backup-test-XXXXXX", tmp != NULL ? tmp : "/tmp");
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(chmod(dir, 0755), 0);
+    return dir;
+}
+
+static inline void test_dir_remove(char *dir)
+{
+    bk_err_t err = {0};
+    OK(bk_remove_tree(dir, true, &err), &err);
+    free(dir);
+}
+
+static inline uint64_t test_random(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+static inline void test_fill(uint8_t *out, size_t len, uint64_t seed)
+{
+    uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
+    for (size_t i = 0; i < len; i++)
+        out[i] = (uint8_t)(test_random(&state) >> 32);
+}
+
+#endif
