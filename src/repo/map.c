@@ -8,6 +8,7 @@
 
 #define LEAF_ITEM   36u
 #define BRANCH_ITEM 32u
+#define NODE_MAX    (BK_MAP_FANOUT * LEAF_ITEM)
 #define LEVELS      4 /* 1 024^4 chunks */
 
 struct bk_map_builder_s {
@@ -24,7 +25,7 @@ bk_map_builder_t *bk_map_builder_new(bk_session_t *session)
         return NULL;
     builder->session = session;
     for (size_t i = 0; i < LEVELS; i++)
-        bk_buf_init(&builder->levels[i], BK_MAP_FANOUT * LEAF_ITEM);
+        bk_buf_init(&builder->levels[i], NODE_MAX);
     return builder;
 }
 
@@ -69,6 +70,9 @@ static bk_rc_t make_room(bk_map_builder_t *builder, size_t level, bk_err_t *err)
 
 bk_rc_t bk_map_builder_add(bk_map_builder_t *builder, const bk_chunk_ref_t *ref, bk_err_t *err)
 {
+    if (ref->raw == 0 || ref->raw > BK_CHUNK_MAX)
+        return bk_err_set(err, BK_FAILED, "store a list of chunks: a chunk of %u bytes",
+                          (unsigned)ref->raw);
     bk_rc_t rc = make_room(builder, 0, err);
     if (rc != BK_OK)
         return rc;
@@ -106,14 +110,19 @@ bk_rc_t bk_map_builder_finish(bk_map_builder_t *builder, bk_map_t *map, bk_err_t
 
 /* --- reading --- */
 
-static bool shape_valid(const bk_map_t *map)
+static uint64_t span_of(unsigned level) /* chunks below one item of a node */
 {
-    uint64_t holds = BK_MAP_FANOUT;
-    if (map->depth >= LEVELS)
-        return false;
-    for (unsigned i = 0; i < map->depth; i++)
-        holds *= BK_MAP_FANOUT;
-    return map->count <= holds;
+    uint64_t span = 1;
+    while (level-- > 0)
+        span *= BK_MAP_FANOUT;
+    return span;
+}
+
+/* One list has one form: no more levels than it needs. */
+bool bk_map_valid(const bk_map_t *map)
+{
+    return map->depth < LEVELS && map->count <= span_of(map->depth + 1u) &&
+           (map->depth == 0 || map->count > span_of(map->depth));
 }
 
 /* Read a node of the level; items: how many it must have. */
@@ -124,14 +133,6 @@ static bk_rc_t read_node(bk_repo_t *repo, const bk_id_t *id, unsigned level, uin
     if (rc == BK_OK && node->len != items * (level == 0 ? LEAF_ITEM : BRANCH_ITEM))
         rc = bk_err_set(err, BK_CORRUPT, "a list of chunks has a node of the wrong length");
     return rc;
-}
-
-static uint64_t span_of(unsigned level) /* chunks below one item of a node */
-{
-    uint64_t span = 1;
-    while (level-- > 0)
-        span *= BK_MAP_FANOUT;
-    return span;
 }
 
 static uint64_t items_of(uint64_t count, unsigned level)
@@ -146,7 +147,7 @@ static bk_rc_t read_below(bk_repo_t *repo, const bk_id_t *id, unsigned level, ui
                           bk_err_t *err)
 {
     bk_buf_t node;
-    bk_buf_init(&node, BK_CHUNK_MAX);
+    bk_buf_init(&node, NODE_MAX);
     bk_rc_t rc = read_node(repo, id, level, items_of(count, level), &node, ctl, err);
     uint64_t span = span_of(level);
     while (rc == BK_OK && n > 0) {
@@ -155,7 +156,7 @@ static bk_rc_t read_below(bk_repo_t *repo, const bk_id_t *id, unsigned level, ui
             const uint8_t *p = node.data + item * LEAF_ITEM;
             memcpy(out->id.b, p, BK_ID_SIZE);
             out->raw = bk_get_u32(p + BK_ID_SIZE);
-            if (out->raw > BK_CHUNK_MAX)
+            if (out->raw == 0 || out->raw > BK_CHUNK_MAX)
                 rc = bk_err_set(err, BK_CORRUPT, "a list of chunks names an impossible chunk");
             out++;
             first++;
@@ -178,7 +179,7 @@ static bk_rc_t read_below(bk_repo_t *repo, const bk_id_t *id, unsigned level, ui
 bk_rc_t bk_map_read(bk_repo_t *repo, const bk_map_t *map, uint64_t first, size_t n,
                     bk_chunk_ref_t *out, bk_ctl_t *ctl, bk_err_t *err)
 {
-    if (!shape_valid(map) || first > map->count || n > map->count - first)
+    if (!bk_map_valid(map) || first > map->count || n > map->count - first)
         return bk_err_set(err, BK_CORRUPT, "a list of chunks is shorter than expected");
     if (n == 0)
         return BK_OK;
@@ -192,7 +193,7 @@ static bk_rc_t each_below(bk_repo_t *repo, const bk_id_t *id, unsigned level, ui
     bk_rc_t rc = fn(arg, id, err);
     if (rc != BK_OK || level == 0)
         return rc;
-    bk_buf_init(&node, BK_CHUNK_MAX);
+    bk_buf_init(&node, NODE_MAX);
     rc = read_node(repo, id, level, items_of(count, level), &node, ctl, err);
     uint64_t span = span_of(level);
     for (uint64_t start = 0; start < count && rc == BK_OK; start += span) {
@@ -208,7 +209,7 @@ static bk_rc_t each_below(bk_repo_t *repo, const bk_id_t *id, unsigned level, ui
 bk_rc_t bk_map_each_node(bk_repo_t *repo, const bk_map_t *map, bk_map_node_fn fn, void *arg,
                          bk_ctl_t *ctl, bk_err_t *err)
 {
-    if (!shape_valid(map))
+    if (!bk_map_valid(map))
         return bk_err_set(err, BK_CORRUPT, "a list of chunks has an impossible shape");
     return each_below(repo, &map->root, map->depth, map->count, fn, arg, ctl, err);
 }

@@ -4,7 +4,8 @@
  *   leaf   = up to 1 024 × { id 32 | raw u32 }          depth 0
  *   branch = up to 1 024 × { node id 32 }               depth 1…
  * Every node but the last of its level is full, so item i's place is i's digits in base 1 024.
- * An all-zero id stands for a chunk of zeros that is stored nowhere.  One thread per object.
+ * An all-zero id stands for a chunk of zeros that is stored nowhere.  The depth is the least that
+ * holds all items; an empty list is one empty leaf.  One thread per object.
  */
 #ifndef BK_REPO_MAP_H
 #define BK_REPO_MAP_H
@@ -18,6 +19,9 @@ typedef struct {
     uint64_t count; /* chunks */
     uint8_t depth;
 } bk_map_t;
+
+/* True when count and depth go together. */
+bool bk_map_valid(const bk_map_t *map);
 
 typedef struct bk_map_builder_s bk_map_builder_t;
 bk_map_builder_t *bk_map_builder_new(bk_session_t *session);

@@ -1,8 +1,8 @@
 /*
  * repo/tree.c: building and reading the nodes of one directory.
  *
- * A builder has one open node a level: level 0 holds entries, level n > 0 the children of level n - 1.  An iterator has one node
- * a level, too.  Both are bounded by LEVELS nodes.
+ * A builder has one open node a level: level 0 holds entries, level n > 0 the children of level n - 1.  An iterator has
+ * one node a level, too, the root first.  Both are bounded by LEVELS nodes.
  */
 #include "repo/tree.h"
 
@@ -13,13 +13,22 @@
 #define NODE_LEAF    1
 #define NODE_BRANCH  2
 #define NODE_VERSION 1
-#define HEADER_BYTES 6u
 #define NODE_MIN     (4u << 10)
-#define NODE_MAX     (64u << 10)
-/* One entry can be longer than a node may become: names, chunk lists. */
-#define NODE_LIMIT (NODE_MAX + (64u << 10))
+#define NODE_FULL    (64u << 10)
+/* A node reaches NODE_FULL with its last entry, and an entry has less than 64 KiB (chunk list, names). */
+#define NODE_LIMIT (NODE_FULL + (64u << 10))
 #define CUT_MASK   0x7fu
-#define LEVELS     8 /* 2^7 children or more a branch: far beyond any directory */
+#define LEVELS     8 /* a branch has 14 children or more: far beyond any directory */
+
+static int compare_names(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
+{
+    int order = memcmp(a, b, a_len < b_len ? a_len : b_len);
+    if (order != 0)
+        return order;
+    return a_len < b_len ? -1 : a_len > b_len;
+}
+
+/* --- building --- */
 
 typedef struct {
     bk_buf_t bytes; /* header, then items */
@@ -36,6 +45,7 @@ struct bk_tree_builder_s {
     uint8_t last[BK_NAME_MAX];
     uint16_t last_len;
     uint64_t entries;
+    bool over; /* finished or failed: the open nodes mean nothing any more */
 };
 
 bk_tree_builder_t *bk_tree_builder_new(bk_session_t *session)
@@ -58,7 +68,7 @@ void bk_tree_builder_free(bk_tree_builder_t *builder)
     free(builder);
 }
 
-static void start_node(open_node_t *node, uint8_t kind)
+static void start_node(open_node_t *node, uint8_t kind, const uint8_t *first, uint16_t first_len)
 {
     bk_buf_reset(&node->bytes);
     bk_buf_u8(&node->bytes, kind);
@@ -66,23 +76,21 @@ static void start_node(open_node_t *node, uint8_t kind)
     bk_buf_u32(&node->bytes, 0);
     node->count = 0;
     node->below = 0;
+    if (first_len > 0)
+        memcpy(node->first, first, first_len);
+    node->first_len = first_len;
 }
 
 /* The node ends behind this name: a property of the name, so that the cut does not depend on history. */
 static bool cuts(const open_node_t *node, const uint8_t *name, size_t len)
 {
-    if (node->bytes.len >= NODE_MAX)
+    if (node->bytes.len >= NODE_FULL)
         return true;
     return node->bytes.len >= NODE_MIN && (XXH3_64bits(name, len) & CUT_MASK) == 0;
 }
 
-static bk_rc_t add_child(bk_tree_builder_t *builder, size_t level, const uint8_t *first,
-                         uint16_t first_len, const bk_id_t *child, uint64_t below, bk_err_t *err);
-
-/* Store the open node of a level and name it in the level above. */
-static bk_rc_t close_node(bk_tree_builder_t *builder, size_t level, bk_id_t *id, bk_err_t *err)
+static bk_rc_t store_node(bk_tree_builder_t *builder, open_node_t *node, bk_id_t *id, bk_err_t *err)
 {
-    open_node_t *node = &builder->levels[level];
     if (!bk_buf_ok(&node->bytes))
         return bk_err_set(err, BK_NO_MEMORY, "store a directory: out of memory");
     bk_put_u32(node->bytes.data + 2, node->count);
@@ -90,160 +98,200 @@ static bk_rc_t close_node(bk_tree_builder_t *builder, size_t level, bk_id_t *id,
                           id, err);
 }
 
-static bk_rc_t close_and_link(bk_tree_builder_t *builder, size_t level, bk_err_t *err)
+/* Store the open node of a level and name it in the level above, which may fill that one, and so on. */
+static bk_rc_t close_node(bk_tree_builder_t *builder, size_t level, bk_err_t *err)
 {
-    open_node_t *node = &builder->levels[level];
-    bk_id_t id;
-    bk_rc_t rc = close_node(builder, level, &id, err);
-    if (rc == BK_OK)
-        rc = add_child(builder, level + 1, node->first, node->first_len, &id, node->below, err);
-    builder->used[level] = true;
-    node->count = 0;
-    return rc;
-}
-
-static bk_rc_t add_child(bk_tree_builder_t *builder, size_t level, const uint8_t *first,
-                         uint16_t first_len, const bk_id_t *child, uint64_t below, bk_err_t *err)
-{
-    if (level == LEVELS)
-        return bk_err_set(err, BK_TOO_LARGE, "store a directory: it has too many entries");
-    open_node_t *node = &builder->levels[level];
-    if (node->count == 0) {
-        start_node(node, NODE_BRANCH);
-        memcpy(node->first, first, first_len);
-        node->first_len = first_len;
+    for (;; level++) {
+        open_node_t *node = &builder->levels[level], *above = node + 1;
+        bk_id_t id;
+        if (level + 1 == LEVELS)
+            return bk_err_set(err, BK_TOO_LARGE, "store a directory: it has too many entries");
+        bk_rc_t rc = store_node(builder, node, &id, err);
+        if (rc != BK_OK)
+            return rc;
+        builder->used[level] = true;
+        if (above->count == 0)
+            start_node(above, NODE_BRANCH, node->first, node->first_len);
+        bk_buf_u16(&above->bytes, node->first_len);
+        bk_buf_add(&above->bytes, node->first, node->first_len);
+        bk_buf_add(&above->bytes, id.b, BK_ID_SIZE);
+        bk_buf_u64(&above->bytes, node->below);
+        above->count++;
+        above->below += node->below;
+        node->count = 0;
+        if (!cuts(above, node->first, node->first_len))
+            return BK_OK;
     }
-    bk_buf_u16(&node->bytes, first_len);
-    bk_buf_add(&node->bytes, first, first_len);
-    bk_buf_add(&node->bytes, child->b, BK_ID_SIZE);
-    bk_buf_u64(&node->bytes, below);
-    node->count++;
-    node->below += below;
-    return cuts(node, first, first_len) ? close_and_link(builder, level, err) : BK_OK;
 }
 
-static int compare_names(const uint8_t *a, size_t a_len, const uint8_t *b, size_t b_len)
-{
-    int order = memcmp(a, b, a_len < b_len ? a_len : b_len);
-    if (order != 0)
-        return order;
-    return a_len < b_len ? -1 : a_len > b_len;
-}
-
-bk_rc_t bk_tree_builder_add(bk_tree_builder_t *builder, const bk_entry_t *entry, bk_err_t *err)
+static bk_rc_t add_entry(bk_tree_builder_t *builder, const bk_entry_t *entry, bk_err_t *err)
 {
     open_node_t *node = &builder->levels[0];
-    if (!bk_entry_name_valid(entry->name, entry->name_len) ||
-        (builder->entries > 0 &&
-         compare_names(builder->last, builder->last_len, entry->name, entry->name_len) >= 0))
+    bk_rc_t rc = bk_entry_check(entry, err);
+    if (rc != BK_OK)
+        return rc;
+    if (builder->entries > 0 &&
+        compare_names(builder->last, builder->last_len, entry->name, entry->name_len) >= 0)
         return bk_err_set(err, BK_FAILED, "store a directory: its entries are not in order");
-    if (node->count == 0) {
-        start_node(node, NODE_LEAF);
-        memcpy(node->first, entry->name, entry->name_len);
-        node->first_len = entry->name_len;
-    }
+    if (node->count == 0)
+        start_node(node, NODE_LEAF, entry->name, entry->name_len);
     memcpy(builder->last, entry->name, entry->name_len);
     builder->last_len = entry->name_len;
     bk_entry_encode(entry, &node->bytes);
     node->count++;
     node->below++;
     builder->entries++;
-    return cuts(node, entry->name, entry->name_len) ? close_and_link(builder, 0, err) : BK_OK;
+    return cuts(node, entry->name, entry->name_len) ? close_node(builder, 0, err) : BK_OK;
+}
+
+bk_rc_t bk_tree_builder_add(bk_tree_builder_t *builder, const bk_entry_t *entry, bk_err_t *err)
+{
+    if (builder->over)
+        return bk_err_set(err, BK_FAILED, "store a directory: it is over or failed already");
+    bk_rc_t rc = add_entry(builder, entry, err);
+    builder->over = rc != BK_OK;
+    return rc;
 }
 
 bk_rc_t bk_tree_builder_finish(bk_tree_builder_t *builder, bk_id_t *root, uint64_t *entries,
                                bk_err_t *err)
 {
+    size_t level = 0;
+    if (builder->over)
+        return bk_err_set(err, BK_FAILED, "store a directory: it is over or failed already");
+    builder->over = true;
     *entries = builder->entries;
     if (builder->entries == 0)
-        start_node(&builder->levels[0], NODE_LEAF);
-    for (size_t level = 0; level < LEVELS; level++) {
-        open_node_t *node = &builder->levels[level];
-        bool above = builder->used[level];
-        if (!above)
-            return close_node(builder, level, root, err);
-        if (node->count > 0) {
-            bk_rc_t rc = close_and_link(builder, level, err);
-            if (rc != BK_OK)
-                return rc;
-        }
+        start_node(&builder->levels[0], NODE_LEAF, NULL, 0);
+    /* The lowest level of which nothing was written before holds everything: it is the root. */
+    for (; builder->used[level]; level++) {
+        if (builder->levels[level].count == 0)
+            continue;
+        bk_rc_t rc = close_node(builder, level, err);
+        if (rc != BK_OK)
+            return rc;
     }
-    return bk_err_set(err, BK_TOO_LARGE, "store a directory: it has too many entries");
+    return store_node(builder, &builder->levels[level], root, err);
 }
 
 /* --- reading --- */
 
 typedef struct {
     bk_buf_t bytes;
-    bk_cur_t cur;
-    uint32_t left; /* items not yet read */
+    bk_id_t id;
+    bool leaf;
+    bk_cur_t items, cur;  /* all items; what is not read yet */
+    uint32_t count, left; /* the same, as numbers */
 } read_node_t;
+
+typedef struct {
+    const uint8_t *first; /* in the branch's bytes */
+    uint16_t first_len;
+    bk_id_t id;
+    uint64_t below;
+} child_t;
 
 struct bk_tree_iter_s {
     bk_repo_t *repo;
     bk_ctl_t *ctl;
-    read_node_t levels[LEVELS]; /* 0 is the root */
+    read_node_t levels[LEVELS]; /* 0 is the root, which stays */
     size_t depth;               /* levels in use */
     bk_chunk_ref_t *scratch;
     size_t scratch_cap;
     bk_entry_t entry;
-    uint8_t last[BK_NAME_MAX];
+    uint8_t last[BK_NAME_MAX]; /* name of the entry decoded last */
     uint16_t last_len;
-    bool any;
-    bool pending; /* seek has decoded an entry that next has not given yet */
+    bool any;       /* there is such an entry */
+    bool pending;   /* seek has decoded an entry that next has not given yet */
+    bk_rc_t failed; /* a damaged directory is not read on */
 };
 
-static bk_rc_t open_node(bk_tree_iter_t *iter, const bk_id_t *id, bool *leaf, bk_err_t *err)
+/* A child of a branch that check_branch has passed. */
+static child_t take_child(read_node_t *node)
+{
+    child_t child = {0};
+    child.first_len = bk_cur_u16(&node->cur);
+    child.first = bk_cur_bytes(&node->cur, child.first_len);
+    const uint8_t *id = bk_cur_bytes(&node->cur, BK_ID_SIZE);
+    child.below = bk_cur_u64(&node->cur);
+    if (id != NULL)
+        memcpy(child.id.b, id, BK_ID_SIZE);
+    node->left--;
+    return child;
+}
+
+/* All items of a branch: whole, sorted, and with as many entries as the level above says. */
+static bk_rc_t check_branch(const read_node_t *branch, const child_t *self, bk_err_t *err)
+{
+    read_node_t probe = {.cur = branch->items, .left = branch->count};
+    child_t before = {0};
+    uint64_t sum = 0;
+    if (branch->count == 0)
+        return bk_err_set(err, BK_CORRUPT, "a branch of a directory is empty");
+    while (probe.left > 0) {
+        child_t child = take_child(&probe);
+        if (!bk_cur_ok(&probe.cur))
+            return bk_err_set(err, BK_CORRUPT, "a branch of a directory is cut off");
+        if (!bk_entry_name_valid(child.first, child.first_len) || child.below == 0 ||
+            child.below > UINT64_MAX - sum ||
+            (before.first != NULL &&
+             compare_names(before.first, before.first_len, child.first, child.first_len) >= 0))
+            return bk_err_set(err, BK_CORRUPT, "a branch of a directory has impossible items");
+        sum += child.below;
+        before = child;
+    }
+    if (bk_cur_left(&probe.cur) != 0 || (self != NULL && sum != self->below))
+        return bk_err_set(err, BK_CORRUPT, "a branch of a directory has another length than said");
+    return BK_OK;
+}
+
+/* The first name of a node as its branch knows it: a wrong one would send a search the wrong way. */
+static bk_rc_t check_first(const read_node_t *node, const child_t *self, bk_err_t *err)
+{
+    bk_cur_t cur = node->items;
+    uint16_t len = bk_cur_u16(&cur);
+    const uint8_t *first = bk_cur_bytes(&cur, len);
+    if (first == NULL || len != self->first_len || memcmp(first, self->first, len) != 0)
+        return bk_err_set(err, BK_CORRUPT, "a node of a directory starts with another name");
+    return BK_OK;
+}
+
+/* Read a node below those that are open; self: what its branch says of it, NULL for the root. */
+static bk_rc_t open_node(bk_tree_iter_t *iter, const bk_id_t *id, const child_t *self,
+                         bk_err_t *err)
 {
     if (iter->depth == LEVELS)
-        return bk_err_set(err, BK_CORRUPT, "a directory is nested too deep");
+        return bk_err_set(err, BK_CORRUPT, "the branches of a directory are nested too deep");
     read_node_t *node = &iter->levels[iter->depth];
     bk_rc_t rc = bk_repo_get(iter->repo, id, &node->bytes, iter->ctl, err);
     if (rc != BK_OK)
         return rc;
     node->cur = bk_cur(node->bytes.data, node->bytes.len);
     uint8_t kind = bk_cur_u8(&node->cur), version = bk_cur_u8(&node->cur);
-    node->left = bk_cur_u32(&node->cur);
+    node->count = node->left = bk_cur_u32(&node->cur);
+    node->items = node->cur;
+    node->leaf = kind == NODE_LEAF;
+    node->id = *id;
     if (!bk_cur_ok(&node->cur) || (kind != NODE_LEAF && kind != NODE_BRANCH))
         return bk_err_set(err, BK_CORRUPT, "a node of a directory is damaged");
     if (version != NODE_VERSION)
-        return bk_err_set(err, BK_UNSUPPORTED, "a directory was written by a newer version");
-    if (kind == NODE_BRANCH && node->left == 0)
-        return bk_err_set(err, BK_CORRUPT, "a node of a directory is empty");
-    *leaf = kind == NODE_LEAF;
-    iter->depth++;
-    return BK_OK;
-}
-
-/* Read the next child of a branch. */
-static bk_rc_t next_child(read_node_t *node, const uint8_t **first, uint16_t *first_len,
-                          bk_id_t *child, bk_err_t *err)
-{
-    *first_len = bk_cur_u16(&node->cur);
-    *first = bk_cur_bytes(&node->cur, *first_len);
-    const uint8_t *id = bk_cur_bytes(&node->cur, BK_ID_SIZE);
-    bk_cur_u64(&node->cur);
-    if (!bk_cur_ok(&node->cur))
-        return bk_err_set(err, BK_CORRUPT, "a node of a directory is cut off");
-    memcpy(child->b, id, BK_ID_SIZE);
-    node->left--;
-    return BK_OK;
-}
-
-/* From the node at the bottom down to the leaf that starts it. */
-static bk_rc_t descend(bk_tree_iter_t *iter, const bk_id_t *id, bk_err_t *err)
-{
-    bk_id_t child = *id;
-    bool leaf = false;
-    bk_rc_t rc = open_node(iter, &child, &leaf, err);
-    while (rc == BK_OK && !leaf) {
-        const uint8_t *first;
-        uint16_t len;
-        rc = next_child(&iter->levels[iter->depth - 1], &first, &len, &child, err);
-        if (rc == BK_OK)
-            rc = open_node(iter, &child, &leaf, err);
-    }
+        return bk_err_set(err, BK_UNSUPPORTED,
+                          "a directory was written by a newer ngx-backup: upgrade it");
+    if (!node->leaf)
+        rc = check_branch(node, self, err);
+    else if (self != NULL && node->count != self->below)
+        rc = bk_err_set(err, BK_CORRUPT, "a node of a directory has another length than said");
+    if (rc == BK_OK && self != NULL)
+        rc = check_first(node, self, err);
+    if (rc == BK_OK)
+        iter->depth++;
     return rc;
+}
+
+static bk_rc_t open_next_child(bk_tree_iter_t *iter, bk_err_t *err)
+{
+    child_t child = take_child(&iter->levels[iter->depth - 1]);
+    return open_node(iter, &child.id, &child, err);
 }
 
 bk_rc_t bk_tree_iter_open(bk_repo_t *repo, const bk_id_t *root, bk_ctl_t *ctl,
@@ -255,8 +303,8 @@ bk_rc_t bk_tree_iter_open(bk_repo_t *repo, const bk_id_t *root, bk_ctl_t *ctl,
     iter->repo = repo;
     iter->ctl = ctl;
     for (size_t i = 0; i < LEVELS; i++)
-        bk_buf_init(&iter->levels[i].bytes, BK_CHUNK_MAX);
-    bk_rc_t rc = descend(iter, root, err);
+        bk_buf_init(&iter->levels[i].bytes, NODE_LIMIT);
+    bk_rc_t rc = open_node(iter, root, NULL, err);
     if (rc != BK_OK)
         bk_tree_iter_close(iter);
     else
@@ -274,105 +322,125 @@ void bk_tree_iter_close(bk_tree_iter_t *iter)
     free(iter);
 }
 
+/* Bring a leaf with unread entries to the bottom; *there is false when there is none. */
+static bk_rc_t find_leaf(bk_tree_iter_t *iter, bool *there, bk_err_t *err)
+{
+    for (;;) {
+        read_node_t *node = &iter->levels[iter->depth - 1];
+        if (node->left > 0 && node->leaf) {
+            *there = true;
+            return BK_OK;
+        }
+        if (node->left > 0) {
+            bk_rc_t rc = open_next_child(iter, err);
+            if (rc != BK_OK)
+                return rc;
+            continue;
+        }
+        if (node->leaf && bk_cur_left(&node->cur) != 0)
+            return bk_err_set(err, BK_CORRUPT, "a node of a directory has bytes behind its end");
+        if (iter->depth == 1) {
+            *there = false;
+            return BK_OK;
+        }
+        iter->depth--;
+    }
+}
+
 /* Decode the next entry into iter->entry; *there is false at the end. */
 static bk_rc_t advance(bk_tree_iter_t *iter, bool *there, bk_err_t *err)
 {
     bk_rc_t rc = bk_ctl_check(iter->ctl, err);
-    *there = false;
-    while (rc == BK_OK && iter->depth > 0 && iter->levels[iter->depth - 1].left == 0) {
-        if (bk_cur_left(&iter->levels[iter->depth - 1].cur) != 0)
-            return bk_err_set(err, BK_CORRUPT, "a node of a directory has bytes behind its end");
-        iter->depth--;
-        if (iter->depth == 0)
-            return BK_OK;
-        read_node_t *branch = &iter->levels[iter->depth - 1];
-        if (branch->left > 0) {
-            const uint8_t *first;
-            uint16_t len;
-            bk_id_t child;
-            rc = next_child(branch, &first, &len, &child, err);
-            if (rc == BK_OK)
-                rc = descend(iter, &child, err);
-        }
-    }
-    if (rc != BK_OK || iter->depth == 0)
+    if (rc == BK_OK)
+        rc = find_leaf(iter, there, err);
+    if (rc != BK_OK || !*there)
         return rc;
     read_node_t *leaf = &iter->levels[iter->depth - 1];
-    rc = bk_entry_decode(&leaf->cur, &iter->scratch, &iter->scratch_cap, &iter->entry, err);
+    bk_entry_t *entry = &iter->entry;
+    rc = bk_entry_decode(&leaf->cur, &iter->scratch, &iter->scratch_cap, entry, err);
     if (rc != BK_OK)
         return rc;
     leaf->left--;
     /* Sorted and unique: a merge and a restore both rely on it. */
-    if (iter->any &&
-        compare_names(iter->last, iter->last_len, iter->entry.name, iter->entry.name_len) >= 0)
+    if (iter->any && compare_names(iter->last, iter->last_len, entry->name, entry->name_len) >= 0)
         return bk_err_set(err, BK_CORRUPT, "the entries of a directory are not in order");
-    memcpy(iter->last, iter->entry.name, iter->entry.name_len);
-    iter->last_len = iter->entry.name_len;
+    memcpy(iter->last, entry->name, entry->name_len);
+    iter->last_len = entry->name_len;
     iter->any = true;
-    *there = true;
     return BK_OK;
+}
+
+static bk_rc_t fail_again(const bk_tree_iter_t *iter, bk_err_t *err)
+{
+    return bk_err_set(err, iter->failed, "the directory could not be read before");
 }
 
 bk_rc_t bk_tree_iter_next(bk_tree_iter_t *iter, const bk_entry_t **entry, bk_err_t *err)
 {
     bool there = iter->pending;
-    bk_rc_t rc = BK_OK;
-    if (!iter->pending)
-        rc = advance(iter, &there, err);
+    *entry = NULL;
+    if (iter->failed != BK_OK)
+        return fail_again(iter, err);
+    if (!there)
+        iter->failed = advance(iter, &there, err);
     iter->pending = false;
-    *entry = rc == BK_OK && there ? &iter->entry : NULL;
-    return rc;
+    if (iter->failed == BK_OK && there)
+        *entry = &iter->entry;
+    return iter->failed;
 }
 
-/* In a branch, go to the last child that starts at or before name. */
-static bk_rc_t skip_children(bk_tree_iter_t *iter, const void *name, size_t len, bk_err_t *err)
+/* From the root down to the leaf where name must be; nodes that are open already are not read again. */
+static bk_rc_t go_down(bk_tree_iter_t *iter, const void *name, size_t len, bool *opened,
+                       bk_err_t *err)
 {
-    for (size_t level = 0; level + 1 < iter->depth; level++) {
+    for (size_t level = 0; !iter->levels[level].leaf; level++) {
         read_node_t *branch = &iter->levels[level];
-        bk_cur_t ahead = branch->cur, best = branch->cur;
-        uint32_t left = branch->left, best_left = 0;
-        bk_id_t child;
-        bool jump = false;
-        while (left > 0) {
-            read_node_t probe = {.cur = ahead, .left = left};
-            const uint8_t *first;
-            uint16_t first_len;
-            bk_id_t id;
-            bk_rc_t rc = next_child(&probe, &first, &first_len, &id, err);
-            if (rc != BK_OK)
-                return rc;
-            if (compare_names(first, first_len, name, len) > 0)
+        branch->cur = branch->items;
+        branch->left = branch->count;
+        read_node_t probe = {.cur = branch->cur, .left = branch->left};
+        child_t child = take_child(&probe);
+        branch->cur = probe.cur;
+        branch->left = probe.left;
+        while (probe.left > 0) {
+            child_t next = take_child(&probe);
+            if (compare_names(next.first, next.first_len, name, len) > 0)
                 break;
-            child = id;
-            ahead = best = probe.cur;
-            left = best_left = probe.left;
-            jump = true;
+            child = next;
+            branch->cur = probe.cur;
+            branch->left = probe.left;
         }
-        if (jump) {
-            branch->cur = best;
-            branch->left = best_left;
-            iter->depth = level + 1;
-            bk_rc_t rc = descend(iter, &child, err);
-            if (rc != BK_OK)
-                return rc;
-        }
+        if (level + 1 < iter->depth && bk_id_equal(&iter->levels[level + 1].id, &child.id))
+            continue;
+        iter->depth = level + 1;
+        *opened = true;
+        bk_rc_t rc = open_node(iter, &child.id, &child, err);
+        if (rc != BK_OK)
+            return rc;
     }
     return BK_OK;
 }
 
 bk_rc_t bk_tree_iter_seek(bk_tree_iter_t *iter, const void *name, size_t len, bk_err_t *err)
 {
-    bool there = iter->pending;
-    bk_rc_t rc = BK_OK;
-    if (there && compare_names(iter->entry.name, iter->entry.name_len, name, len) >= 0)
+    bool there = true, opened = false;
+    int order = iter->any ? compare_names(iter->last, iter->last_len, name, len) : -1;
+    if (iter->failed != BK_OK)
+        return fail_again(iter, err);
+    if (iter->pending && order == 0)
         return BK_OK;
     iter->pending = false;
-    rc = skip_children(iter, name, len, err);
+    iter->failed = go_down(iter, name, len, &opened, err);
+    if (iter->failed == BK_OK && (opened || order >= 0)) { /* read the leaf from its start */
+        read_node_t *leaf = &iter->levels[iter->depth - 1];
+        leaf->cur = leaf->items;
+        leaf->left = leaf->count;
+        iter->any = false;
+    }
     do {
-        if (rc == BK_OK)
-            rc = advance(iter, &there, err);
-    } while (rc == BK_OK && there &&
+        if (iter->failed == BK_OK)
+            iter->failed = advance(iter, &there, err);
+    } while (iter->failed == BK_OK && there &&
              compare_names(iter->entry.name, iter->entry.name_len, name, len) < 0);
-    iter->pending = rc == BK_OK && there;
-    return rc;
+    iter->pending = iter->failed == BK_OK && there;
+    return iter->failed;
 }

@@ -18,9 +18,10 @@
  *   extents blob = n u32 | n x { offset u64 | length u64 }
  *   attrs blob   = n u32 | n x { name_len u16 | name | len u32 | value }
  *
- * A node ends after an entry whose name hashes (XXH3-64, seed 0) to a value with 7 low zero bits,
- * once it is past 4 KiB, or at 64 KiB; so one changed file among a million rewrites a few nodes.
- * Branches are cut the same way.
+ * A node ends behind an entry whose name hashes (XXH3-64, seed 0) to a value with 7 low zero bits
+ * once it has 4 KiB, or behind the entry with which it reaches 64 KiB; so one changed file among a
+ * million rewrites a few nodes.  Branches are cut the same way by the first names of their
+ * children.  An empty directory is a leaf without items.
  *
  * Builders and iterators belong to one thread; many may work at once.
  */
@@ -101,12 +102,15 @@ bk_rc_t bk_tree_iter_open(bk_repo_t *repo, const bk_id_t *root, bk_ctl_t *ctl,
                           bk_tree_iter_t **iter, bk_err_t *err);
 /* *entry is NULL at the end. */
 bk_rc_t bk_tree_iter_next(bk_tree_iter_t *iter, const bk_entry_t **entry, bk_err_t *err);
-/* Skip to the first entry whose name is >= name, reading only the nodes on the way. */
+/* Go, forward or back, to the first entry whose name is >= name, reading only the nodes on the way.
+ */
 bk_rc_t bk_tree_iter_seek(bk_tree_iter_t *iter, const void *name, size_t len, bk_err_t *err);
 void bk_tree_iter_close(bk_tree_iter_t *iter);
 
 /* Not empty, not "." or "..", no '/' and no NUL, at most BK_NAME_MAX bytes. */
 bool bk_entry_name_valid(const uint8_t *name, size_t len);
+/* BK_CORRUPT when the entry contradicts itself; decode and the builder ask it. */
+bk_rc_t bk_entry_check(const bk_entry_t *entry, bk_err_t *err);
 /* One entry decoded from / encoded to bytes; decode checks every length: the fuzz target. */
 void bk_entry_encode(const bk_entry_t *entry, bk_buf_t *out);
 bk_rc_t bk_entry_decode(bk_cur_t *cur, bk_chunk_ref_t **scratch, size_t *scratch_cap,

@@ -1,7 +1,14 @@
 /*
  * t/unit/repo/entry_test.c: directory entries as bytes: everything comes back, nothing impossible is believed.
  */
-#include "repo/scratch.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
 
 #include "repo/tree.h"
 

@@ -252,7 +252,7 @@ static void maps_keep_every_place(void **state)
     for (size_t s = 0; s < 8; s++) {
         bk_map_builder_t *builder = bk_map_builder_new(session);
         for (uint64_t i = 0; i < sizes[s]; i++) {
-            bk_chunk_ref_t ref = {.raw = (uint32_t)(i & 0xffff)};
+            bk_chunk_ref_t ref = {.raw = 1 + (uint32_t)(i & 0xffff)};
             memcpy(ref.id.b, &i, sizeof i);
             OK(bk_map_builder_add(builder, &ref, &f.err), &f.err);
         }
