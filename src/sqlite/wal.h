@@ -1,0 +1,41 @@
+/*
+ * sqlite/wal.h: the bytes of a write-ahead log and its shared index (https://www.sqlite.org/walformat.html and
+ * https://www.sqlite.org/fileformat2.html#walformat).  Parsers only: no locks, no SQLite handle.  Any thread.
+ */
+#ifndef BK_SQLITE_WAL_H
+#define BK_SQLITE_WAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/ctl.h"
+#include "base/err.h"
+
+#define BK_WAL_INDEX_REGION 32768 /* bytes of the first region of the -shm */
+#define BK_WAL_INDEX_HEADER 136   /* two headers of 48 bytes, then the checkpoint information */
+
+typedef struct {
+    uint32_t page_size;
+    uint32_t frames;      /* mxFrame: valid frames */
+    uint32_t pages;       /* of the database after the last of them */
+    uint32_t checksum[2]; /* running checksum at the last of them */
+    uint32_t salt[2];     /* as stored */
+    uint32_t backfilled;  /* frames already in the database file */
+    bool big_endian;      /* byte order of checksums */
+} bk_wal_header_t;
+
+/* False when the two copies differ, the checksum is wrong or nothing is there yet. */
+bool bk_wal_index_parse(const uint8_t bytes[BK_WAL_INDEX_HEADER], bk_wal_header_t *header);
+
+/* Where the page of a frame (from 1) starts in the -wal. */
+uint64_t bk_wal_frame_offset(uint32_t frame, uint32_t page_size);
+
+/*
+ * Read the headers and pages of frames 1..header->frames, checking salts and the running checksum; frame_of[pgno - 1] becomes
+ * the newest frame of each page up to header->pages.  BK_CORRUPT when the log is not what the index says.
+ */
+bk_rc_t bk_wal_scan(int fd, const char *what, const bk_wal_header_t *header, uint32_t *frame_of,
+                    bk_ctl_t *ctl, bk_err_t *err);
+
+#endif
