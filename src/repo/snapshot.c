@@ -1,19 +1,16 @@
 /*
- * repo/snapshot.c: the sealed JSON of a backup, and the list of all backups.
+ * repo/snapshot.c: a snapshot as canonical JSON, and back.  Decoding trusts nothing.
  */
 #include "repo/snapshot.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/json.h"
-#include "base/publish.h"
 #include "base/str.h"
 
-#define SNAPSHOT_MAX (256u << 20)
-#define ROOTS_MAX    1000u
+#define ROOTS_MAX 1000u
 
 void bk_snapshot_init(bk_snapshot_t *s)
 {
@@ -114,339 +111,233 @@ bk_rc_t bk_snapshot_encode(const bk_snapshot_t *s, bk_buf_t *out, bk_err_t *err)
         or_empty(s->unreadable, json_array()), "unreadable_total", (json_int_t)s->unreadable_total,
         "stats", or_empty(s->stats, json_object()), "pinned", (int)s->pinned, "previous",
         text_json(s->previous));
+    size_t start = out->len;
     bk_rc_t rc = root != NULL ? bk_json_dump(root, true, out, err)
                               : bk_err_set(err, BK_NO_MEMORY, "write snapshot: out of memory");
     json_decref(root);
+    /* A backup whose snapshot no reader would take is none: better to fail now. */
+    bk_snapshot_t proof;
+    if (rc == BK_OK)
+        rc = bk_snapshot_decode(out->data + start, out->len - start, &proof, err);
+    if (rc == BK_OK)
+        bk_snapshot_free(&proof);
     return rc;
 }
 
-/* --- reading: each helper clears *right when a member is missing or wrong --- */
+/* --- reading: the first member that is missing or wrong is remembered --- */
 
-static char *take_text(const json_t *object, const char *name, bool optional, bool *right)
+typedef struct {
+    const char *wrong; /* name of the member, or NULL */
+} take_t;
+
+static void complain(take_t *take, const char *name)
+{
+    if (take->wrong == NULL)
+        take->wrong = name;
+}
+
+/* Text that may stand for any bytes but NUL; heap. */
+static char *take_text(const json_t *object, const char *name, bool optional, take_t *take)
 {
     const json_t *value = json_object_get(object, name);
     if (optional && (value == NULL || json_is_null(value)))
         return NULL;
-    if (!json_is_string(value)) {
-        *right = false;
-        return NULL;
-    }
     size_t size = json_string_length(value) + 1;
-    char *text = malloc(size);
+    char *text = json_is_string(value) ? malloc(size) : NULL;
     int64_t len =
         text != NULL ? bk_name_unescape((uint8_t *)text, size - 1, json_string_value(value)) : -1;
     if (len < 0 || memchr(text, '\0', (size_t)len) != NULL) {
         free(text);
-        *right = false;
+        complain(take, name);
         return NULL;
     }
     text[len] = '\0';
     return text;
 }
 
-static void take_small(const json_t *object, const char *name, char *out, size_t size, bool *right)
+static void take_small(const json_t *object, const char *name, char *out, size_t size, take_t *take)
 {
     const json_t *value = json_object_get(object, name);
     if (!json_is_string(value) || !bk_strcpy(out, size, json_string_value(value)))
-        *right = false;
+        complain(take, name);
 }
 
-static uint64_t take_number(const json_t *object, const char *name, uint64_t max, bool *right)
+static uint64_t take_number(const json_t *object, const char *name, uint64_t max, take_t *take)
 {
     const json_t *value = json_object_get(object, name);
     if (!json_is_integer(value) || json_integer_value(value) < 0 ||
         (uint64_t)json_integer_value(value) > max) {
-        *right = false;
+        complain(take, name);
         return 0;
     }
     return (uint64_t)json_integer_value(value);
 }
 
-static void take_id(const json_t *object, const char *name, bk_id_t *id, bool *right)
+static void take_hex(const json_t *object, const char *name, uint8_t *out, size_t len, take_t *take)
 {
     const json_t *value = json_object_get(object, name);
     if (!json_is_string(value) ||
-        !bk_id_unhex(id, json_string_value(value), json_string_length(value)))
-        *right = false;
+        !bk_unhex(out, len, json_string_value(value), json_string_length(value)))
+        complain(take, name);
 }
 
-static json_t *take_json(const json_t *object, const char *name, int type, bool *right)
+static json_t *take_json(const json_t *object, const char *name, json_type type, take_t *take)
 {
     json_t *value = json_object_get(object, name);
-    if (value == NULL || json_typeof(value) != (json_type)type) {
-        *right = false;
+    if (value == NULL || json_typeof(value) != type) {
+        complain(take, name);
         return NULL;
     }
     return json_incref(value);
 }
 
-static void take_tree(const json_t *object, bk_snapshot_tree_t *tree, bool *right)
+static void take_tree(const json_t *object, bk_snapshot_tree_t *tree, take_t *take)
 {
-    tree->name = take_text(object, "name", false, right);
-    tree->path = take_text(object, "path", false, right);
-    take_id(object, "root", &tree->root, right);
-    tree->entries = take_number(object, "entries", INT64_MAX, right);
-    tree->files = take_number(object, "files", INT64_MAX, right);
-    tree->bytes = take_number(object, "bytes", INT64_MAX, right);
+    tree->name = take_text(object, "name", false, take);
+    tree->path = take_text(object, "path", false, take);
+    take_hex(object, "root", tree->root.b, BK_ID_SIZE, take);
+    tree->entries = take_number(object, "entries", INT64_MAX, take);
+    tree->files = take_number(object, "files", INT64_MAX, take);
+    tree->bytes = take_number(object, "bytes", INT64_MAX, take);
 }
 
-static void take_db(const json_t *object, bk_snapshot_db_t *db, bool *right)
+static bool is_power(uint64_t value, uint64_t min, uint64_t max)
 {
-    uint8_t digest[8];
-    const json_t *text = json_object_get(object, "digest");
-    db->name = take_text(object, "name", false, right);
-    db->path = take_text(object, "path", false, right);
-    take_id(object, "map", &db->map.root, right);
-    db->map.count = take_number(object, "blocks", INT64_MAX, right);
-    db->map.depth = (uint8_t)take_number(object, "depth", 8, right);
-    db->page_size = (uint32_t)take_number(object, "page_size", 65536, right);
-    db->block_size = (uint32_t)take_number(object, "block_size", BK_CHUNK_MAX, right);
-    db->page_count = take_number(object, "page_count", UINT32_MAX, right);
-    db->journal = take_text(object, "journal", false, right);
-    db->instant = (int64_t)take_number(object, "instant", INT64_MAX, right);
-    db->uid = (uint32_t)take_number(object, "uid", UINT32_MAX, right);
-    db->gid = (uint32_t)take_number(object, "gid", UINT32_MAX, right);
-    db->mode = (uint32_t)take_number(object, "mode", 07777, right);
-    if (!json_is_string(text) ||
-        !bk_unhex(digest, 8, json_string_value(text), json_string_length(text))) {
-        *right = false;
-        return;
-    }
-    for (size_t i = 0; i < 8; i++)
+    return value >= min && value <= max && (value & (value - 1)) == 0;
+}
+
+static void take_db(const json_t *object, bk_snapshot_db_t *db, take_t *take)
+{
+    uint8_t digest[8] = {0};
+    db->name = take_text(object, "name", false, take);
+    db->path = take_text(object, "path", false, take);
+    take_hex(object, "map", db->map.root.b, BK_ID_SIZE, take);
+    db->map.count = take_number(object, "blocks", INT64_MAX, take);
+    db->map.depth = (uint8_t)take_number(object, "depth", 8, take);
+    db->page_size = (uint32_t)take_number(object, "page_size", 65536, take);
+    db->block_size = (uint32_t)take_number(object, "block_size", BK_CHUNK_MAX, take);
+    db->page_count = take_number(object, "page_count", UINT32_MAX, take);
+    take_hex(object, "digest", digest, sizeof digest, take);
+    for (size_t i = 0; i < sizeof digest; i++)
         db->digest = db->digest << 8 | digest[i];
-    if (db->page_size < 512 || (db->page_size & (db->page_size - 1)) != 0 ||
-        db->block_size < db->page_size || db->block_size % db->page_size != 0 ||
-        (db->page_count * db->page_size + db->block_size - 1) / db->block_size != db->map.count)
-        *right = false;
+    db->journal = take_text(object, "journal", false, take);
+    db->instant = (int64_t)take_number(object, "instant", INT64_MAX, take);
+    db->uid = (uint32_t)take_number(object, "uid", UINT32_MAX, take);
+    db->gid = (uint32_t)take_number(object, "gid", UINT32_MAX, take);
+    db->mode = (uint32_t)take_number(object, "mode", 07777, take);
+    /* A restore computes places in the image from these: they have to go together. */
+    if (!is_power(db->page_size, 512, 65536))
+        complain(take, "page_size");
+    else if (!is_power(db->block_size, db->page_size, BK_CHUNK_MAX))
+        complain(take, "block_size");
+    else if ((db->page_count * db->page_size + db->block_size - 1) / db->block_size !=
+             db->map.count)
+        complain(take, "blocks");
+    else if (!bk_map_valid(&db->map))
+        complain(take, "depth");
 }
 
-static void take_roots(const json_t *root, bk_snapshot_t *s, bool *right)
+static void take_roots(const json_t *root, bk_snapshot_t *s, take_t *take)
 {
     const json_t *trees = json_object_get(root, "trees"), *dbs = json_object_get(root, "databases");
     size_t tree_count = json_array_size(trees), db_count = json_array_size(dbs);
-    if (!json_is_array(trees) || !json_is_array(dbs) || tree_count > ROOTS_MAX ||
-        db_count > ROOTS_MAX) {
-        *right = false;
+    if (!json_is_array(trees) || tree_count > ROOTS_MAX)
+        complain(take, "trees");
+    if (!json_is_array(dbs) || db_count > ROOTS_MAX)
+        complain(take, "databases");
+    if (take->wrong != NULL)
         return;
-    }
     s->trees = calloc(tree_count + 1, sizeof *s->trees);
     s->dbs = calloc(db_count + 1, sizeof *s->dbs);
     if (s->trees == NULL || s->dbs == NULL) {
-        *right = false;
+        complain(take, "trees");
         return;
     }
-    for (size_t i = 0; i < tree_count && *right; i++, s->tree_count++)
-        take_tree(json_array_get(trees, i), &s->trees[i], right);
-    for (size_t i = 0; i < db_count && *right; i++, s->db_count++)
-        take_db(json_array_get(dbs, i), &s->dbs[i], right);
+    for (size_t i = 0; i < tree_count; i++)
+        take_tree(json_array_get(trees, i), &s->trees[s->tree_count++], take);
+    for (size_t i = 0; i < db_count; i++)
+        take_db(json_array_get(dbs, i), &s->dbs[s->db_count++], take);
+}
+
+/* The lists inside: whoever shows or restores a backup takes their shape for granted. */
+static void check_lists(const bk_snapshot_t *s, take_t *take)
+{
+    size_t i;
+    const json_t *item;
+    json_array_foreach(s->tags, i, item)
+    {
+        if (!json_is_string(item))
+            complain(take, "tags");
+    }
+    json_array_foreach(s->unreadable, i, item)
+    {
+        if (!json_is_string(json_object_get(item, "path")) ||
+            !json_is_string(json_object_get(item, "error")) ||
+            !json_is_integer(json_object_get(item, "errno")))
+            complain(take, "unreadable");
+    }
+    if (s->unreadable_total < json_array_size(s->unreadable))
+        complain(take, "unreadable_total");
+}
+
+static bool kind_valid(const char *kind)
+{
+    return strcmp(kind, "full") == 0 || strcmp(kind, "incremental") == 0 ||
+           strcmp(kind, "safety") == 0;
+}
+
+static void take_members(const json_t *root, bk_snapshot_t *s, take_t *take)
+{
+    take_small(root, "backup_id", s->backup_id, sizeof s->backup_id, take);
+    s->set = take_text(root, "set", false, take);
+    s->host = take_text(root, "host", false, take);
+    take_small(root, "kind", s->kind, sizeof s->kind, take);
+    take_small(root, "parent", s->parent, sizeof s->parent, take);
+    take_small(root, "job", s->job, sizeof s->job, take);
+    s->started = (int64_t)take_number(root, "started", INT64_MAX, take);
+    s->completed = (int64_t)take_number(root, "completed", INT64_MAX, take);
+    s->instant = (int64_t)take_number(root, "instant", INT64_MAX, take);
+    s->description = take_text(root, "description", true, take);
+    s->previous = take_text(root, "previous", true, take);
+    s->tags = take_json(root, "tags", JSON_ARRAY, take);
+    s->config = take_json(root, "config", JSON_OBJECT, take);
+    s->unreadable = take_json(root, "unreadable", JSON_ARRAY, take);
+    s->unreadable_total = take_number(root, "unreadable_total", INT64_MAX, take);
+    s->stats = take_json(root, "stats", JSON_OBJECT, take);
+    s->pinned = json_is_true(json_object_get(root, "pinned"));
+    take_roots(root, s, take);
+    check_lists(s, take);
+    if (!bk_backup_id_valid(s->backup_id))
+        complain(take, "backup_id");
+    if (s->parent[0] != '\0' && !bk_backup_id_valid(s->parent))
+        complain(take, "parent");
+    if (!kind_valid(s->kind))
+        complain(take, "kind");
 }
 
 bk_rc_t bk_snapshot_decode(const void *text, size_t len, bk_snapshot_t *s, bk_err_t *err)
 {
     json_t *root = NULL;
-    bool right = true;
+    take_t take = {0};
+    bk_rc_t rc = BK_OK;
     bk_snapshot_init(s);
-    bk_rc_t rc = bk_json_parse(text, len, &root, err);
-    if (rc != BK_OK)
-        return bk_err_set(err, BK_CORRUPT, "the snapshot is damaged");
+    if (bk_json_parse(text, len, &root, NULL) != BK_OK)
+        return bk_err_set(err, BK_CORRUPT, "the snapshot is damaged: it is not JSON");
     json_int_t format = json_integer_value(json_object_get(root, "format"));
     if (format > 1) {
-        json_decref(root);
-        return bk_err_set(err, BK_UNSUPPORTED,
-                          "the snapshot was written by a newer ngx-backup: upgrade it");
+        rc = bk_err_set(err, BK_UNSUPPORTED,
+                        "the snapshot was written by a newer ngx-backup: upgrade it");
+    } else {
+        if (format != 1)
+            complain(&take, "format");
+        take_members(root, s, &take);
+        if (take.wrong != NULL)
+            rc = bk_err_set(err, BK_CORRUPT,
+                            "the snapshot is damaged: its member \"%s\" is missing or impossible",
+                            take.wrong);
     }
-    take_small(root, "backup_id", s->backup_id, sizeof s->backup_id, &right);
-    s->set = take_text(root, "set", false, &right);
-    s->host = take_text(root, "host", false, &right);
-    take_small(root, "kind", s->kind, sizeof s->kind, &right);
-    take_small(root, "parent", s->parent, sizeof s->parent, &right);
-    take_small(root, "job", s->job, sizeof s->job, &right);
-    s->started = (int64_t)take_number(root, "started", INT64_MAX, &right);
-    s->completed = (int64_t)take_number(root, "completed", INT64_MAX, &right);
-    s->instant = (int64_t)take_number(root, "instant", INT64_MAX, &right);
-    s->description = take_text(root, "description", true, &right);
-    s->previous = take_text(root, "previous", true, &right);
-    s->tags = take_json(root, "tags", JSON_ARRAY, &right);
-    s->config = take_json(root, "config", JSON_OBJECT, &right);
-    s->unreadable = take_json(root, "unreadable", JSON_ARRAY, &right);
-    s->unreadable_total = take_number(root, "unreadable_total", INT64_MAX, &right);
-    s->stats = take_json(root, "stats", JSON_OBJECT, &right);
-    s->pinned = json_is_true(json_object_get(root, "pinned"));
-    take_roots(root, s, &right);
-    if (format != 1 || !bk_backup_id_valid(s->backup_id))
-        right = false;
-    size_t i;
-    json_t *tag;
-    json_array_foreach(s->tags, i, tag) right = right && json_is_string(tag);
     json_decref(root);
-    if (right)
-        return BK_OK;
-    bk_snapshot_free(s);
-    return bk_err_set(err, BK_CORRUPT, "the snapshot has missing or impossible members");
-}
-
-/* --- listing --- */
-
-typedef struct {
-    bk_repo_t *repo;
-    const char *cache_dir;
-    bk_ctl_t *ctl;
-    bk_snapshot_list_t *list;
-    size_t cap;
-} listing_t;
-
-static bool right_name(const char *name, const bk_buf_t *object)
-{
-    bk_id_t wanted, digest;
-    bk_sha256(&digest, object->data, object->len);
-    return bk_object_name_id(name, &wanted) && bk_id_equal(&digest, &wanted);
-}
-
-/* The sealed object, from the cache when it is there and right. */
-static bk_rc_t read_object(const listing_t *listing, const char *name, bk_buf_t *object,
-                           bk_err_t *err)
-{
-    char path[4096];
-    bool cached = listing->cache_dir != NULL &&
-                  bk_fmt(path, sizeof path, "%s/%s", listing->cache_dir, strrchr(name, '/') + 1);
-    if (cached && bk_read_file(AT_FDCWD, path, object, NULL) == BK_OK && right_name(name, object))
-        return BK_OK;
-    bk_buf_reset(object);
-    bk_rc_t rc =
-        bk_objects_get_all(bk_repo_objects(listing->repo), name, object, listing->ctl, err);
-    if (rc == BK_OK && !right_name(name, object))
-        rc = bk_err_set(err, BK_CORRUPT, "its SHA-256 differs from its name");
-    if (rc == BK_OK && cached)
-        bk_publish_bytes(AT_FDCWD, path, 0600, object->data, object->len, false, NULL);
-    return rc;
-}
-
-static bk_rc_t load(const listing_t *listing, const char *name, bk_snapshot_t *s, bk_err_t *err)
-{
-    bk_buf_t object, plain;
-    bk_buf_init(&object, SNAPSHOT_MAX);
-    bk_buf_init(&plain, SNAPSHOT_MAX);
-    bk_rc_t rc = read_object(listing, name, &object, err);
-    if (rc == BK_OK)
-        rc = bk_object_unwrap(bk_repo_keyring(listing->repo), bk_repo_uuid(listing->repo),
-                              BK_KIND_SNAPSHOT, object.data, object.len, &plain, err);
-    if (rc == BK_OK)
-        rc = bk_snapshot_decode(plain.data, plain.len, s, err);
-    if (rc == BK_OK) {
-        s->object = bk_strdup(name);
-        s->object_size = object.len;
-        size_t len = strlen(s->backup_id);
-        if (strncmp(name + strlen("snapshots/"), s->backup_id, len) != 0 ||
-            name[strlen("snapshots/") + len] != '-')
-            rc = bk_err_set(err, BK_CORRUPT, "it belongs to another backup id");
-        if (rc != BK_OK)
-            bk_snapshot_free(s);
-    }
-    bk_buf_free(&object);
-    bk_buf_free(&plain);
-    return rc;
-}
-
-static bk_rc_t add_snapshot(void *arg, const bk_storage_item_t *item, bk_err_t *err)
-{
-    listing_t *listing = arg;
-    bk_snapshot_list_t *list = listing->list;
-    bk_err_t why = {0};
-    bk_snapshot_t s;
-    for (size_t i = 0; i < list->count; i++)
-        if (strcmp(list->items[i].object, item->name) == 0)
-            return BK_OK; /* on the storage and in the spool */
-    bk_rc_t rc = load(listing, item->name, &s, &why);
-    if (rc == BK_CORRUPT || rc == BK_WRONG_KEY || rc == BK_UNSUPPORTED) {
-        list->damaged++;
-        bk_ctl_note(listing->ctl, "%s: %s", item->name, why.text);
-        return BK_OK;
-    }
-    if (rc == BK_NOT_FOUND)
-        return BK_OK; /* removed meanwhile */
-    if (rc != BK_OK) {
-        if (err != NULL)
-            *err = why;
-        return rc;
-    }
-    if (list->count == listing->cap) {
-        size_t cap = listing->cap > 0 ? 2 * listing->cap : 64;
-        bk_snapshot_t *more = realloc(list->items, cap * sizeof *more);
-        if (more == NULL) {
-            bk_snapshot_free(&s);
-            return bk_err_set(err, BK_NO_MEMORY, "list backups: out of memory");
-        }
-        list->items = more;
-        listing->cap = cap;
-    }
-    list->items[list->count++] = s;
-    return BK_OK;
-}
-
-static int by_time(const void *a, const void *b)
-{
-    const bk_snapshot_t *x = a, *y = b;
-    if (x->completed != y->completed)
-        return x->completed < y->completed ? -1 : 1;
-    return strcmp(x->backup_id, y->backup_id);
-}
-
-bk_rc_t bk_snapshot_list(bk_repo_t *repo, const char *cache_dir, bk_ctl_t *ctl,
-                         bk_snapshot_list_t *list, bk_err_t *err)
-{
-    char dir[4096];
-    listing_t listing = {.repo = repo, .ctl = ctl, .list = list};
-    memset(list, 0, sizeof *list);
-    if (cache_dir != NULL) {
-        bk_fmt(dir, sizeof dir, "%s/snapshots", cache_dir);
-        if (bk_mkdirs(dir, 0700, NULL) == BK_OK)
-            listing.cache_dir = dir;
-    }
-    bk_rc_t rc =
-        bk_objects_list(bk_repo_objects(repo), "snapshots/", add_snapshot, &listing, ctl, err);
     if (rc != BK_OK)
-        bk_snapshot_list_free(list);
-    else if (list->count > 1)
-        qsort(list->items, list->count, sizeof *list->items, by_time);
-    return rc;
-}
-
-void bk_snapshot_list_free(bk_snapshot_list_t *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        bk_snapshot_free(&list->items[i]);
-    free(list->items);
-    memset(list, 0, sizeof *list);
-}
-
-bk_rc_t bk_snapshot_find(const bk_snapshot_list_t *list, const char *id,
-                         const bk_snapshot_t **found, bk_err_t *err)
-{
-    bool latest = strcmp(id, "latest") == 0;
-    const char *newest = NULL;
-    for (size_t i = list->count; i-- > 0;) {
-        const bk_snapshot_t *s = &list->items[i];
-        bool safety = strcmp(s->kind, "safety") == 0;
-        if (newest == NULL && !safety)
-            newest = s->backup_id;
-        if (latest ? !safety : strcmp(s->backup_id, id) == 0) {
-            *found = s;
-            return BK_OK;
-        }
-    }
-    if (list->count == 0 || (latest && newest == NULL))
-        return bk_err_set(err, BK_NOT_FOUND, "there is no backup yet");
-    return bk_err_set(err, BK_NOT_FOUND,
-                      "there is no backup \"%s\"; there are %zu, the newest is %s", id, list->count,
-                      newest != NULL ? newest : list->items[list->count - 1].backup_id);
-}
-
-bk_rc_t bk_snapshot_remove(bk_repo_t *repo, const bk_snapshot_t *snapshot, bk_ctl_t *ctl,
-                           bk_err_t *err)
-{
-    const bk_objects_t *objects = bk_repo_objects(repo);
-    bk_rc_t rc = bk_storage_remove(objects->storage, snapshot->object, ctl, err);
-    if (rc == BK_OK && objects->spool != NULL)
-        rc = bk_storage_remove(objects->spool, snapshot->object, ctl, err);
+        bk_snapshot_free(s);
     return rc;
 }
