@@ -221,12 +221,12 @@ static bk_rc_t look_at_wal(bk_db_source_t *s, bk_ctl_t *ctl, bk_err_t *err)
     bk_rc_t rc = read_header(s, &header, err);
     if (rc != BK_OK)
         return rc;
-    if (header.page_size != s->info.page_size)
-        return bk_err_set(err, BK_CORRUPT, "database %s: the wal-index has another page size",
-                          s->path);
     s->info.wal_frames = header.frames;
     if (header.frames == 0)
         return pages_of_file(s, &s->info.page_count, err);
+    if (header.page_size != s->info.page_size)
+        return bk_err_set(err, BK_CORRUPT, "database %s: the wal-index has another page size",
+                          s->path);
     s->info.page_count = header.pages;
     if (header.backfilled >= header.frames)
         return BK_OK; /* the file is the image and stays it while we are pinned */

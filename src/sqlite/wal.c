@@ -63,7 +63,9 @@ bool bk_wal_index_parse(const uint8_t bytes[BK_WAL_INDEX_HEADER], bk_wal_header_
     header->checksum[1] = native(bytes + 28);
     memcpy(header->salt, bytes + 32, 8);
     header->backfilled = native(bytes + 96);
-    return header->page_size >= 512 && (header->page_size & (header->page_size - 1)) == 0;
+    /* A log without frames has no page size yet. */
+    return header->frames == 0 ||
+           (header->page_size >= 512 && (header->page_size & (header->page_size - 1)) == 0);
 }
 
 uint64_t bk_wal_frame_offset(uint32_t frame, uint32_t page_size)
