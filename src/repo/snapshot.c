@@ -162,6 +162,14 @@ static void take_small(const json_t *object, const char *name, char *out, size_t
         complain(take, name);
 }
 
+static bool take_bool(const json_t *object, const char *name, take_t *take)
+{
+    const json_t *value = json_object_get(object, name);
+    if (!json_is_boolean(value))
+        complain(take, name);
+    return json_is_true(value);
+}
+
 static uint64_t take_number(const json_t *object, const char *name, uint64_t max, take_t *take)
 {
     const json_t *value = json_object_get(object, name);
@@ -304,7 +312,7 @@ static void take_members(const json_t *root, bk_snapshot_t *s, take_t *take)
     s->unreadable = take_json(root, "unreadable", JSON_ARRAY, take);
     s->unreadable_total = take_number(root, "unreadable_total", INT64_MAX, take);
     s->stats = take_json(root, "stats", JSON_OBJECT, take);
-    s->pinned = json_is_true(json_object_get(root, "pinned"));
+    s->pinned = take_bool(root, "pinned", take);
     take_roots(root, s, take);
     check_lists(s, take);
     if (!bk_backup_id_valid(s->backup_id))
