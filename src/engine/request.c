@@ -1,0 +1,247 @@
+/*
+ * engine/request.c: what a request may say.  No side effects; knows the set, the disk only to resolve a target directory.
+ */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/str.h"
+#include "engine/engine_private.h"
+
+#define TAGS_MAX 32
+#define TEXT_MAX 1024
+
+static bool one_of(const char *text, const char *const *words)
+{
+    for (; *words != NULL; words++)
+        if (strcmp(text, *words) == 0)
+            return true;
+    return false;
+}
+
+static void want_backup_id(bk_want_t *want)
+{
+    const char *id;
+    if (bk_want_string(want, "backup_id", &id) && !bk_backup_id_valid(id))
+        bk_want_problem(want, "backup_id", "is not a backup id; GET …/list shows them, or use \"latest\"");
+}
+
+static void check_create(bk_want_t *want)
+{
+    static const char *const types[] = {"full", "incremental", NULL};
+    const char *text;
+    bool upload;
+    json_t *tags, *tag;
+    size_t i;
+    if (bk_want_string(want, "backup_type", &text) && !one_of(text, types))
+        bk_want_problem(want, "backup_type", "must be \"full\" or \"incremental\"");
+    bk_want_bool(want, "upload_to_storage", &upload);
+    if (bk_want_string(want, "description", &text) && strlen(text) > TEXT_MAX)
+        bk_want_problem(want, "description", "must have at most %d bytes", TEXT_MAX);
+    if (bk_want_strings(want, "tags", &tags)) {
+        if (json_array_size(tags) > TAGS_MAX)
+            bk_want_problem(want, "tags", "must be at most %d", TAGS_MAX);
+        json_array_foreach(tags, i, tag)
+            if (json_string_length(tag) == 0 || json_string_length(tag) > 64)
+                bk_want_problem(want, "tags", "each must have 1 to 64 bytes");
+    }
+}
+
+/* The target directory without "." and "..", or false. */
+static bool plain_path(const char *path)
+{
+    if (path[0] != '/' || strlen(path) >= PATH_MAX - 64)
+        return false;
+    for (const char *p = path; (p = strstr(p, "/.")) != NULL; p++)
+        if (p[2] == '\0' || p[2] == '/' || (p[2] == '.' && (p[3] == '\0' || p[3] == '/')))
+            return false;
+    return true;
+}
+
+/* Path without symbolic links, where its last parts need not exist yet. */
+static bool resolve(const char *path, char out[PATH_MAX])
+{
+    char head[PATH_MAX];
+    bk_strcpy(head, sizeof head, path);
+    for (;;) {
+        if (realpath(head, out) != NULL) {
+            const char *rest = path + strlen(head);
+            size_t len = strlen(out);
+            while (*rest == '/')
+                rest++;
+            return *rest == '\0' || bk_fmt(out + len, PATH_MAX - len, "%s%s", len > 1 ? "/" : "", rest);
+        }
+        char *slash = strrchr(head, '/');
+        if (slash == NULL || (slash == head && head[1] == '\0'))
+            return false;
+        slash[slash == head] = '\0';
+    }
+}
+
+bk_rc_t bk_target_check(const bk_set_t *set, const char *target, const char **root, const char **below,
+                        char resolved[PATH_MAX], bk_err_t *err)
+{
+    char list[1024] = "";
+    if (!plain_path(target) || !resolve(target, resolved))
+        return bk_err_set(err, BK_FORBIDDEN,
+                          "target_directory %s: must be an absolute path without \".\" and \"..\"", target);
+    for (size_t i = 0; set->restore_roots != NULL && set->restore_roots[i] != NULL; i++) {
+        char allowed[PATH_MAX];
+        if (!resolve(set->restore_roots[i], allowed))
+            continue;
+        size_t len = strlen(allowed), used = strlen(list);
+        if (strncmp(resolved, allowed, len) == 0 && (resolved[len] == '/' || resolved[len] == '\0')) {
+            *root = set->restore_roots[i];
+            *below = resolved + len + (resolved[len] == '/');
+            return BK_OK;
+        }
+        bk_fmt(list + used, sizeof list - used, "%s%s", used > 0 ? ", " : "", set->restore_roots[i]);
+    }
+    if (list[0] == '\0')
+        return bk_err_set(err, BK_FORBIDDEN,
+                          "target_directory %s: no restore_root is configured: add \"restore_root /directory;\"",
+                          target);
+    return bk_err_set(err, BK_FORBIDDEN, "target_directory %s lies outside every restore_root (%s)", target,
+                      list);
+}
+
+static void want_patterns(bk_want_t *want, const char *name)
+{
+    json_t *array, *item;
+    size_t i;
+    if (!bk_want_strings(want, name, &array))
+        return;
+    json_array_foreach(array, i, item)
+    {
+        bk_pattern_t *pattern = NULL;
+        bk_err_t why = {0};
+        if (bk_pattern_compile(json_string_value(item), &pattern, &why) != BK_OK)
+            bk_want_problem(want, name, "%s", why.text);
+        bk_pattern_free(pattern);
+    }
+}
+
+static void want_moment(bk_want_t *want)
+{
+    const char *text;
+    int64_t ns;
+    bool wrong = bk_want_string(want, "point_in_time", &text) && !bk_time_parse(text, &ns);
+    if (wrong)
+        bk_want_problem(want, "point_in_time", "must be a time like 2025-10-15T14:30:00Z");
+    else if (json_is_string(json_object_get(want->object, "point_in_time")))
+        bk_want_problem(want, "point_in_time",
+                        "this version recovers to backups, not to moments between them: use \"backup_id\"; GET "
+                        "…/list shows the instant of each");
+    uint64_t transaction;
+    if (bk_want_uint(want, "transaction", INT64_MAX, &transaction))
+        bk_want_problem(want, "transaction", "this version recovers to backups only: use \"backup_id\"");
+}
+
+static void want_tables(bk_want_t *want)
+{
+    json_t *tables;
+    if (bk_want_strings(want, "tables", &tables))
+        bk_want_problem(want, "tables",
+                        "this version recovers whole databases: recover it to a target_directory and copy the "
+                        "tables from there");
+}
+
+static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *err)
+{
+    static const char *const types[] = {"database", "files", "full", NULL};
+    static const char *const policies[] = {"always", "if-newer", "never", "rename", NULL};
+    const char *text, *root, *below;
+    char resolved[PATH_MAX];
+    bool original = true, flag, found = false;
+    json_t *paths, *item;
+    size_t n;
+
+    if (!bk_want_string(want, "recovery_type", &text))
+        bk_want_problem(want, "recovery_type", "is needed: \"database\", \"files\" or \"full\"");
+    else if (!one_of(text, types))
+        bk_want_problem(want, "recovery_type", "must be \"database\", \"files\" or \"full\"");
+    want_backup_id(want);
+    want_moment(want);
+    want_tables(want);
+    if (bk_want_string(want, "database", &text)) {
+        for (size_t i = 0; i < set->db_count; i++)
+            found = found || strcmp(set->dbs[i].name, text) == 0;
+        if (!found)
+            bk_want_problem(want, "database", "there is no database block of that name");
+    }
+    want_patterns(want, "file_patterns");
+    if (bk_want_strings(want, "paths", &paths)) {
+        json_array_foreach(paths, n, item)
+            if (json_string_length(item) == 0 || json_string_length(item) >= PATH_MAX)
+                bk_want_problem(want, "paths", "must not be empty or too long");
+    }
+    bk_want_bool(want, "restore_to_original", &original);
+    if (bk_want_string(want, "overwrite", &text) && !one_of(text, policies))
+        bk_want_problem(want, "overwrite", "must be \"always\", \"if-newer\", \"never\" or \"rename\"");
+    bk_want_bool(want, "delete_extra", &flag);
+    bk_want_bool(want, "dry_run", &flag);
+    bk_want_bool(want, "verify", &flag);
+    bool target = bk_want_string(want, "target_directory", &text);
+    if (target && original && json_is_true(json_object_get(want->object, "restore_to_original")))
+        bk_want_problem(want, "target_directory", "excludes \"restore_to_original\": true");
+    if (!target && !original)
+        bk_want_problem(want, "target_directory", "is needed when \"restore_to_original\" is false");
+    if (json_array_size(want->problems) > 0)
+        return BK_OK;
+    if (target)
+        return bk_target_check(set, text, &root, &below, resolved, err);
+    if (!set->restore_in_place)
+        return bk_err_set(err, BK_FORBIDDEN,
+                          "recovery in place is not allowed: set \"restore_in_place on;\", or give a "
+                          "target_directory inside a restore_root");
+    return BK_OK;
+}
+
+bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, json_t **problems,
+                         bk_err_t *err)
+{
+    bk_want_t want;
+    uint64_t level;
+    bool flag;
+    bk_rc_t rc = BK_OK;
+    *problems = NULL;
+    if (body != NULL && !json_is_object(body))
+        return bk_err_set(err, BK_INVALID, "the request body must be a JSON object");
+    json_t *object = body != NULL ? json_incref(body) : json_object();
+    bk_want_begin(&want, object);
+    switch (kind) {
+    case BK_JOB_BACKUP:
+        check_create(&want);
+        break;
+    case BK_JOB_RECOVERY:
+        rc = check_recovery(set, &want, err);
+        break;
+    case BK_JOB_VALIDATE:
+        want_backup_id(&want);
+        want_moment(&want);
+        bk_want_bool(&want, "deep", &flag);
+        break;
+    case BK_JOB_VERIFY:
+        bk_want_uint(&want, "level", 3, &level);
+        break;
+    case BK_JOB_CLEANUP:
+        bk_want_bool(&want, "dry_run", &flag);
+        break;
+    case BK_JOB_DELETE:
+        want_backup_id(&want);
+        break;
+    case BK_JOB_TEST:
+        break;
+    }
+    *problems = bk_want_done(&want);
+    json_decref(object);
+    if (*problems == NULL)
+        return rc;
+    const json_t *first = json_array_get(*problems, 0);
+    return bk_err_set(err, BK_INVALID, "the request is not valid: %s %s",
+                      json_string_value(json_object_get(first, "pointer")),
+                      json_string_value(json_object_get(first, "detail")));
+}
