@@ -1,7 +1,7 @@
 # Builds the module, the command line tool, the helper and the unit tests.  People call ./dev, which installs what is
 # missing and then calls this.
 #
-#   make [BUILD=build] [NGINX_SRC=/usr/share/nginx/src] [SAN=1 | COV=1]      all | module | cli | helper | unit
+#   make [BUILD=build] [NGINX_SRC=/usr/share/nginx/src] [SAN=1 | COV=1]      all | module | cli | helper | unit | tools | fuzz
 #
 # SAN=1: address and undefined-behaviour sanitizers.  COV=1: gcov.  Give them a BUILD of their own.
 
@@ -89,11 +89,11 @@ $(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
 # The module is built by nginx's own configure and make, as packagers build it, in a tree of links: the sources of nginx
 # stay untouched.  Debian's nginx-dev tells the flags of its nginx; for any other tree "make nginx" builds the server too.
 NGX_OUT    := $(abspath $(BUILD))/nginx
-NGX_FLAGS  := $(if $(wildcard $(NGX_SRC)/conf_flags),$(shell bash -c \
-    '. $(NGX_SRC)/conf_flags; echo "$${NGX_CONF_FLAGS[@]}"'),--with-compat --with-threads --with-debug \
+NGX_FLAGS  := $(if $(wildcard $(NGINX_SRC)/conf_flags),$(shell bash -c \
+    '. $(NGINX_SRC)/conf_flags; echo "$${NGX_CONF_FLAGS[@]}"'),--with-compat --with-threads --with-debug \
     --with-http_ssl_module --with-http_v2_module --with-http_realip_module --with-http_auth_request_module \
     --with-http_stub_status_module)
-NGX_CC_OPT := $(CFLAGS) -Wformat=2 -Wshadow -Wcast-qual -Wwrite-strings -fstack-protector-strong
+NGX_CC_OPT := $(CFLAGS) -Wformat=2 -Wshadow -fstack-protector-strong
 NGX_LD_OPT := -Wl,-z,relro -Wl,-z,now
 ifdef SAN
 NGX_CC_OPT += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
@@ -105,14 +105,35 @@ NGX_LD_OPT += --coverage
 endif
 
 .PHONY: nginx
+# Fuzz targets: t/fuzz/<name>.c, one program each, by clang's libFuzzer with objects of their own.
+.PHONY: fuzz fuzz-targets
+fuzz:
+	@command -v clang >/dev/null || { echo "make fuzz: clang is not installed (apt-get install clang)" >&2; exit 1; }
+	$(MAKE) FUZZING=1 BUILD=$(BUILD)/fuzz-objects CC=clang CFLAGS='-O1 -g' WARN='-Wall -Wextra' FUZZ_OUT=$(BUILD)/fuzz \
+	    fuzz-targets
+ifdef FUZZING
+BASE += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+fuzz-targets: $(patsubst t/fuzz/%.c,$(FUZZ_OUT)/%,$(wildcard t/fuzz/*.c))
+$(FUZZ_OUT)/%: t/fuzz/%.c $(call archives,engine)
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(WARN) -It/fuzz -MMD -MP -MF $(BUILD)/$*.fuzz.d -fsanitize=fuzzer -o $@ $< \
+	    $(call archives,engine) $(LIBS) -pthread
+endif
+
 module: $(BUILD)/ngx_http_backup_module.so
 nginx: $(BUILD)/nginx/objs/nginx
 
-$(BUILD)/nginx/objs/Makefile: config config.make VERSION
+# Configured again when a flag or the tree is another one.
+NGX_KEY := $(NGINX_SRC) $(NGX_FLAGS) $(NGX_CC_OPT) $(NGX_LD_OPT)
+.PHONY: force
+$(BUILD)/nginx.key: force
+	@mkdir -p $(@D) && echo "$(NGX_KEY)" | cmp -s - $@ || echo "$(NGX_KEY)" >$@
+
+$(BUILD)/nginx/objs/Makefile: config config.make VERSION $(BUILD)/nginx.key
 	@rm -rf $(NGX_OUT) && mkdir -p $(NGX_OUT)
-	@ln -s $(addprefix $(abspath $(NGX_SRC))/,auto src $(notdir $(wildcard $(NGX_SRC)/conf $(NGX_SRC)/contrib \
-	    $(NGX_SRC)/html $(NGX_SRC)/man $(NGX_SRC)/docs))) $(NGX_OUT)/
-	@ln -s $(abspath $(firstword $(wildcard $(NGX_SRC)/configure $(NGX_SRC)/auto/configure))) $(NGX_OUT)/configure
+	@ln -s $(addprefix $(abspath $(NGINX_SRC))/,auto src $(notdir $(wildcard $(NGINX_SRC)/conf $(NGINX_SRC)/contrib \
+	    $(NGINX_SRC)/html $(NGINX_SRC)/man $(NGINX_SRC)/docs))) $(NGX_OUT)/
+	@ln -s $(abspath $(firstword $(wildcard $(NGINX_SRC)/configure $(NGINX_SRC)/auto/configure))) $(NGX_OUT)/configure
 	cd $(NGX_OUT) && ASAN_OPTIONS=detect_leaks=0 ./configure $(NGX_FLAGS) --with-cc-opt='$(NGX_CC_OPT)' \
 	    --with-ld-opt='$(NGX_LD_OPT)' --add-dynamic-module=$(CURDIR) >configure.log || { cat configure.log; exit 1; }
 

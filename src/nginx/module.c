@@ -1,0 +1,651 @@
+/*
+ * nginx/module.c: the module: directives outside of blocks, the merging of
+ * locations, and the moments of a process's life.
+ *
+ * Everything that can be wrong is found while the configuration is read.
+ * After that, on a reload, nothing may fail: an error in init_module would end
+ * the master and leave its workers behind.
+ */
+
+#include "nginx/module.h"
+
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+
+#include "base/publish.h"
+
+
+static ngx_int_t ngx_http_backup_preconf(ngx_conf_t *cf);
+static ngx_int_t ngx_http_backup_postconf(ngx_conf_t *cf);
+static void *ngx_http_backup_create_main_conf(ngx_conf_t *cf);
+static char *ngx_http_backup_init_main_conf(ngx_conf_t *cf, void *conf);
+static void *ngx_http_backup_create_loc_conf(ngx_conf_t *cf);
+static char *ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent,
+    void *child);
+static char *ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+static ngx_int_t ngx_http_backup_init_module(ngx_cycle_t *cycle);
+static ngx_int_t ngx_http_backup_init_process(ngx_cycle_t *cycle);
+static void ngx_http_backup_exit_process(ngx_cycle_t *cycle);
+
+
+static ngx_command_t  ngx_http_backup_commands[] = {
+
+    { ngx_string("backup"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_BLOCK|NGX_CONF_TAKE1,
+      ngx_http_backup_block,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("backup_zone"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_backup_zone,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("backup_helper"),
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      ngx_http_backup_helper,
+      NGX_HTTP_MAIN_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("backup_api"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_backup_location,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_backup_loc_conf_t, api),
+      NULL },
+
+    { ngx_string("backup_health"),
+      NGX_HTTP_LOC_CONF|NGX_CONF_TAKE1,
+      ngx_http_backup_location,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      offsetof(ngx_http_backup_loc_conf_t, health),
+      NULL },
+
+    { ngx_string("backup_auth"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF
+                        |NGX_HTTP_LMT_CONF|NGX_CONF_TAKE12,
+      ngx_http_backup_auth,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+    { ngx_string("backup_token_file"),
+      NGX_HTTP_MAIN_CONF|NGX_HTTP_SRV_CONF|NGX_HTTP_LOC_CONF
+                        |NGX_HTTP_LMT_CONF|NGX_CONF_TAKE1,
+      ngx_http_backup_tokens,
+      NGX_HTTP_LOC_CONF_OFFSET,
+      0,
+      NULL },
+
+      ngx_null_command
+};
+
+
+static ngx_http_module_t  ngx_http_backup_module_ctx = {
+    ngx_http_backup_preconf,               /* preconfiguration */
+    ngx_http_backup_postconf,              /* postconfiguration */
+
+    ngx_http_backup_create_main_conf,      /* create main configuration */
+    ngx_http_backup_init_main_conf,        /* init main configuration */
+
+    NULL,                                  /* create server configuration */
+    NULL,                                  /* merge server configuration */
+
+    ngx_http_backup_create_loc_conf,       /* create location configuration */
+    ngx_http_backup_merge_loc_conf         /* merge location configuration */
+};
+
+
+ngx_module_t  ngx_http_backup_module = {
+    NGX_MODULE_V1,
+    &ngx_http_backup_module_ctx,           /* module context */
+    ngx_http_backup_commands,              /* module directives */
+    NGX_HTTP_MODULE,                       /* module type */
+    NULL,                                  /* init master */
+    ngx_http_backup_init_module,           /* init module */
+    ngx_http_backup_init_process,          /* init process */
+    NULL,                                  /* init thread */
+    NULL,                                  /* exit thread */
+    ngx_http_backup_exit_process,          /* exit process */
+    NULL,                                  /* exit master */
+    NGX_MODULE_V1_PADDING
+};
+
+
+/* Stands before the thread pools in the order of modules: see config. */
+
+static ngx_command_t  ngx_backup_stop_commands[] = {
+    ngx_null_command
+};
+
+
+static ngx_core_module_t  ngx_backup_stop_module_ctx = {
+    ngx_string("backup_stop"),
+    NULL,
+    NULL
+};
+
+
+ngx_module_t  ngx_backup_stop_module = {
+    NGX_MODULE_V1,
+    &ngx_backup_stop_module_ctx,           /* module context */
+    ngx_backup_stop_commands,              /* module directives */
+    NGX_CORE_MODULE,                       /* module type */
+    NULL,                                  /* init master */
+    NULL,                                  /* init module */
+    NULL,                                  /* init process */
+    NULL,                                  /* init thread */
+    NULL,                                  /* exit thread */
+    ngx_http_backup_stop_all,              /* exit process */
+    NULL,                                  /* exit master */
+    NGX_MODULE_V1_PADDING
+};
+
+
+static ngx_int_t
+ngx_http_backup_preconf(ngx_conf_t *cf)
+{
+    ngx_http_backup_main_conf_t  *bmcf;
+
+    static ngx_str_t  name = ngx_string("request_id");
+
+    bmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_backup_module);
+
+    bmcf->request_id = ngx_http_get_variable_index(cf, &name);
+
+    return bmcf->request_id == NGX_ERROR ? NGX_ERROR : NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_backup_postconf(ngx_conf_t *cf)
+{
+    ngx_http_backup_filter_init();
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_backup_cleanup_main(void *data)
+{
+    ngx_http_backup_main_conf_t *bmcf = data;
+
+    if (bmcf->wake != (ngx_socket_t) -1) {
+        (void) close(bmcf->wake);
+        bmcf->wake = (ngx_socket_t) -1;
+    }
+}
+
+
+static void *
+ngx_http_backup_create_main_conf(ngx_conf_t *cf)
+{
+    ngx_pool_cleanup_t           *cln;
+    ngx_http_backup_main_conf_t  *bmcf;
+
+    bmcf = ngx_pcalloc(cf->pool, sizeof(ngx_http_backup_main_conf_t));
+    if (bmcf == NULL) {
+        return NULL;
+    }
+
+    if (ngx_array_init(&bmcf->sets, cf->pool, 4,
+                       sizeof(ngx_http_backup_set_t *))
+        != NGX_OK)
+    {
+        return NULL;
+    }
+
+    bmcf->wake = (ngx_socket_t) -1;
+    bmcf->helper_off = NGX_CONF_UNSET;
+
+    cln = ngx_pool_cleanup_add(cf->pool, 0);
+    if (cln == NULL) {
+        return NULL;
+    }
+
+    cln->handler = ngx_http_backup_cleanup_main;
+    cln->data = bmcf;
+
+    return bmcf;
+}
+
+
+static char *
+ngx_http_backup_init_main_conf(ngx_conf_t *cf, void *conf)
+{
+    ngx_http_backup_main_conf_t *bmcf = conf;
+
+    if (bmcf->sets.nelts == 0) {
+        return NGX_CONF_OK;
+    }
+
+    return ngx_http_backup_zone_add(cf, bmcf) == NGX_OK ? NGX_CONF_OK
+                                                        : NGX_CONF_ERROR;
+}
+
+
+static void *
+ngx_http_backup_create_loc_conf(ngx_conf_t *cf)
+{
+    return ngx_pcalloc(cf->pool, sizeof(ngx_http_backup_loc_conf_t));
+}
+
+
+static char *
+ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
+{
+    ngx_http_backup_loc_conf_t *prev = parent;
+    ngx_http_backup_loc_conf_t *conf = child;
+
+    ngx_str_t                     *name;
+    ngx_uint_t                     i;
+    ngx_http_backup_set_t        **sets;
+    ngx_http_core_loc_conf_t      *clcf;
+    ngx_http_backup_main_conf_t   *bmcf;
+
+    if (conf->auth == NGX_HTTP_BACKUP_AUTH_UNSET) {
+        conf->auth = prev->auth;
+        conf->external_role = prev->external_role;
+    }
+
+    if (conf->token_file.data == NULL) {
+        conf->token_file = prev->token_file;
+        conf->tokens = prev->tokens;
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    /*
+     * "if" and "limit_except" are locations of their own for nginx.  Without
+     * the handler, methods that limit_except allows would find a file.
+     */
+
+    if (clcf->noname && conf->api.len == 0 && conf->health.len == 0
+        && prev->bset)
+    {
+        conf->api = prev->api;
+        conf->health = prev->health;
+        conf->file = prev->file;
+        conf->line = prev->line;
+
+        if (clcf->lmt_excpt && clcf->handler == NULL) {
+            clcf->handler = prev->api.len ? ngx_http_backup_api_handler
+                                          : ngx_http_backup_health_handler;
+        }
+    }
+
+    name = conf->api.len ? &conf->api : &conf->health;
+
+    if (name->len == 0) {
+        return NGX_CONF_OK;
+    }
+
+    bmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_backup_module);
+    sets = bmcf->sets.elts;
+
+    for (i = 0; i < bmcf->sets.nelts; i++) {
+        if (sets[i]->name.len == name->len
+            && ngx_memcmp(sets[i]->name.data, name->data, name->len) == 0)
+        {
+            conf->bset = sets[i];
+        }
+    }
+
+    if (conf->bset == NULL) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "there is no \"backup %V { }\" in http for \"%s\" "
+                      "in %s:%ui", name,
+                      conf->api.len ? "backup_api" : "backup_health",
+                      conf->file, conf->line);
+        return NGX_CONF_ERROR;
+    }
+
+    if (conf->api.len && conf->auth == NGX_HTTP_BACKUP_AUTH_UNSET) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "\"backup_api\" without \"backup_auth\": write "
+                      "\"backup_auth bearer\" with \"backup_token_file\", or "
+                      "\"backup_auth external\" when other directives guard "
+                      "this location, in %s:%ui", conf->file, conf->line);
+        return NGX_CONF_ERROR;
+    }
+
+    if (conf->auth == NGX_HTTP_BACKUP_AUTH_BEARER && conf->tokens == NULL) {
+        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
+                      "\"backup_auth bearer\" needs \"backup_token_file\" "
+                      "in %s:%ui", conf->file, conf->line);
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+/* backup_zone NAME:SIZE */
+
+static char *
+ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_backup_main_conf_t *bmcf = conf;
+
+    u_char     *p;
+    ngx_str_t  *value, size;
+
+    value = cf->args->elts;
+
+    if (bmcf->zone_name.len) {
+        return "is duplicate";
+    }
+
+    p = (u_char *) ngx_strchr(value[1].data, ':');
+
+    if (p == NULL || p == value[1].data) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid value \"%V\": it must be NAME:SIZE, "
+                           "like ngx_backup:2m", &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    size.data = p + 1;
+    size.len = value[1].data + value[1].len - size.data;
+
+    bmcf->zone_name.data = value[1].data;
+    bmcf->zone_name.len = p - value[1].data;
+    bmcf->zone_size = ngx_parse_size(&size);
+
+    if (bmcf->zone_size == NGX_ERROR) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "invalid size \"%V\"", &size);
+        return NGX_CONF_ERROR;
+    }
+
+    if (bmcf->zone_size < 512 * 1024) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "zone \"%V\" is too small: it needs 512k at least",
+                           &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_backup_main_conf_t *bmcf = conf;
+
+    ngx_str_t  *value = cf->args->elts;
+
+    if (bmcf->helper_off != NGX_CONF_UNSET) {
+        return "is duplicate";
+    }
+
+    if (ngx_strcmp(value[1].data, "off") != 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"backup_helper %V\" is not in this version: "
+                           "workers read and restore with their own rights, "
+                           "write \"backup_helper off\" or leave it out",
+                           &value[1]);
+        return NGX_CONF_ERROR;
+    }
+
+    bmcf->helper_off = 1;
+
+    return NGX_CONF_OK;
+}
+
+
+/* backup_api NAME, backup_health NAME */
+
+static char *
+ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_backup_loc_conf_t *blcf = conf;
+
+    ngx_str_t                 *value;
+    ngx_uint_t                 regex;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    value = cf->args->elts;
+
+    if (blcf->api.len || blcf->health.len) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "this location has \"%s\" already",
+                           blcf->api.len ? "backup_api" : "backup_health");
+        return NGX_CONF_ERROR;
+    }
+
+    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
+
+    regex = 0;
+#if (NGX_PCRE)
+    regex = (clcf->regex != NULL);
+#endif
+
+    if ((regex || clcf->named) && cmd->offset
+                        == offsetof(ngx_http_backup_loc_conf_t, api))
+    {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"backup_api\" needs a location with a plain "
+                           "prefix, like \"location /admin/backup\"");
+        return NGX_CONF_ERROR;
+    }
+
+    *(ngx_str_t *) ((char *) blcf + cmd->offset) = value[1];
+
+    if (value[1].len == 0) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "\"%V\" needs the name of a backup", &cmd->name);
+        return NGX_CONF_ERROR;
+    }
+
+    blcf->file = cf->conf_file->file.name.data;
+    blcf->line = cf->conf_file->line;
+
+    clcf->handler = blcf->api.len ? ngx_http_backup_api_handler
+                                  : ngx_http_backup_health_handler;
+
+    return NGX_CONF_OK;
+}
+
+
+static char *
+ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
+{
+    ngx_http_backup_loc_conf_t *blcf = conf;
+
+    ngx_str_t  *value = cf->args->elts;
+
+    if (blcf->token_file.data) {
+        return "is duplicate";
+    }
+
+    blcf->token_file = value[1];
+
+    if (ngx_conf_full_name(cf->cycle, &blcf->token_file, 1) != NGX_OK) {
+        return NGX_CONF_ERROR;
+    }
+
+    return ngx_http_backup_read_tokens(cf, blcf);
+}
+
+
+/*
+ * Directories that root must make, since workers cannot.  What is there is
+ * left alone: to change the owner of a directory that was named by mistake
+ * would be worse than a clear message.
+ */
+
+static ngx_int_t
+ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
+    const char *path)
+{
+    bk_err_t          err;
+    struct stat       st;
+    ngx_core_conf_t  *ccf;
+
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
+
+    if (geteuid() != 0 || ccf->user == (ngx_uid_t) NGX_CONF_UNSET_UINT) {
+        return NGX_OK;
+    }
+
+    if (stat(path, &st) == 0) {
+        if (!S_ISDIR(st.st_mode)) {
+            ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
+                          "backup \"%V\": \"%s\" is not a directory",
+                          name, path);
+            return NGX_ERROR;
+        }
+
+        if (ccf->user != 0 && st.st_uid != ccf->user
+            && !(st.st_mode & S_IWOTH)
+            && !(st.st_gid == ccf->group && (st.st_mode & S_IWGRP)))
+        {
+            ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
+                          "backup \"%V\": the workers' user \"%s\" cannot "
+                          "write to \"%s\": chown it",
+                          name, ccf->username, path);
+            return NGX_ERROR;
+        }
+
+        return NGX_OK;
+    }
+
+    if (ngx_test_config) {
+        return NGX_OK;
+    }
+
+    bk_err_clear(&err);
+
+    if (bk_mkdirs(path, 0700, &err) != BK_OK) {
+        ngx_log_error(NGX_LOG_EMERG, cycle->log, 0, "backup \"%V\": %s", name,
+                      err.text);
+        return NGX_ERROR;
+    }
+
+    if (chown(path, ccf->user, ccf->group) == -1) {
+        ngx_log_error(NGX_LOG_EMERG, cycle->log, ngx_errno,
+                      "backup \"%V\": chown(\"%s\") failed", name, path);
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_backup_init_module(ngx_cycle_t *cycle)
+{
+    ngx_int_t                      rc;
+    ngx_uint_t                     i, n;
+    const char                    *path;
+    ngx_http_backup_set_t        **sets;
+    ngx_http_backup_main_conf_t   *bmcf;
+
+    bmcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_backup_module);
+
+    if (bmcf == NULL || bmcf->sets.nelts == 0) {
+        return NGX_OK;
+    }
+
+    rc = NGX_OK;
+    sets = bmcf->sets.elts;
+
+    for (i = 0; i < bmcf->sets.nelts; i++) {
+        if (ngx_http_backup_directory(cycle, &sets[i]->name,
+                                      sets[i]->set.base_dir)
+            != NGX_OK)
+        {
+            rc = NGX_ERROR;
+        }
+
+        for (n = 0; n < sets[i]->set.storage_count; n++) {
+            if (ngx_strcmp(sets[i]->set.storages[n].driver, "local") != 0) {
+                continue;
+            }
+
+            path = bk_storage_config_get(&sets[i]->set.storages[n], "path");
+
+            if (path && ngx_http_backup_directory(cycle, &sets[i]->name, path)
+                        != NGX_OK)
+            {
+                rc = NGX_ERROR;
+            }
+        }
+    }
+
+    if (!ngx_test_config) {
+        bmcf->wake = eventfd(0, EFD_NONBLOCK|EFD_CLOEXEC);
+
+        if (bmcf->wake == (ngx_socket_t) -1) {
+
+            /* the runner's tick finds jobs all the same */
+
+            ngx_log_error(NGX_LOG_ERR, cycle->log, ngx_errno,
+                          "backup: eventfd() failed");
+        }
+    }
+
+    /* On a reload an error would end the master: what runs goes on. */
+
+    if (rc != NGX_OK && ngx_process == NGX_PROCESS_MASTER) {
+        return NGX_OK;
+    }
+
+    return rc;
+}
+
+
+static ngx_http_backup_main_conf_t *
+ngx_http_backup_process_conf(ngx_cycle_t *cycle)
+{
+    ngx_http_backup_main_conf_t  *bmcf;
+
+    /* cache manager and loader have no threads and no jobs */
+
+    if (ngx_process != NGX_PROCESS_WORKER && ngx_process != NGX_PROCESS_SINGLE)
+    {
+        return NULL;
+    }
+
+    bmcf = ngx_http_cycle_get_module_main_conf(cycle, ngx_http_backup_module);
+
+    return (bmcf && bmcf->sets.nelts) ? bmcf : NULL;
+}
+
+
+static ngx_int_t
+ngx_http_backup_init_process(ngx_cycle_t *cycle)
+{
+    ngx_http_backup_main_conf_t  *bmcf;
+
+    bmcf = ngx_http_backup_process_conf(cycle);
+
+    return bmcf ? ngx_http_backup_runner_init(cycle, bmcf) : NGX_OK;
+}
+
+
+static void
+ngx_http_backup_exit_process(ngx_cycle_t *cycle)
+{
+    ngx_http_backup_main_conf_t  *bmcf;
+
+    bmcf = ngx_http_backup_process_conf(cycle);
+
+    if (bmcf) {
+        ngx_http_backup_runner_exit(cycle, bmcf);
+    }
+}
