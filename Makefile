@@ -1,7 +1,8 @@
 # Builds the module, the command line tool, the helper and the unit tests.  People call ./dev, which installs what is
 # missing and then calls this.
 #
-#   make [BUILD=build] [NGINX_SRC=/usr/share/nginx/src] [SAN=1 | COV=1]      all | module | cli | helper | unit | tools | fuzz
+#   make [BUILD=build] [NGINX_SRC=/usr/share/nginx/src] [SAN=1 | COV=1]      all | module | cli | helper |
+#                                                                            unit | tools | fuzz
 #
 # SAN=1: address and undefined-behaviour sanitizers.  COV=1: gcov.  Give them a BUILD of their own.
 
@@ -86,6 +87,21 @@ $(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
 	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror  -MMD -MP $(LDEXTRA) -o $@ $< \
 	    $(call archives,engine) $(LIBS) -lm -pthread
 
+# Fuzz targets: t/fuzz/<name>.c, one program each, by clang's libFuzzer with objects of their own.
+.PHONY: fuzz fuzz-targets
+fuzz:
+	@command -v clang >/dev/null || { echo "make fuzz: clang is not installed (apt-get install clang)" >&2; exit 1; }
+	$(MAKE) FUZZING=1 BUILD=$(BUILD)/fuzz-objects CC=clang CFLAGS='-O1 -g' WARN='-Wall -Wextra' FUZZ_OUT=$(BUILD)/fuzz \
+	    fuzz-targets
+ifdef FUZZING
+BASE += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+fuzz-targets: $(patsubst t/fuzz/%.c,$(FUZZ_OUT)/%,$(wildcard t/fuzz/*.c))
+$(FUZZ_OUT)/%: t/fuzz/%.c $(call archives,engine)
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) $(WARN) -It/fuzz -MMD -MP -MF $(BUILD)/$*.fuzz.d -fsanitize=fuzzer -o $@ $< \
+	    $(call archives,engine) $(LIBS) -pthread
+endif
+
 # The module is built by nginx's own configure and make, as packagers build it, in a tree of links: the sources of nginx
 # stay untouched.  Debian's nginx-dev tells the flags of its nginx; for any other tree "make nginx" builds the server too.
 NGX_OUT    := $(abspath $(BUILD))/nginx
@@ -105,21 +121,6 @@ NGX_LD_OPT += --coverage
 endif
 
 .PHONY: nginx
-# Fuzz targets: t/fuzz/<name>.c, one program each, by clang's libFuzzer with objects of their own.
-.PHONY: fuzz fuzz-targets
-fuzz:
-	@command -v clang >/dev/null || { echo "make fuzz: clang is not installed (apt-get install clang)" >&2; exit 1; }
-	$(MAKE) FUZZING=1 BUILD=$(BUILD)/fuzz-objects CC=clang CFLAGS='-O1 -g' WARN='-Wall -Wextra' FUZZ_OUT=$(BUILD)/fuzz \
-	    fuzz-targets
-ifdef FUZZING
-BASE += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-fuzz-targets: $(patsubst t/fuzz/%.c,$(FUZZ_OUT)/%,$(wildcard t/fuzz/*.c))
-$(FUZZ_OUT)/%: t/fuzz/%.c $(call archives,engine)
-	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(WARN) -It/fuzz -MMD -MP -MF $(BUILD)/$*.fuzz.d -fsanitize=fuzzer -o $@ $< \
-	    $(call archives,engine) $(LIBS) -pthread
-endif
-
 module: $(BUILD)/ngx_http_backup_module.so
 nginx: $(BUILD)/nginx/objs/nginx
 
