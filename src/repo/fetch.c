@@ -45,20 +45,66 @@ static uint64_t end_of(const place_t *place)
     return (uint64_t)place->where.entry.offset + place->where.entry.stored;
 }
 
-/* Tell everybody who wanted these chunks that they cannot be had. */
-static bk_rc_t deliver_failure(const job_t *job, const place_t *first, size_t count,
-                               const bk_err_t *failure, bk_err_t *err)
-{
-    bk_rc_t rc = BK_OK;
-    for (size_t i = 0; i < count && rc == BK_OK; i++)
-        rc = job->deliver(job->arg, first[i].want, NULL, failure, err);
-    return rc;
-}
-
 /* A stop request is never a chunk's failure. */
 static bool is_stop(bk_rc_t rc)
 {
     return rc == BK_CANCELED || rc == BK_INTERRUPTED;
+}
+
+static bk_rc_t deliver_raw(const job_t *job, bk_want_chunk_t *want, const uint8_t *raw, size_t len,
+                           bk_err_t *err)
+{
+    bk_err_t failure = {0};
+    static const uint8_t nothing[1]; /* an empty chunk is data, too */
+    if (len == want->raw)
+        return job->deliver(job->arg, want, len > 0 ? raw : nothing, NULL, err);
+    bk_err_set(&failure, BK_CORRUPT, "a chunk has %zu bytes where %u were expected", len,
+               (unsigned)want->raw);
+    return job->deliver(job->arg, want, NULL, &failure, err);
+}
+
+/*
+ * The places first..first+count-1 could not be read from where the index says.  Another copy may be sound, or the chunk
+ * is one of the running session; else everybody who wanted it is told the failure.
+ */
+static bk_rc_t deliver_otherwise(const job_t *job, const place_t *first, size_t count,
+                                 const bk_err_t *failure, bk_err_t *err)
+{
+    bk_buf_t raw;
+    bk_rc_t rc = BK_OK;
+    bk_buf_init(&raw, BK_CHUNK_MAX);
+    for (size_t i = 0; i < count && rc == BK_OK; i++) {
+        bk_err_t why = {0};
+        bk_want_chunk_t *want = first[i].want;
+        bool same = i > 0 && bk_id_equal(&first[i - 1].want->id, &want->id);
+        bk_rc_t got = same ? BK_OK : bk_repo_get(job->repo, &want->id, &raw, job->ctl, &why);
+        if (same && raw.len == 0 && want->raw > 0)
+            got = BK_CORRUPT; /* as for its twin just before */
+        if (is_stop(got)) {
+            if (err != NULL)
+                *err = why;
+            rc = got;
+        } else if (got == BK_OK) {
+            rc = deliver_raw(job, want, raw.data, raw.len, err);
+        } else {
+            rc = job->deliver(job->arg, want, NULL, failure != NULL ? failure : &why, err);
+        }
+    }
+    bk_buf_free(&raw);
+    return rc;
+}
+
+/* Nobody stores zeros: the id is all zero, the length says how many. */
+static bk_rc_t deliver_zeros(const job_t *job, bk_want_chunk_t *want, bk_err_t *err)
+{
+    if (want->raw > BK_CHUNK_MAX)
+        return deliver_raw(job, want, NULL, 0, err);
+    uint8_t *zeros = calloc(want->raw + 1u, 1);
+    if (zeros == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "read a chunk: out of memory");
+    bk_rc_t rc = deliver_raw(job, want, zeros, want->raw, err);
+    free(zeros);
+    return rc;
 }
 
 /* Places first..first+count-1 want the same frame. */
@@ -73,17 +119,10 @@ static bk_rc_t deliver_frame(const job_t *job, const place_t *first, size_t coun
         char name[BK_STORAGE_NAME];
         bk_pack_object_name(name, &first->where.pack, first->where.kind);
         bk_err_wrap(&failure, "%s at %u", name, (unsigned)entry->offset);
-        return deliver_failure(job, first, count, &failure, err);
+        return deliver_otherwise(job, first, count, &failure, err);
     }
-    for (size_t i = 0; i < count && rc == BK_OK; i++) {
-        if (first[i].want->raw != entry->raw) {
-            bk_err_set(&failure, BK_CORRUPT, "a chunk has %u bytes where %u were expected",
-                       (unsigned)entry->raw, (unsigned)first[i].want->raw);
-            rc = job->deliver(job->arg, first[i].want, NULL, &failure, err);
-        } else {
-            rc = job->deliver(job->arg, first[i].want, raw, NULL, err);
-        }
-    }
+    for (size_t i = 0; i < count && rc == BK_OK; i++)
+        rc = deliver_raw(job, first[i].want, raw, entry->raw, err);
     return rc;
 }
 
@@ -122,7 +161,8 @@ static bk_rc_t fetch_range(void *arg, bk_err_t *err)
         goto done;
     }
     if (rc != BK_OK) {
-        rc = deliver_failure(job, first, range->count, &failure, err);
+        bk_err_wrap(&failure, "%s", name);
+        rc = deliver_otherwise(job, first, range->count, &failure, err);
         goto done;
     }
     for (size_t i = 0, n; i < range->count && rc == BK_OK; i += n) {
@@ -135,7 +175,7 @@ static bk_rc_t fetch_range(void *arg, bk_err_t *err)
             break;
         if (offset + place->where.entry.stored > got) {
             bk_err_set(&failure, BK_CORRUPT, "%s is cut off", name);
-            rc = deliver_failure(job, place, n, &failure, err);
+            rc = deliver_otherwise(job, place, n, &failure, err);
         } else {
             rc = deliver_frame(job, place, n, &key, bytes + offset, raw, err);
         }
@@ -203,16 +243,13 @@ bk_rc_t bk_repo_fetch(bk_repo_t *repo, bk_want_chunk_t *wants, size_t count, bk_
     if (places == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "plan reading %zu chunks: out of memory", count);
     for (size_t i = 0; i < count && rc == BK_OK; i++) {
-        if (bk_index_find(index, &wants[i].id, &places[found].where)) {
-            places[found++].want = &wants[i];
-        } else {
-            bk_err_t failure = {0};
-            char hex[BK_ID_HEX];
-            bk_id_hex(hex, &wants[i].id);
-            bk_err_set(&failure, BK_CORRUPT, "chunk %.16s… is not in the index of this repository",
-                       hex);
-            rc = deliver(arg, &wants[i], NULL, &failure, err);
-        }
+        places[found].want = &wants[i];
+        if (bk_id_is_zero(&wants[i].id))
+            rc = deliver_zeros(&job, &wants[i], err);
+        else if (bk_index_find(index, &wants[i].id, &places[found].where))
+            found++;
+        else
+            rc = deliver_otherwise(&job, &places[found], 1, NULL, err);
     }
     qsort(places, found, sizeof *places, by_place);
     bk_group_init(&group);

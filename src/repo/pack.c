@@ -31,13 +31,20 @@ bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, bool encrypted, bk_err_t *
     bk_buf_init(&pack->bytes, BK_PACK_MAX);
     /* Reserve once what a pack can become: untouched pages cost nothing, growing would copy. */
     size_t reserve =
-        (kind == BK_KIND_META ? BK_META_TARGET : BK_PACK_TARGET + BK_CHUNK_MAX) + (1u << 20);
-    uint8_t *room = bk_buf_room(&pack->bytes, reserve);
-    if (room == NULL)
+        (kind == BK_KIND_META ? BK_META_TARGET : BK_PACK_TARGET + BK_CHUNK_MAX) + (4u << 20);
+    if (bk_buf_room(&pack->bytes, reserve) == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "start a pack: out of memory");
-    memset(room, 0, BK_OBJECT_HEADER);
-    pack->bytes.len = BK_OBJECT_HEADER;
+    bk_pack_reset(pack);
     return BK_OK;
+}
+
+void bk_pack_reset(bk_pack_t *pack)
+{
+    bk_buf_reset(&pack->bytes);
+    memset(pack->bytes.data, 0, BK_OBJECT_HEADER);
+    pack->bytes.len = BK_OBJECT_HEADER;
+    pack->entries = NULL;
+    pack->count = pack->cap = 0;
 }
 
 void bk_pack_free(bk_pack_t *pack)
@@ -53,19 +60,24 @@ size_t bk_pack_size(const bk_pack_t *pack)
     return pack->bytes.len + pack->count * ENTRY_BYTES + TRAILER_BYTES;
 }
 
-bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
-                    const void *data, size_t len, uint32_t raw, bk_err_t *err)
+/* Room for one more entry. */
+static bk_rc_t grow_entries(bk_pack_t *pack, bk_err_t *err)
 {
-    if (pack->count == pack->cap) {
-        size_t cap = pack->cap > 0 ? 2 * pack->cap : 64;
-        bk_pack_entry_t *more = realloc(pack->entries, cap * sizeof *more);
-        if (more == NULL)
-            return bk_err_set(err, BK_NO_MEMORY, "add to a pack: out of memory");
-        pack->entries = more;
-        pack->cap = cap;
-    }
-    size_t offset = pack->bytes.len;
-    bk_buf_add(&pack->bytes, data, len);
+    if (pack->count < pack->cap)
+        return BK_OK;
+    size_t cap = pack->cap > 0 ? 2 * pack->cap : 64;
+    bk_pack_entry_t *more = realloc(pack->entries, cap * sizeof *more);
+    if (more == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "add to a pack: out of memory");
+    pack->entries = more;
+    pack->cap = cap;
+    return BK_OK;
+}
+
+/* The bytes from offset on are a new frame; there is room for its entry. */
+static bk_rc_t add_frame(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
+                         size_t offset, size_t raw, bk_err_t *err)
+{
     uint8_t *tag = bk_buf_room(&pack->bytes, pack->overhead);
     if (!bk_buf_ok(&pack->bytes))
         return bk_err_set(err, BK_NO_MEMORY, "add to a pack: out of memory or past its limit");
@@ -73,11 +85,33 @@ bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec
     pack->bytes.len += pack->overhead;
     pack->entries[pack->count++] = (bk_pack_entry_t){.id = *id,
                                                      .offset = (uint32_t)offset,
-                                                     .stored = (uint32_t)(len + pack->overhead),
-                                                     .raw = raw,
+                                                     .stored = (uint32_t)(pack->bytes.len - offset),
+                                                     .raw = (uint32_t)raw,
                                                      .type = (uint8_t)type,
                                                      .codec = (uint8_t)codec};
     return BK_OK;
+}
+
+bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
+                    const void *data, size_t len, uint32_t raw, bk_err_t *err)
+{
+    size_t offset = pack->bytes.len;
+    bk_rc_t rc = grow_entries(pack, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_buf_add(&pack->bytes, data, len);
+    return add_frame(pack, id, type, codec, offset, raw, err);
+}
+
+bk_rc_t bk_pack_append(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_compression_t how,
+                       bool probe, const void *data, size_t len, bk_err_t *err)
+{
+    size_t offset = pack->bytes.len;
+    bk_codec_t codec;
+    bk_rc_t rc = grow_entries(pack, err);
+    if (rc == BK_OK)
+        rc = bk_compress(how, probe, data, len, &pack->bytes, &codec, err);
+    return rc == BK_OK ? add_frame(pack, id, type, codec, offset, len, err) : rc;
 }
 
 static int by_id(const void *a, const void *b)

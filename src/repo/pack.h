@@ -39,11 +39,16 @@ typedef struct {
 
 bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, bool encrypted, bk_err_t *err);
 void bk_pack_free(bk_pack_t *pack);
+/* Empty again, with the memory of its bytes; the entries are somebody else's by now and are only let go. */
+void bk_pack_reset(bk_pack_t *pack);
 /* Bytes it would have if finished now, roughly; compare with BK_PACK_TARGET. */
 size_t bk_pack_size(const bk_pack_t *pack);
 /* data: the chunk in codec's form, len bytes; raw: its length before. */
 bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
                     const void *data, size_t len, uint32_t raw, bk_err_t *err);
+/* Compress a chunk to the end of the pack, as bk_compress does, and add it. */
+bk_rc_t bk_pack_append(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_compression_t how,
+                       bool probe, const void *data, size_t len, bk_err_t *err);
 /* Seal every frame in place, append directory and trailer, compute the name. */
 bk_rc_t bk_pack_finish(bk_pack_t *pack, const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
                        bk_err_t *err);

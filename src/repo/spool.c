@@ -1,5 +1,5 @@
 /*
- * repo/spool.c: the way from the spool to the storage, also after a crash in the middle of it.
+ * repo/spool.c: from the spool to the storage, also after a crash in the middle of it.
  */
 #include "repo/spool.h"
 
@@ -9,7 +9,11 @@
 
 #include "base/publish.h"
 #include "base/str.h"
+#include "repo/packset.h"
 #include "repo/session.h"
+
+#define CHECK_STEP (4u << 20)
+#define RELIES_MAX (256u << 20)
 
 bk_rc_t bk_spool_ship_one(bk_repo_t *repo, const char *name, bool remove, bk_ctl_t *ctl,
                           bk_err_t *err)
@@ -116,16 +120,170 @@ static bk_rc_t index_packs(bk_repo_t *repo, const names_t *list, bk_kind_t kind,
     return rc;
 }
 
+/* A pack's SHA-256 is its name: nothing else may get to the storage under it. */
+static bk_rc_t pack_is_sound(bk_storage_t *spool, const char *name, uint64_t size, bool *sound,
+                             bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_id_t wanted, actual;
+    uint8_t *bytes = malloc(CHECK_STEP);
+    bk_sha256_t *sha = bk_sha256_new();
+    bk_rc_t rc = BK_OK;
+    *sound = false;
+    if (bytes == NULL || sha == NULL)
+        rc = bk_err_set(err, BK_NO_MEMORY, "check the spool: out of memory");
+    for (uint64_t at = 0; rc == BK_OK && at < size;) {
+        size_t got = 0;
+        rc = bk_storage_get(spool, name, at, CHECK_STEP, bytes, &got, ctl, err);
+        if (rc == BK_OK && got == 0)
+            break;
+        bk_sha256_add(sha, bytes, got);
+        at += got;
+    }
+    if (rc == BK_OK) {
+        bk_sha256_end(sha, &actual);
+        *sound = bk_object_name_id(name, &wanted) && bk_id_equal(&wanted, &actual);
+    }
+    bk_sha256_free(sha);
+    free(bytes);
+    return rc;
+}
+
+/* Publish one pack; one that is damaged is thrown away, so that its chunks are stored again. */
+static bk_rc_t ship_pack(bk_repo_t *repo, const char *name, uint64_t size, bool *shipped,
+                         bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_storage_t *spool = bk_repo_objects(repo)->spool;
+    uint64_t there = 0;
+    *shipped =
+        bk_storage_size(bk_repo_storage(repo), name, &there, ctl, NULL) == BK_OK && there == size;
+    if (*shipped)
+        return BK_OK;
+    bk_rc_t rc = pack_is_sound(spool, name, size, shipped, ctl, err);
+    if (rc == BK_OK && *shipped)
+        return bk_spool_ship_one(repo, name, false, ctl, err);
+    if (rc == BK_OK) {
+        bk_ctl_note(ctl, "%s in the spool is damaged: it is left out", name);
+        rc = bk_storage_remove(spool, name, ctl, err);
+    }
+    return rc;
+}
+
 static bk_rc_t ship_packs(bk_repo_t *repo, const char *prefix, bk_kind_t kind, bk_ctl_t *ctl,
                           bk_err_t *err)
 {
     names_t list = {0};
+    size_t kept = 0;
     bk_storage_t *spool = bk_repo_objects(repo)->spool;
     bk_rc_t rc = bk_storage_list(spool, prefix, add_name, &list, ctl, err);
-    for (size_t i = 0; i < list.count && rc == BK_OK; i++)
-        rc = bk_spool_ship_one(repo, list.names[i], false, ctl, err);
+    for (size_t i = 0; i < list.count; i++) {
+        bool shipped = false;
+        if (rc == BK_OK)
+            rc = ship_pack(repo, list.names[i], list.sizes[i], &shipped, ctl, err);
+        if (shipped) {
+            list.sizes[kept] = list.sizes[i];
+            list.names[kept++] = list.names[i];
+        } else {
+            free(list.names[i]);
+        }
+    }
+    list.count = kept;
     if (rc == BK_OK && list.count > 0)
         rc = index_packs(repo, &list, kind, ctl, err);
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++)
+        rc = bk_storage_remove(spool, list.names[i], ctl, err);
+    free_names(&list);
+    return rc;
+}
+
+/* --- snapshots --- */
+
+void bk_spool_relies_name(char out[BK_STORAGE_NAME], const char *snapshot)
+{
+    bk_fmt(out, BK_STORAGE_NAME, "relies/%s", strrchr(snapshot, '/') + 1);
+}
+
+void bk_spool_forget_snapshot(bk_repo_t *repo, const char *snapshot)
+{
+    char relies[BK_STORAGE_NAME];
+    bk_storage_t *spool = bk_repo_objects(repo)->spool;
+    bk_spool_relies_name(relies, snapshot);
+    /* In this order: a list without its snapshot is harmless. */
+    if (bk_storage_remove(spool, snapshot, NULL, NULL) == BK_OK)
+        bk_storage_remove(spool, relies, NULL, NULL);
+}
+
+/* *whole: every pack is on the storage and none is condemned. */
+static bk_rc_t relies_on_what_is_there(bk_repo_t *repo, const bk_packset_t *relied, bool *whole,
+                                       bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_packset_t condemned = {0}, missing = {0};
+    bk_rc_t rc = bk_packset_condemned(repo, &condemned, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_packset_missing(repo, relied, &missing, ctl, err);
+    *whole = rc == BK_OK && missing.count == 0 && bk_packset_common(relied, &condemned) == NULL;
+    bk_packset_free(&condemned);
+    bk_packset_free(&missing);
+    return rc;
+}
+
+static bk_rc_t load_relied(bk_repo_t *repo, const char *snapshot, bk_packset_t *relied,
+                           bk_ctl_t *ctl, bk_err_t *err)
+{
+    char relies[BK_STORAGE_NAME];
+    bk_buf_t bytes;
+    bk_spool_relies_name(relies, snapshot);
+    bk_buf_init(&bytes, RELIES_MAX);
+    bk_rc_t rc = bk_storage_get_all(bk_repo_objects(repo)->spool, relies, &bytes, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_packset_decode(relied, bytes.data, bytes.len, err);
+    bk_buf_free(&bytes);
+    return rc;
+}
+
+/* The session that wrote it has ended or died; what the commit does in its order is done here in the same order. */
+static bk_rc_t ship_snapshot(bk_repo_t *repo, const char *name, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_packset_t relied = {0};
+    bk_err_t why = {0};
+    bool whole = false;
+    bk_rc_t rc = load_relied(repo, name, &relied, ctl, &why);
+    if (rc == BK_CORRUPT || rc == BK_NOT_FOUND) { /* cannot be checked: not listed */
+        rc = BK_OK;
+    } else if (rc == BK_OK) {
+        rc = relies_on_what_is_there(repo, &relied, &whole, ctl, &why);
+        if (rc == BK_OK && whole)
+            rc = bk_spool_ship_one(repo, name, false, ctl, &why);
+        if (rc == BK_OK && whole)
+            rc = relies_on_what_is_there(repo, &relied, &whole, ctl, &why);
+    }
+    bk_packset_free(&relied);
+    if (rc != BK_OK) {
+        if (err != NULL)
+            *err = why;
+        return rc;
+    }
+    if (!whole) {
+        bk_ctl_note(ctl,
+                    "%s, which waited in the spool, relies on packs that are gone: it is dropped",
+                    name);
+        rc = bk_storage_remove(bk_repo_storage(repo), name, ctl, err);
+    }
+    if (rc == BK_OK)
+        bk_spool_forget_snapshot(repo, name);
+    return rc;
+}
+
+static bk_rc_t ship_snapshots(bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
+{
+    names_t list = {0};
+    bk_storage_t *spool = bk_repo_objects(repo)->spool;
+    bk_rc_t rc = bk_storage_list(spool, "snapshots/", add_name, &list, ctl, err);
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++)
+        rc = ship_snapshot(repo, list.names[i], ctl, err);
+    free_names(&list);
+    /* Lists whose snapshot never came to be. */
+    if (rc == BK_OK)
+        rc = bk_storage_list(spool, "relies/", add_name, &list, ctl, err);
     for (size_t i = 0; i < list.count && rc == BK_OK; i++)
         rc = bk_storage_remove(spool, list.names[i], ctl, err);
     free_names(&list);
@@ -145,7 +303,7 @@ bk_rc_t bk_spool_ship(bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
     if (rc == BK_OK)
         rc = ship_all(repo, "index/", true, ctl, err);
     if (rc == BK_OK)
-        rc = ship_all(repo, "snapshots/", true, ctl, err);
+        rc = ship_snapshots(repo, ctl, err);
     return rc;
 }
 
@@ -157,8 +315,10 @@ static bk_rc_t add_size(void *arg, const bk_storage_item_t *item, bk_err_t *err)
 {
     measure_t *measure = arg;
     (void)err;
-    measure->objects++;
-    measure->bytes += item->size;
+    if (strncmp(item->name, "relies/", strlen("relies/")) != 0) {
+        measure->objects++;
+        measure->bytes += item->size;
+    }
     return BK_OK;
 }
 
@@ -167,11 +327,17 @@ bk_rc_t bk_spool_measure(const char *spool_dir, uint64_t *objects, uint64_t *byt
     bk_storage_t *spool = NULL;
     bk_storage_config_t config = {.driver = bk_strdup("local"), .name = bk_strdup("spool")};
     measure_t measure = {0};
-    bk_rc_t rc = bk_storage_config_set(&config, "path", spool_dir, err);
+    bk_rc_t rc = config.driver != NULL && config.name != NULL
+                     ? bk_storage_config_set(&config, "path", spool_dir, err)
+                     : bk_err_set(err, BK_NO_MEMORY, "measure the spool: out of memory");
     if (rc == BK_OK)
         rc = bk_storage_open(&config, &spool, err);
     if (rc == BK_OK)
         rc = bk_storage_list(spool, "", add_size, &measure, NULL, err);
+    if (rc == BK_NOT_FOUND) { /* no backup ever used it */
+        bk_err_clear(err);
+        rc = BK_OK;
+    }
     bk_storage_close(spool);
     bk_storage_config_free(&config);
     *objects = measure.objects;

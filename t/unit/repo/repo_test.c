@@ -1,7 +1,7 @@
 /*
  * t/unit/repo/repo_test.c: opening, creating, keys, single chunks.
  */
-#include "repo/fixture.h"
+#include "unit/repo/fixture.h"
 
 static int set_up_plain(void **state)
 {

@@ -1,0 +1,73 @@
+/*
+ * repo/session_private.h: what session.c (putting), commit.c (ending) and lease.c share of a running session.
+ */
+#ifndef BK_REPO_SESSION_PRIVATE_H
+#define BK_REPO_SESSION_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "repo/packset.h"
+#include "repo/recent.h"
+#include "repo/repo_private.h"
+#include "repo/session.h"
+
+#define BK_OPEN_PACKS 64 /* of a kind; there are never more than lanes */
+
+typedef struct {
+    bk_open_pack_t *packs[BK_OPEN_PACKS]; /* the last is taken first */
+    size_t count;
+} bk_open_packs_t;
+
+struct bk_session_s {
+    bk_repo_t *repo;
+    bk_index_t *index;
+    bk_recent_t *recent;
+    bk_ctl_t *ctl;
+    bk_session_options_t options;
+    char *host;
+    int spool_lock; /* descriptor that keeps other sessions out of the spool */
+    bk_packset_t
+        absent; /* condemned or vanished: what they hold counts as not stored; fixed after begin */
+
+    pthread_mutex_t lease_lock; /* guards the lease while lanes run */
+    char lease[BK_STORAGE_NAME];
+    int64_t lease_mono, lease_wall; /* when it was last written */
+    _Atomic int64_t due;            /* bk_mono of the next look at lease and index */
+
+    pthread_mutex_t flush_lock; /* held through the writing of an index segment */
+
+    pthread_mutex_t lock; /* guards what follows; never held during I/O */
+    bk_open_packs_t data, meta;
+    bk_pack_t **finished; /* durable, in no index segment yet: names and entries, no bytes */
+    size_t finished_count, finished_cap, finished_entries;
+    int64_t finished_since; /* bk_mono of the oldest of them */
+    bk_packset_t relied;    /* packs that hold what this backup needs */
+    bk_session_stats_t stats;
+    bk_err_t failure; /* the first; rc BK_OK while there is none */
+};
+
+/* lease.c */
+bk_rc_t bk_lease_begin(bk_session_t *session, bk_err_t *err);
+/* Write the lease again when it is older than five minutes; a new one when it ran out. */
+bk_rc_t bk_lease_keep(bk_session_t *session, bk_err_t *err);
+void bk_lease_end(bk_session_t *session);
+
+/* session.c */
+/* Remember the first failure; returns rc. */
+bk_rc_t bk_session_fail(bk_session_t *session, bk_rc_t rc, const bk_err_t *err);
+/* Seal an open pack, make it durable in the spool and on the storage, and empty it for the next chunks. */
+bk_rc_t bk_session_close_pack(bk_session_t *session, bk_open_pack_t *open, bk_err_t *err);
+/* One index segment of all finished packs. */
+bk_rc_t bk_session_flush_index(bk_session_t *session, bk_err_t *err);
+/* Free everything; the lease ends, the spool is unlocked. */
+void bk_session_free(bk_session_t *session);
+
+/*
+ * Packs that the index names but the storage did not have are remembered in the cache directory, so that the next
+ * session stores their chunks again.
+ */
+bk_rc_t bk_absent_load(bk_repo_t *repo, bk_packset_t *absent, bk_ctl_t *ctl, bk_err_t *err);
+void bk_absent_save(bk_repo_t *repo, const bk_packset_t *missing);
+
+#endif
