@@ -1,0 +1,155 @@
+#!/usr/bin/perl
+# nginx -t accepts what the documentation shows, and says of each mistake what is wrong, in which file and line.
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use NgxBackup;
+use Test::More;
+
+my $t = NgxBackup->new;
+my $dir = $t->{dir};
+
+my %part = (
+    base => "base_dir $dir/backups;",
+    files => "files uploads { path $dir/app/uploads; }",
+    storage => "storage local disk { path $dir/storage; }",
+);
+
+# The whole configuration with these parts of the set, or other parts of it.
+sub conf_of {
+    my (%arg) = @_;
+    local $t->{set} = "    backup app {\n        "
+        . join("\n        ", $arg{set} // join("\n        ", map { $arg{$_} // $part{$_} } qw(base files storage)), $arg{more} // '')
+        . "\n    }\n    " . ($arg{second} // '');
+    local $t->{http} = $arg{http} // '';
+    local $t->{main} = $arg{main} if exists $arg{main};
+    local $t->{location} = $arg{location} if exists $arg{location};
+    return $t->conf;
+}
+
+sub accepts {
+    my ($name, %arg) = @_;
+    my ($ok, $said) = $t->check(conf_of(%arg));
+    ok($ok, "accepted: $name") or diag($said);
+    return $said;
+}
+
+sub rejects {
+    my ($name, $re, %arg) = @_;
+    my ($ok, $said) = $t->check(conf_of(%arg));
+    ok(!$ok, "rejected: $name");
+    like($said, qr/\[emerg\].*$re.* in \S+:\d+/s, "says why: $name");
+    return;
+}
+
+accepts('the least');
+accepts('everything', main => 'thread_pool backup threads=2; thread_pool small threads=2;',
+    http => 'backup_zone b:1m; backup_helper off;', more => <<CONF);
+        database main { path $dir/app/app.db; wal require; busy_timeout 10s; }
+        files more { path $dir/app/transcripts; match *.txt **/*.md; exclude *.tmp /cache/; max_file_size 100m;
+                     one_file_system on; xattrs off; cachedir off; }
+        compression gzip level=9;
+        retention database=30d files=1w;
+        restore_root $dir/restored;
+        restore_in_place on;
+        restore_safety off;
+        min_free 1g;
+        shutdown_grace 10s;
+        health_max_age 2d;
+        thread_pool backup short=small;
+CONF
+
+$t->write('parts.conf', "compression zstd level=7;\n");
+$t->write('disk.conf', "path $dir/storage;\n");
+accepts('include in a set and in a storage',
+    storage => "include $dir/parts.conf; storage local disk { include $dir/disk.conf; }");
+
+$t->write('k1.key', '0123456789abcdef0123456789abcdef');
+chmod 0600, "$dir/k1.key";
+accepts('a key file', more => "encryption { key k1 $dir/k1.key; }");
+
+rejects('unknown directive', 'unknown directive "shedule"', more => 'shedule x;');
+rejects('a directive of a later version', 'unknown directive "schedule"', more => 'schedule full "0 2 * * *";');
+rejects('directive in the wrong block', '"wal" directive is not allowed here', more => 'wal on;');
+rejects('duplicate directive', '"compression" directive is duplicate', more => 'compression zstd; compression gzip;');
+rejects('duplicate base_dir', '"base_dir" directive is duplicate', more => "base_dir $dir/x;");
+rejects('unknown compression', 'unknown compression "lzma"', more => 'compression lzma;');
+rejects('compression level', 'level=1 to level=19', more => 'compression zstd level=40;');
+rejects('flag', '"on" or "off"', more => 'restore_in_place yes;');
+rejects('time', 'invalid time "database=soon"', more => 'retention database=soon;');
+rejects('retention of what', 'database=TIME or files=TIME', more => 'retention 30d;');
+rejects('size', 'invalid size "much"', more => 'min_free much;');
+rejects('wal value', '"on", "off" or "require"', more => "database main { path $dir/a.db; wal maybe; }");
+rejects('set without source', 'database|files', files => '');
+rejects('set without storage', 'storage', storage => '');
+rejects('unknown storage driver', 'ftp', more => 'storage ftp x { host y; }');
+rejects('unknown storage setting', 'unknown setting "bucket"', storage => "storage local disk { path $dir/storage; bucket b; }");
+rejects('storage without path', '"path" is missing', storage => 'storage local disk { }');
+rejects('storage setting with two values', 'invalid number of arguments', storage => "storage local disk { path $dir/a b; }");
+rejects('database without path', 'path', more => 'database main { wal on; }');
+rejects('two databases of one name', 'main', more => "database main { path $dir/a.db; } database main { path $dir/b.db; }");
+rejects('bad pattern', 'exclude|pattern', files => "files uploads { path $dir/app/uploads; exclude '[a'; }");
+like(accepts('base_dir inside a source', base => "base_dir $dir/app/uploads/backups;"), qr/\[warn\].*left out/,
+    'warned: base_dir inside a source is left out');
+rejects('a source inside base_dir', 'contain itself', files => "files uploads { path $dir/backups/x; }");
+rejects('relative source', 'absolute', files => 'files uploads { path uploads; }');
+rejects('missing key file', 'k9.key', more => "encryption { key k9 $dir/k9.key; }");
+rejects('empty encryption', 'names no key', more => 'encryption { }');
+rejects('missing thread pool', 'unknown thread pool "nowhere"', more => 'thread_pool nowhere;');
+rejects('short pool is the job pool', 'would wait behind', more => 'thread_pool backup short=backup;');
+rejects('two sets of one name', 'defined twice', second => "backup app { $part{files} $part{storage} }");
+rejects('two sets with one base_dir', 'has the base_dir of', second => "backup b { $part{base} $part{files} $part{storage} }");
+rejects('zone', 'NAME:SIZE', http => 'backup_zone 2m;');
+rejects('small zone', 'too small', http => 'backup_zone b:16k;');
+rejects('helper', 'not in this version', http => 'backup_helper /usr/libexec/h;');
+
+chmod 0644, "$dir/k1.key";
+rejects('key file open to everybody', 'open to everybody', more => "encryption { key k1 $dir/k1.key; }");
+
+my $tokens = "backup_token_file $dir/tokens;";
+rejects('api without auth', 'without "backup_auth"', location => 'location /a { backup_api app; }');
+rejects('unknown set', 'no "backup nobody', location => 'location /a { backup_api nobody; backup_auth external; }');
+rejects('health of an unknown set', 'no "backup nobody', location => 'location /a { backup_health nobody; }');
+rejects('bearer without tokens', 'needs "backup_token_file"', location => 'location /a { backup_api app; backup_auth bearer; }');
+rejects('unknown auth', '"bearer" or', location => 'location /a { backup_api app; backup_auth none; }');
+rejects('unknown role', 'role=viewer', location => 'location /a { backup_api app; backup_auth external role=god; }');
+rejects('api in a regular expression', 'plain prefix', location => "location ~ /a { backup_api app; backup_auth bearer; $tokens }");
+rejects('api and health in one place', 'already', location => 'location /a { backup_health app; backup_api app; }');
+rejects('missing token file', 'nowhere', location => "location /a { backup_api app; backup_auth bearer; backup_token_file $dir/nowhere; }");
+$t->write('tokens.bad', "ci:admin:1234\n");
+chmod 0600, "$dir/tokens.bad";
+rejects('bad token line', 'line 1', location => "location /a { backup_api app; backup_auth bearer; backup_token_file $dir/tokens.bad; }");
+$t->write('tokens.empty', "# none\n");
+chmod 0600, "$dir/tokens.empty";
+rejects('no token', 'has no token', location => "location /a { backup_api app; backup_auth bearer; backup_token_file $dir/tokens.empty; }");
+chmod 0644, "$dir/tokens.empty";
+rejects('token file open to everybody', 'open to everybody',
+    location => "location /a { backup_api app; backup_auth bearer; backup_token_file $dir/tokens.empty; }");
+
+# Neither root nor any event settings are needed to look at a configuration.
+{
+    my $conf = conf_of();
+    $conf =~ s/events \{.*?\}/events {}/;
+    my ($ok, $said) = $t->check($conf);
+    ok($ok, 'empty events {}') or diag($said);
+    SKIP: {
+        skip 'not root', 1 unless $> == 0;
+        my $o = NgxBackup->new(user => 'www-data');
+        $o->own('.', 'tokens');
+        $o->write('nginx.conf', $o->conf =~ s/^user .*$//mr);
+        my $said2 = `setpriv --reuid=www-data --regid=www-data --clear-groups @{[ join ' ', $o->command('-t') ]} 2>&1`;
+        is($?, 0, 'nginx -t as an ordinary user') or diag($said2);
+        $o->finish;
+    }
+}
+
+# nginx -t makes nothing.
+{
+    local $part{base} = "base_dir $dir/not-there;";
+    accepts('base_dir that is not there yet');
+    ok(!-e "$dir/not-there", 'nginx -t makes no directory');
+}
+unlink "$dir/error.log";
+$t->finish;
+done_testing;
