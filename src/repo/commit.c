@@ -1,5 +1,6 @@
 /*
- * repo/commit.c: the end of a session: the last packs, the index, and the snapshot that makes it a backup.
+ * repo/commit.c: the end of a session: the last packs, the index, and the snapshot that makes it a
+ * backup.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -79,8 +80,9 @@ static bk_rc_t check_id_free(bk_session_t *session, const char *backup_id, char 
 }
 
 /*
- * Nothing this backup relies on may be condemned or gone.  Asked before publishing, so that a backup known to be bad is
- * never listed, and after it, because a collector may look between the two.
+ * Nothing this backup relies on may be condemned or gone.  Asked before publishing, so that a
+ * backup known to be bad is never listed, and after it, because a collector may look between the
+ * two.
  */
 static bk_rc_t check_relied(bk_session_t *session, bool existence, bk_err_t *err)
 {
@@ -165,7 +167,9 @@ static bk_rc_t publish(bk_session_t *session, const char *backup_id, const void 
     if (rc == BK_OK)
         rc = check_id_free(session, backup_id, name, err);
     if (name[0] != '\0' && rc != BK_OK) {
-        /* A backup that was reported as failed must not appear, now or when the spool is shipped. */
+        /*
+         * A backup that was reported as failed must not appear, now or when the spool is shipped.
+         */
         if (upload)
             bk_storage_remove(bk_repo_storage(session->repo), name, NULL, NULL);
         bk_spool_forget_snapshot(session->repo, name);
@@ -201,7 +205,10 @@ void bk_session_abort(bk_session_t *session)
 {
     if (session == NULL)
         return;
-    /* What is closed already is worth keeping.  When the storage is what failed, it waits in the spool. */
+    /*
+     * What is closed already is worth keeping.  When the storage is what failed, it waits in the
+     * spool.
+     */
     session->ctl = NULL;
     bk_rc_t why = session->failure.rc;
     if (why == BK_OK || why == BK_CANCELED || why == BK_INTERRUPTED)

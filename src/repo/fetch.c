@@ -1,5 +1,6 @@
 /*
- * repo/fetch.c: many chunks in the order they lie in, near ones with one read, by all lanes at once.
+ * repo/fetch.c: many chunks in the order they lie in, near ones with one read, by all lanes at
+ * once.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,8 +65,9 @@ static bk_rc_t deliver_raw(const job_t *job, bk_want_chunk_t *want, const uint8_
 }
 
 /*
- * The places first..first+count-1 could not be read from where the index says.  Another copy may be sound, or the chunk
- * is one of the running session; else everybody who wanted it is told the failure.
+ * The places first..first+count-1 could not be read from where the index says.  Another copy may be
+ * sound, or the chunk is one of the running session; else everybody who wanted it is told the
+ * failure.
  */
 static bk_rc_t deliver_otherwise(const job_t *job, const place_t *first, size_t count,
                                  const bk_err_t *failure, bk_err_t *err)

@@ -103,7 +103,10 @@ static bool gives_up(bk_rc_t rc)
     return rc == BK_OK || rc == BK_CANCELED || rc == BK_INTERRUPTED || rc == BK_NO_MEMORY;
 }
 
-/* Every copy the index knows, newest first; the first failure is the one that is told. BK_NOT_FOUND: it knows none. */
+/*
+ * Every copy the index knows, newest first; the first failure is the one that is told.
+ * BK_NOT_FOUND: it knows none.
+ */
 static bk_rc_t read_indexed(bk_repo_t *repo, const bk_index_t *index, const bk_id_t *id,
                             bk_buf_t *out, bk_ctl_t *ctl, bk_err_t *err)
 {

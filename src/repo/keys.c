@@ -1,5 +1,6 @@
 /*
- * repo/keys.c: the key slots of a repository: keys/<ulid>, each the same keyring wrapped another way.
+ * repo/keys.c: the key slots of a repository: keys/<ulid>, each the same keyring wrapped another
+ * way.
  */
 #include <jansson.h>
 #include <stdlib.h>
@@ -17,7 +18,10 @@ typedef struct {
     json_t *facts; /* id, kind, label, created; NULL when damaged */
 } slot_t;
 
-/* The slots of this repository: those that a creator left behind who lost the race or died are not among them. */
+/*
+ * The slots of this repository: those that a creator left behind who lost the race or died are not
+ * among them.
+ */
 typedef struct {
     slot_t items[SLOTS_MAX];
     size_t count, sound;
@@ -57,7 +61,10 @@ static void hex_uuid(const bk_repo_t *repo, char out[2 * BK_UUID_SIZE + 1])
     bk_hex(out, bk_repo_uuid(repo), BK_UUID_SIZE);
 }
 
-/* Only a hint that saves trying: the check of FORMAT decides.  A slot that cannot be read might be ours. */
+/*
+ * Only a hint that saves trying: the check of FORMAT decides.  A slot that cannot be read might be
+ * ours.
+ */
 static bool is_ours(const bk_repo_t *repo, const bk_buf_t *slot)
 {
     char uuid[2 * BK_UUID_SIZE + 1];

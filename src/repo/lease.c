@@ -1,8 +1,10 @@
 /*
- * repo/lease.c: the object that tells a collector that a writer is at work, and the note of packs that vanished.
+ * repo/lease.c: the object that tells a collector that a writer is at work, and the note of packs
+ * that vanished.
  *
- * A lease lives 15 minutes and is written again after 5, with the wall clock and the monotonic one both watched: the
- * monotonic clock stands still while a machine sleeps, the wall clock may be set back.
+ * A lease lives 15 minutes and is written again after 5, with the wall clock and the monotonic one
+ * both watched: the monotonic clock stands still while a machine sleeps, the wall clock may be set
+ * back.
  */
 #include <fcntl.h>
 #include <jansson.h>
@@ -110,8 +112,10 @@ bk_rc_t bk_lease_keep(bk_session_t *session, bk_err_t *err)
     int64_t mono = bk_mono() - session->lease_mono, wall = bk_now() - session->lease_wall;
     int64_t age = mono > wall ? mono : wall;
     if (session->lease[0] != '\0' && age > LEASE_LIFE) {
-        /* A collector may have stopped waiting for it.  What it did meanwhile is looked at before and after the
-         * snapshot is published; from here on a new lease protects. */
+        /*
+         * A collector may have stopped waiting for it.  What it did meanwhile is looked at before
+         * and after the snapshot is published; from here on a new lease protects.
+         */
         char old[BK_STORAGE_NAME];
         bk_strcpy(old, sizeof old, session->lease);
         name_lease(session);

@@ -1,5 +1,6 @@
 /*
- * repo/packcache.c: a direct-mapped table of keys and a small list of packs, the least recently used leaving first.
+ * repo/packcache.c: a direct-mapped table of keys and a small list of packs, the least recently
+ * used leaving first.
  */
 #include "repo/packcache.h"
 

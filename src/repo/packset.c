@@ -1,5 +1,6 @@
 /*
- * repo/packset.c: a hash set of pack names, and the two questions about packs that the storage answers.
+ * repo/packset.c: a hash set of pack names, and the two questions about packs that the storage
+ * answers.
  */
 #include "repo/packset.h"
 

@@ -1,6 +1,6 @@
 /*
- * repo/packset.h: sets of packs by name: those a backup relies on, those that a collector condemned, those that are
- * gone.  One owner per set; the functions that read the storage block.
+ * repo/packset.h: sets of packs by name: those a backup relies on, those that a collector
+ * condemned, those that are gone.  One owner per set; the functions that read the storage block.
  */
 #ifndef BK_REPO_PACKSET_H
 #define BK_REPO_PACKSET_H
@@ -32,11 +32,15 @@ void bk_packset_encode(const bk_packset_t *set, bk_buf_t *out);
 bk_rc_t bk_packset_decode(bk_packset_t *set, const void *data, size_t len, bk_err_t *err);
 
 /*
- * Add the packs of every object in condemned/ (kind BK_KIND_CONDEMNED, a JSON array of pack names in hexadecimal).  A
- * list that cannot be read is a failure: guessing that it is empty could lose data.
+ * Add the packs of every object in condemned/ (kind BK_KIND_CONDEMNED, a JSON array of pack names
+ * in hexadecimal).  A list that cannot be read is a failure: guessing that it is empty could lose
+ * data.
  */
 bk_rc_t bk_packset_condemned(bk_repo_t *repo, bk_packset_t *set, bk_ctl_t *ctl, bk_err_t *err);
-/* Add to missing the members of set that are not on the storage: few are asked for, many are listed. */
+/*
+ * Add to missing the members of set that are not on the storage: few are asked for, many are
+ * listed.
+ */
 bk_rc_t bk_packset_missing(bk_repo_t *repo, const bk_packset_t *set, bk_packset_t *missing,
                            bk_ctl_t *ctl, bk_err_t *err);
 

@@ -120,7 +120,10 @@ static bk_rc_t read_format(bk_repo_t *repo, format_t *format, bk_ctl_t *ctl, bk_
     return rc;
 }
 
-/* Slot first, FORMAT last: a crash between them leaves a slot of no repository, which is passed over. */
+/*
+ * Slot first, FORMAT last: a crash between them leaves a slot of no repository, which is passed
+ * over.
+ */
 static bk_rc_t create(bk_repo_t *repo, const bk_repo_options_t *options, bk_ctl_t *ctl,
                       bk_err_t *err)
 {

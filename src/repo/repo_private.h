@@ -23,8 +23,8 @@ void bk_repo_keyring_check(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_
 bk_rc_t bk_repo_write_slot(bk_repo_t *repo, const bk_secret_t *secret, const char *label,
                            char name[BK_STORAGE_NAME], bk_ctl_t *ctl, bk_err_t *err);
 /*
- * The keyring by the first slot that the secret opens and that gives FORMAT's check.  BK_WRONG_KEY when none does,
- * BK_CORRUPT when there is no slot or none is undamaged.
+ * The keyring by the first slot that the secret opens and that gives FORMAT's check.  BK_WRONG_KEY
+ * when none does, BK_CORRUPT when there is no slot or none is undamaged.
  */
 bk_rc_t bk_repo_try_slots(bk_repo_t *repo, const bk_secret_t *secret, const bk_id_t *check,
                           bk_keyring_t **ring, bk_ctl_t *ctl, bk_err_t *err);

@@ -1,9 +1,10 @@
 /*
- * repo/session.c: beginning a backup and putting chunks into it.  The end is commit.c; the order of all that is written
- * stands in session.h and must not be changed.
+ * repo/session.c: beginning a backup and putting chunks into it.  The end is commit.c; the order of
+ * all that is written stands in session.h and must not be changed.
  *
- * Lock order: flush_lock or a pack's lock, then session->lock or the table of recent chunks.  An open pack belongs to
- * the lane that took it out of the list; its own lock only keeps readers of fresh chunks out while it changes.
+ * Lock order: flush_lock or a pack's lock, then session->lock or the table of recent chunks.  An
+ * open pack belongs to the lane that took it out of the list; its own lock only keeps readers of
+ * fresh chunks out while it changes.
  */
 #include "repo/session.h"
 
@@ -22,7 +23,10 @@
 #define INDEX_AGE     (600 * BK_SEC)
 #define TEND_EVERY    (20 * BK_SEC)
 #define PACK_ENTRIES  65536u
-/* A pack that holds half its target is closed rather than let a chunk push it further beyond than this. */
+/*
+ * A pack that holds half its target is closed rather than let a chunk push it further beyond than
+ * this.
+ */
 #define PACK_SLACK (2u << 20)
 
 /* --- the beginning and the end of the memory --- */
@@ -80,7 +84,10 @@ static bk_rc_t lock_spool(bk_session_t *session, bk_err_t *err)
     return rc;
 }
 
-/* The order matters: lease, then condemned/, then index/ (a collector looks at them the other way round). */
+/*
+ * The order matters: lease, then condemned/, then index/ (a collector looks at them the other way
+ * round).
+ */
 static bk_rc_t prepare(bk_session_t *session, bk_err_t *err)
 {
     bk_repo_t *repo = session->repo;
@@ -230,8 +237,8 @@ bk_rc_t bk_session_flush_index(bk_session_t *session, bk_err_t *err)
 }
 
 /*
- * From time to time, by whichever lane comes first: the lease must not run out while nothing new is found, and packs
- * that were closed long ago get their index segment.
+ * From time to time, by whichever lane comes first: the lease must not run out while nothing new is
+ * found, and packs that were closed long ago get their index segment.
  */
 static bk_rc_t tend(bk_session_t *session, bk_err_t *err)
 {
@@ -351,7 +358,10 @@ static bk_rc_t take_pack(bk_session_t *session, bk_kind_t kind, bk_open_pack_t *
     return rc;
 }
 
-/* Empty ones go to the bottom: the fewer packs are begun, the fewer small ones there are at the end. */
+/*
+ * Empty ones go to the bottom: the fewer packs are begun, the fewer small ones there are at the
+ * end.
+ */
 static void give_pack(bk_session_t *session, bk_open_pack_t *open)
 {
     bk_open_packs_t *list = list_of(session, open->pack.kind);

@@ -2,11 +2,13 @@
  * repo/session.h: writing one backup.
  *
  * The order (each step durable before the next; docs/repository-format.md "Writing" says why):
- *   lease, condemned list, then index; packs to spool (fsync), storage; index segment, storage;
- *   lease valid and condemned list again; snapshot; condemned list and every pack again; lease ends.
+ *   lease; condemned/, then index/; packs to the spool (fsync), to the storage; index segment;
+ *   lease valid and condemned/ again; snapshot; condemned/ and every pack again; lease ends.
  * Interrupted anywhere: what is durable is reused by the next session, nothing listed is broken.
  *
- * Threads: put and has by any lane; begin, commit and abort by lane 0.
+ * One session at a time writes through a spool.  Threads: put and has by any lane; begin, commit
+ * and abort by lane 0, when no lane is in put or has any more.  Chunks can be read by bk_repo_get
+ * as soon as put has returned.
  */
 #ifndef BK_REPO_SESSION_H
 #define BK_REPO_SESSION_H
@@ -29,7 +31,10 @@ typedef struct {
     uint64_t packs;
 } bk_session_stats_t;
 
-/* First ships what an earlier session left in the spool. */
+/*
+ * First ships what an earlier session left in the spool (upload only).  BK_LOCKED: another session
+ * has the spool.
+ */
 bk_rc_t bk_session_begin(bk_repo_t *repo, const bk_session_options_t *options, bk_ctl_t *ctl,
                          bk_session_t **session, bk_err_t *err);
 /*
@@ -46,8 +51,9 @@ void bk_session_stats(bk_session_t *session, bk_session_stats_t *stats);
 
 /*
  * Flush packs and index, then publish the snapshot: body (canonical JSON) sealed as
- * snapshots/<backup_id>-<sha256>. BK_EXISTS when another snapshot has that backup id.  The session
- * is over and freed, whatever the result.
+ * snapshots/<backup_id>-<sha256>. BK_EXISTS when another snapshot has that backup id; BK_STORAGE
+ * when packs the backup relies on were condemned or are gone (the next session stores their content
+ * again).  After a failure nothing is listed.  The session is over and freed, whatever the result.
  */
 bk_rc_t bk_session_commit(bk_session_t *session, const char *backup_id, const void *body,
                           size_t len, bk_err_t *err);

@@ -1,5 +1,6 @@
 /*
- * repo/session_private.h: what session.c (putting), commit.c (ending) and lease.c share of a running session.
+ * repo/session_private.h: what session.c (putting), commit.c (ending) and lease.c share of a
+ * running session.
  */
 #ifndef BK_REPO_SESSION_PRIVATE_H
 #define BK_REPO_SESSION_PRIVATE_H
@@ -56,7 +57,10 @@ void bk_lease_end(bk_session_t *session);
 /* session.c */
 /* Remember the first failure; returns rc. */
 bk_rc_t bk_session_fail(bk_session_t *session, bk_rc_t rc, const bk_err_t *err);
-/* Seal an open pack, make it durable in the spool and on the storage, and empty it for the next chunks. */
+/*
+ * Seal an open pack, make it durable in the spool and on the storage, and empty it for the next
+ * chunks.
+ */
 bk_rc_t bk_session_close_pack(bk_session_t *session, bk_open_pack_t *open, bk_err_t *err);
 /* One index segment of all finished packs. */
 bk_rc_t bk_session_flush_index(bk_session_t *session, bk_err_t *err);
@@ -64,8 +68,8 @@ bk_rc_t bk_session_flush_index(bk_session_t *session, bk_err_t *err);
 void bk_session_free(bk_session_t *session);
 
 /*
- * Packs that the index names but the storage did not have are remembered in the cache directory, so that the next
- * session stores their chunks again.
+ * Packs that the index names but the storage did not have are remembered in the cache directory, so
+ * that the next session stores their chunks again.
  */
 bk_rc_t bk_absent_load(bk_repo_t *repo, bk_packset_t *absent, bk_ctl_t *ctl, bk_err_t *err);
 void bk_absent_save(bk_repo_t *repo, const bk_packset_t *missing);

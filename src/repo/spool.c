@@ -74,7 +74,10 @@ static bk_rc_t ship_all(bk_repo_t *repo, const char *prefix, bool remove, bk_ctl
     return rc;
 }
 
-/* Spooled packs (on the storage by now) that no index segment names get one of their own; then they leave the spool. */
+/*
+ * Spooled packs (on the storage by now) that no index segment names get one of their own; then they
+ * leave the spool.
+ */
 static bk_rc_t index_packs(bk_repo_t *repo, const names_t *list, bk_kind_t kind, bk_ctl_t *ctl,
                            bk_err_t *err)
 {
@@ -240,7 +243,10 @@ static bk_rc_t load_relied(bk_repo_t *repo, const char *snapshot, bk_packset_t *
     return rc;
 }
 
-/* The session that wrote it has ended or died; what the commit does in its order is done here in the same order. */
+/*
+ * The session that wrote it has ended or died; what the commit does in its order is done here in
+ * the same order.
+ */
 static bk_rc_t ship_snapshot(bk_repo_t *repo, const char *name, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_packset_t relied = {0};
