@@ -27,5 +27,7 @@ int bk_root_fd(const bk_root_t *root); /* O_PATH-less directory descriptor, borr
  * added. */
 bk_rc_t bk_root_openat(bk_root_t *root, const char *rel, int flags, mode_t mode, int *fd,
                        bk_err_t *err);
+/* The same for many files: the descriptor, or -1 and errno (ELOOP, EXDEV: a link in the way). */
+int bk_root_open_raw(bk_root_t *root, const char *rel, int flags, mode_t mode);
 
 #endif

@@ -5,7 +5,9 @@
  *   ?  one byte but '/'      *  any run without '/'      **  any run of whole components, also none
  * [a-z] [!a-z]  a set \x the byte x            a pattern without '/' matches the last component
  * anywhere; with one (also leading) it is anchored at the root; a trailing '/' matches directories
- * only. A directory that is excluded is not entered.  Patterns are compiled once and immutable; any
+ * only, and where patterns select files it stands for everything below them. "**" at the end wants
+ * at least one component: "a/" "**" is what lies below a, not a.
+ * A directory that is excluded is not entered.  Patterns are compiled once and immutable; any
  * thread.
  */
 #ifndef BK_FILES_PATTERN_H
@@ -33,6 +35,9 @@ typedef struct {
 
 bk_rc_t bk_patterns_add(bk_patterns_t *patterns, const char *text, bk_err_t *err);
 bool bk_patterns_match(const bk_patterns_t *patterns, const char *path, size_t len, bool directory);
+/* True when a pattern for directories (trailing '/') matches: everything below is selected. */
+bool bk_patterns_take_tree(const bk_patterns_t *patterns, const char *dir, size_t len);
+bool bk_patterns_may_match_below(const bk_patterns_t *patterns, const char *dir, size_t len);
 void bk_patterns_free(bk_patterns_t *patterns);
 
 #endif

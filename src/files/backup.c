@@ -1,0 +1,600 @@
+/*
+ * files/backup.c: lane 0 of a file backup: directories in depth-first order, names to the lanes (walk.h has the idea).
+ *
+ * Opens directories below the root by their path, so that no descriptor is held on the way down and a directory that is moved
+ * meanwhile is simply gone.
+ */
+#include "files/backup.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/publish.h"
+#include "base/str.h"
+#include "files/walk.h"
+
+#define SLOTS_MAX     16384u /* alive: about 16 MiB with their content */
+#define BATCH_FULL    32u
+#define BATCH_COMPARE 256u
+#define NAMES_MAX     (1u << 30) /* bytes of one directory's names */
+#define CACHEDIR_NAME "CACHEDIR.TAG"
+/* https://bford.info/cachedir/ */
+#define CACHEDIR_SIGNATURE "Signature: 8a477f597d28d172789f06886806bc55"
+
+/* Where lane 0 is in one directory. */
+typedef struct {
+    bk_frame_t *frame;
+    bk_segment_t *segment; /* its directories are being entered; NULL: the next is to be made */
+    size_t slot;           /* next slot to look at */
+    size_t next;           /* first name of the next segment */
+} place_t;
+
+typedef struct {
+    place_t *items;
+    size_t count, cap;
+} stack_t_; /* stack_t is POSIX's */
+
+/* --- reading a directory's names --- */
+
+typedef struct {
+    char *names;
+    size_t len, cap;
+    size_t *places;
+    size_t count, places_cap;
+} names_t;
+
+static bool add_name(names_t *names, const char *name, unsigned char kind)
+{
+    size_t len = strlen(name) + 1;
+    if (names->len + len > names->cap) {
+        size_t cap = names->cap > 0 ? 2 * names->cap : 4096;
+        char *more = cap <= NAMES_MAX ? realloc(names->names, cap) : NULL;
+        if (more == NULL)
+            return false;
+        names->names = more;
+        names->cap = cap;
+    }
+    if (names->count == names->places_cap) {
+        size_t cap = names->places_cap > 0 ? 2 * names->places_cap : 128;
+        size_t *more = realloc(names->places, cap * sizeof *more);
+        if (more == NULL)
+            return false;
+        names->places = more;
+        names->places_cap = cap;
+    }
+    names->places[names->count++] = names->len | (size_t)kind << (8 * sizeof(size_t) - 8);
+    memcpy(names->names + names->len, name, len);
+    names->len += len;
+    return true;
+}
+
+static int compare_places(const void *a, const void *b, void *names)
+{
+    const size_t mask = SIZE_MAX >> 8;
+    return strcmp((const char *)names + (*(const size_t *)a & mask),
+                  (const char *)names + (*(const size_t *)b & mask));
+}
+
+/* All names in fd, sorted.  0 or an errno. */
+static int read_names(int fd, bk_frame_t *frame)
+{
+    names_t names = {0};
+    size_t size = 64u << 10;
+    int errnum = 0;
+    char *buf = malloc(size);
+    if (buf == NULL)
+        return ENOMEM;
+    for (;;) {
+        ssize_t len = getdents64(fd, buf, size);
+        if (len <= 0) {
+            errnum = len < 0 ? errno : 0;
+            break;
+        }
+        for (ssize_t at = 0; at < len;) {
+            const struct dirent64 *item = (const struct dirent64 *)(const void *)(buf + at);
+            at += item->d_reclen;
+            if (strcmp(item->d_name, ".") == 0 || strcmp(item->d_name, "..") == 0)
+                continue;
+            if (!add_name(&names, item->d_name, item->d_type)) {
+                errnum = ENOMEM;
+                break;
+            }
+        }
+        if (errnum != 0)
+            break;
+    }
+    free(buf);
+    qsort_r(names.places, names.count, sizeof *names.places, compare_places, names.names);
+    /* A file system may show a name twice while it is renamed; the tree wants each once. */
+    size_t kept = 0;
+    for (size_t i = 0; i < names.count; i++)
+        if (i == 0 || compare_places(&names.places[i], &names.places[kept - 1], names.names) != 0)
+            names.places[kept++] = names.places[i];
+    frame->names = names.names;
+    frame->places = names.places;
+    frame->count = kept;
+    return errnum;
+}
+
+static bool is_cache(int fd)
+{
+    char text[sizeof CACHEDIR_SIGNATURE - 1];
+    size_t got = 0;
+    int tag = openat(fd, CACHEDIR_NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (tag < 0)
+        return false;
+    bk_rc_t rc = bk_read_all(tag, text, sizeof text, &got, CACHEDIR_NAME, NULL);
+    close(tag);
+    return rc == BK_OK && got == sizeof text && memcmp(text, CACHEDIR_SIGNATURE, got) == 0;
+}
+
+/* Of a cache only the tag is kept. */
+static void keep_tag(bk_walk_t *walk, bk_frame_t *frame)
+{
+    for (size_t i = 0; i < frame->count; i++) {
+        if (strcmp(bk_frame_name(frame, i), CACHEDIR_NAME) != 0)
+            continue;
+        pthread_mutex_lock(&walk->lock);
+        walk->stats.excluded += frame->count - 1;
+        pthread_mutex_unlock(&walk->lock);
+        frame->places[0] = frame->places[i];
+        frame->count = 1;
+        return;
+    }
+}
+
+/* --- frames --- */
+
+static bk_frame_t *new_frame(bk_walk_t *walk, const char *path, size_t len, bk_segment_t *parent,
+                             bk_slot_t *slot)
+{
+    bk_frame_t *frame = calloc(1, sizeof *frame);
+    if (frame == NULL || (frame->path = bk_strndup(path, len)) == NULL) {
+        free(frame);
+        return NULL;
+    }
+    frame->path_len = len;
+    frame->parent = parent;
+    frame->slot = slot;
+    frame->tail = &frame->segments;
+    if (slot != NULL && slot->known) {
+        frame->previous = slot->entry.child;
+        frame->has_previous = true;
+    }
+    pthread_mutex_lock(&walk->lock);
+    frame->live_next = walk->live;
+    frame->live_link = &walk->live;
+    if (walk->live != NULL)
+        walk->live->live_link = &frame->live_next;
+    walk->live = frame;
+    pthread_mutex_unlock(&walk->lock);
+    return frame;
+}
+
+static bk_rc_t push(stack_t_ *stack, bk_frame_t *frame, bk_err_t *err)
+{
+    if (stack->count == stack->cap) {
+        size_t cap = stack->cap > 0 ? 2 * stack->cap : 32;
+        place_t *more = realloc(stack->items, cap * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
+        stack->items = more;
+        stack->cap = cap;
+    }
+    stack->items[stack->count++] = (place_t){.frame = frame};
+    return BK_OK;
+}
+
+static int open_dir(bk_walk_t *walk, const char *path)
+{
+    int flags = O_RDONLY | O_DIRECTORY;
+    int fd = -1;
+    if (!atomic_load_explicit(&walk->atime, memory_order_relaxed))
+        fd = bk_root_open_raw(walk->root, path, flags | O_NOATIME, 0);
+    return fd >= 0 ? fd : bk_root_open_raw(walk->root, path, flags, 0);
+}
+
+static bk_handle_t *new_handle(int fd)
+{
+    bk_handle_t *handle = malloc(sizeof *handle);
+    if (handle == NULL) {
+        close(fd);
+        return NULL;
+    }
+    atomic_init(&handle->users, 1);
+    handle->fd = fd;
+    return handle;
+}
+
+static bool is_gone(int errnum)
+{
+    return errnum == ENOENT || errnum == ENOTDIR || errnum == ELOOP || errnum == EXDEV;
+}
+
+/* The descriptor of a frame's directory, unless it is another directory by now. */
+static bk_rc_t reopen(bk_walk_t *walk, const bk_frame_t *frame, bk_handle_t **handle, bk_err_t *err)
+{
+    struct stat st;
+    *handle = NULL;
+    int fd = open_dir(walk, frame->path);
+    if (fd < 0) {
+        if (!is_gone(errno))
+            bk_walk_unreadable(walk, frame->path, errno, "open directory");
+        return BK_OK;
+    }
+    if (fstat(fd, &st) != 0 || st.st_ino != frame->inode || st.st_dev != frame->device) {
+        close(fd);
+        return BK_OK;
+    }
+    *handle = new_handle(fd);
+    return *handle != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
+}
+
+/* What the entry of a directory says, but its child. */
+static bk_rc_t describe_dir(bk_walk_t *walk, bk_slot_t *slot, int fd, const struct stat *st,
+                            bool readable, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    if (slot == NULL)
+        return BK_OK;
+    slot->entry.flags = readable ? 0 : BK_ENTRY_DAMAGED;
+    bk_entry_from_stat(walk, &slot->entry, BK_ENTRY_DIR, st);
+    slot->present = true;
+    if (readable && walk->options->xattrs) {
+        bk_buf_t blob;
+        bk_buf_init(&blob, BK_ATTRS_MAX);
+        if (bk_attrs_read(fd, &blob) == 0)
+            rc = bk_entry_put_attrs(walk, &slot->entry, &blob, err);
+        bk_buf_free(&blob);
+    }
+    return rc;
+}
+
+/* A directory that can't be listed is in the tree all the same, empty and marked. */
+static bk_rc_t describe_unreadable(bk_walk_t *walk, bk_frame_t *frame, int errnum, bk_err_t *err)
+{
+    struct stat st;
+    int fd = bk_root_open_raw(walk->root, frame->path, O_PATH | O_DIRECTORY, 0);
+    bk_walk_unreadable(walk, frame->path, errnum, "open directory");
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        if (fd >= 0)
+            close(fd);
+        return BK_OK;
+    }
+    bk_rc_t rc =
+        bk_walk_skips(walk, &st) ? BK_OK : describe_dir(walk, frame->slot, fd, &st, false, err);
+    close(fd);
+    return rc;
+}
+
+/* Read what is in a directory; without names when there is nothing to walk. */
+static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
+{
+    const bk_files_options_t *options = walk->options;
+    struct stat st;
+    int fd = open_dir(walk, frame->path);
+    if (fd < 0)
+        return is_gone(errno) ? BK_OK : describe_unreadable(walk, frame, errno, err);
+    if (fstat(fd, &st) != 0 || bk_walk_skips(walk, &st)) {
+        close(fd);
+        return BK_OK;
+    }
+    frame->device = st.st_dev;
+    frame->inode = st.st_ino;
+    bk_rc_t rc = BK_OK;
+    int errnum = 0;
+    /* A mount point stays as an empty directory: something can be mounted on it again. */
+    if (!options->one_file_system || st.st_dev == walk->device) {
+        errnum = read_names(fd, frame);
+        if (errnum == ENOMEM)
+            rc = bk_err_set(err, BK_NO_MEMORY, "list a directory of %zu names: out of memory",
+                            frame->count);
+        else if (errnum != 0 && frame->slot == NULL)
+            rc = bk_err_sys(err, errnum, "list %s", options->path);
+        else if (errnum != 0)
+            bk_walk_unreadable(walk, frame->path, errnum, "list directory");
+    }
+    if (rc == BK_OK && options->cachedir && frame->count > 1 && is_cache(fd))
+        keep_tag(walk, frame);
+    if (rc == BK_OK)
+        rc = describe_dir(walk, frame->slot, fd, &st, errnum == 0, err);
+    pthread_mutex_lock(&walk->lock);
+    walk->stats.dirs += frame->slot != NULL;
+    pthread_mutex_unlock(&walk->lock);
+    close(fd);
+    return rc;
+}
+
+/* --- segments --- */
+
+static bool kind_is_dir(const bk_handle_t *handle, const bk_frame_t *frame, size_t i)
+{
+    struct stat st;
+    unsigned char kind = bk_frame_kind(frame, i);
+    if (kind != DT_UNKNOWN)
+        return kind == DT_DIR;
+    return handle != NULL &&
+           fstatat(handle->fd, bk_frame_name(frame, i), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           S_ISDIR(st.st_mode);
+}
+
+/* Which nodes of the previous tree belong to the directories of a segment. */
+static void find_previous(bk_walk_t *walk, bk_segment_t *segment)
+{
+    bk_frame_t *frame = segment->frame;
+    bk_tree_iter_t *iter = NULL;
+    bk_err_t lost = {0};
+    const bk_entry_t *before = NULL;
+    bk_rc_t rc = bk_tree_iter_open(bk_session_repo(walk->session), &frame->previous, walk->ctl,
+                                   &iter, &lost);
+    for (size_t i = 0; i < segment->count && rc == BK_OK; i++) {
+        bk_slot_t *slot = &segment->slots[i];
+        if (!slot->directory)
+            continue;
+        rc = bk_tree_iter_seek(iter, slot->entry.name, slot->entry.name_len, &lost);
+        if (rc == BK_OK)
+            rc = bk_tree_iter_next(iter, &before, &lost);
+        if (rc != BK_OK || before == NULL)
+            break;
+        if (before->type == BK_ENTRY_DIR && before->name_len == slot->entry.name_len &&
+            memcmp(before->name, slot->entry.name, before->name_len) == 0) {
+            slot->entry.child = before->child;
+            slot->known = true;
+        }
+    }
+    bk_tree_iter_close(iter);
+    if (lost.rc != BK_OK)
+        bk_walk_lost_previous(walk, frame, &lost);
+}
+
+/* Let other lanes catch up when much is unfinished. */
+static void throttle(bk_walk_t *walk)
+{
+    while (atomic_load(&walk->slots) > SLOTS_MAX && !bk_group_failed(&walk->group)) {
+        if (bk_team_help(walk->team))
+            continue;
+        bk_team_wait(walk->team, &walk->group, NULL);
+        break;
+    }
+}
+
+/* Make the next segment of a directory and hand out what is no directory. */
+static bk_rc_t start_segment(bk_walk_t *walk, place_t *place, bk_err_t *err)
+{
+    bk_frame_t *frame = place->frame;
+    size_t count = frame->count - place->next;
+    bk_handle_t *handle = NULL;
+    bool dirs = false;
+    if (count > BK_SEGMENT_MAX)
+        count = BK_SEGMENT_MAX;
+    bk_segment_t *segment =
+        bk_segment_new(walk, frame, place->next, count, place->next + count == frame->count);
+    if (segment == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
+    bk_rc_t rc = count > 0 ? reopen(walk, frame, &handle, err) : BK_OK;
+    for (size_t i = 0; i < count && rc == BK_OK; i++) {
+        bk_slot_t *slot = &segment->slots[i];
+        slot->directory = kind_is_dir(handle, frame, place->next + i);
+        slot->entry.name = (const uint8_t *)bk_frame_name(frame, place->next + i);
+        slot->entry.name_len = (uint16_t)strlen((const char *)slot->entry.name);
+        dirs = dirs || slot->directory;
+    }
+    if (rc == BK_OK && dirs && frame->has_previous)
+        find_previous(walk, segment);
+    size_t step = frame->has_previous ? BATCH_COMPARE : BATCH_FULL;
+    for (size_t at = 0; at < count && rc == BK_OK && handle != NULL; at += step) {
+        bool any = false;
+        size_t end = at + step < count ? at + step : count;
+        for (size_t i = at; i < end && !any; i++)
+            any = !segment->slots[i].directory;
+        if (any)
+            rc = bk_batch_submit(walk, segment, handle, at, end - at, err);
+    }
+    bk_handle_release(handle);
+    place->segment = segment;
+    place->slot = 0;
+    place->next += count;
+    return rc;
+}
+
+/* Excluded, or nothing in it could be selected. */
+static bool leave_out(bk_walk_t *walk, const bk_frame_t *parent, const char *path, size_t len,
+                      bool *selected)
+{
+    const bk_files_options_t *options = walk->options;
+    bool matching = options->match != NULL && options->match->count > 0;
+    *selected = parent->selected || (matching && bk_patterns_take_tree(options->match, path, len));
+    if (options->exclude != NULL && bk_patterns_match(options->exclude, path, len, true))
+        return true;
+    return matching && !*selected && !bk_patterns_may_match_below(options->match, path, len);
+}
+
+/* Enter the directory in a slot: a new place on the stack. */
+static bk_rc_t enter(bk_walk_t *walk, stack_t_ *stack, bk_segment_t *segment, bk_slot_t *slot,
+                     bk_err_t *err)
+{
+    char path[PATH_MAX];
+    size_t len;
+    bool selected;
+    const char *name = (const char *)slot->entry.name;
+    if (!bk_walk_path(segment->frame, name, path, &len)) {
+        bk_walk_unreadable(walk, segment->frame->path, ENAMETOOLONG, "enter a directory in it");
+        return BK_OK;
+    }
+    if (leave_out(walk, segment->frame, path, len, &selected)) {
+        pthread_mutex_lock(&walk->lock);
+        walk->stats.excluded++;
+        pthread_mutex_unlock(&walk->lock);
+        return BK_OK;
+    }
+    atomic_fetch_add(&segment->pending, 1);
+    bk_frame_t *frame = new_frame(walk, path, len, segment, slot);
+    if (frame == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
+    frame->selected = selected;
+    bk_rc_t rc = load_frame(walk, frame, err);
+    return rc == BK_OK ? push(stack, frame, err) : rc;
+}
+
+/* One step of the walk in the directory on top of the stack. */
+static bk_rc_t step(bk_walk_t *walk, stack_t_ *stack, bk_err_t *err)
+{
+    place_t *place = &stack->items[stack->count - 1];
+    bk_segment_t *segment = place->segment;
+    if (segment == NULL) {
+        throttle(walk);
+        return start_segment(walk, place, err);
+    }
+    while (place->slot < segment->count) {
+        bk_slot_t *slot = &segment->slots[place->slot++];
+        if (slot->directory)
+            return enter(walk, stack, segment, slot, err);
+    }
+    /* The segment may be freed with this, and the frame when it was the last. */
+    place->segment = NULL;
+    if (place->next == place->frame->count)
+        stack->count--;
+    return bk_segment_finish_one(walk, segment, err);
+}
+
+static bk_rc_t walk_all(bk_walk_t *walk, bk_err_t *err)
+{
+    stack_t_ stack = {0};
+    bk_rc_t rc = BK_OK;
+    bk_frame_t *frame = new_frame(walk, "", 0, NULL, NULL);
+    if (frame == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
+    if (walk->options->previous != NULL) {
+        frame->previous = walk->options->previous->root;
+        frame->has_previous = true;
+    }
+    rc = load_frame(walk, frame, err);
+    if (rc == BK_OK)
+        rc = push(&stack, frame, err);
+    while (rc == BK_OK && stack.count > 0 && !bk_group_failed(&walk->group)) {
+        rc = bk_ctl_check(walk->ctl, err);
+        if (rc == BK_OK)
+            rc = step(walk, &stack, err);
+        if (rc == BK_OK)
+            rc = bk_batch_large(walk, err);
+    }
+    free(stack.items);
+    return rc;
+}
+
+/* Until nothing is left: a work may find another large file. */
+static bk_rc_t finish_works(bk_walk_t *walk, bk_rc_t rc, bk_err_t *err)
+{
+    for (;;) {
+        bk_err_t failure = {0};
+        bk_rc_t done = bk_team_wait(walk->team, &walk->group, &failure);
+        if (rc == BK_OK && done != BK_OK) {
+            rc = done;
+            if (err != NULL)
+                *err = failure;
+        }
+        if (rc != BK_OK || walk->large == NULL)
+            return rc;
+        rc = bk_batch_large(walk, err);
+    }
+}
+
+/* --- the whole --- */
+
+static int compare_inodes(const void *a, const void *b)
+{
+    const bk_inode_t *x = a, *y = b;
+    if (x->inode != y->inode)
+        return x->inode < y->inode ? -1 : 1;
+    return x->device < y->device ? -1 : x->device > y->device;
+}
+
+static bk_rc_t set_up(bk_walk_t *walk, bk_err_t *err)
+{
+    const bk_files_options_t *options = walk->options;
+    struct stat st;
+    bk_rc_t rc = bk_root_open(options->path, false, &walk->root, err);
+    if (rc != BK_OK) {
+        bk_err_wrap(err, "files \"%s\"", options->name != NULL ? options->name : "");
+        return rc;
+    }
+    if (fstat(bk_root_fd(walk->root), &st) != 0)
+        return bk_err_sys(err, errno, "look at %s", options->path);
+    walk->device = st.st_dev;
+    walk->names = bk_names_new();
+    walk->skip = calloc(options->skip_count + 1, sizeof *walk->skip);
+    if (walk->names == NULL || walk->skip == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "walk %s: out of memory", options->path);
+    for (size_t i = 0; i < options->skip_count; i++)
+        walk->skip[i] = options->skip[i];
+    qsort(walk->skip, options->skip_count, sizeof *walk->skip, compare_inodes);
+    if (bk_walk_skips(walk, &st))
+        return bk_err_set(err, BK_CONFIG,
+                          "files \"%s\": %s is the backup's own directory; choose another path",
+                          options->name != NULL ? options->name : "", options->path);
+    return BK_OK;
+}
+
+static void tear_down(bk_walk_t *walk)
+{
+    while (walk->large != NULL) {
+        bk_large_t *large = walk->large;
+        walk->large = large->next;
+        bk_handle_release(large->handle);
+        free(large);
+    }
+    while (walk->live != NULL)
+        bk_frame_free(walk, walk->live);
+    for (size_t i = 0; i < walk->readers.count; i++)
+        bk_reader_free(walk->readers.items[i]);
+    bk_names_free(walk->names);
+    bk_root_close(walk->root);
+    free(walk->skip);
+    pthread_mutex_destroy(&walk->lock);
+}
+
+static bk_rc_t fill_tree(bk_walk_t *walk, bk_snapshot_tree_t *tree, bk_err_t *err)
+{
+    const bk_snapshot_tree_t *previous = walk->options->previous;
+    bk_files_stats_t *stats = &walk->stats;
+    uint64_t still = stats->files_unmodified + stats->files_changed;
+    if (!walk->finished)
+        return bk_err_set(err, BK_FAILED, "walk %s: it did not come to its end",
+                          walk->options->path);
+    if (previous != NULL && previous->files > still)
+        stats->files_removed = previous->files - still;
+    free(tree->path);
+    tree->path = bk_strdup(walk->options->path);
+    if (tree->path == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "walk %s: out of memory", walk->options->path);
+    tree->root = walk->root_id;
+    tree->entries = walk->root_entries;
+    tree->files = stats->files;
+    tree->bytes = stats->bytes;
+    return BK_OK;
+}
+
+bk_rc_t bk_files_backup(bk_session_t *session, const bk_files_options_t *options, bk_team_t *team,
+                        bk_snapshot_tree_t *tree, bk_files_stats_t *stats, json_t *unreadable,
+                        bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_walk_t walk = {
+        .session = session, .options = options, .team = team, .ctl = ctl, .unreadable = unreadable};
+    pthread_mutex_init(&walk.lock, NULL);
+    bk_group_init(&walk.group);
+    bk_rc_t rc = set_up(&walk, err);
+    if (rc == BK_OK) {
+        rc = walk_all(&walk, err);
+        rc = finish_works(&walk, rc, err);
+    }
+    if (rc == BK_OK)
+        rc = fill_tree(&walk, tree, err);
+    *stats = walk.stats;
+    tear_down(&walk);
+    return rc;
+}
