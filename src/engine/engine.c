@@ -1,0 +1,421 @@
+/*
+ * engine/engine.c: opening and owning a set, the queue, and running one job from its row to its result.
+ */
+#include "engine/engine.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/publish.h"
+#include "base/str.h"
+#include "engine/engine_private.h"
+
+#define JOBS_KEPT 1000
+
+typedef struct {
+    const char *name; /* of the kind, and of ids */
+    bk_rc_t (*run)(bk_job_t *job, bk_err_t *err);
+    bool resumes; /* after a crash it is simply run again */
+} kind_t;
+
+static const kind_t kinds[] = {
+    [BK_JOB_BACKUP] = {"backup", bk_job_backup, true},
+    [BK_JOB_RECOVERY] = {"recovery", bk_job_recovery, false},
+    [BK_JOB_VALIDATE] = {"validate", bk_job_validate, true},
+    [BK_JOB_VERIFY] = {"verify", bk_job_verify, true},
+    [BK_JOB_TEST] = {"test", bk_job_test, true},
+    [BK_JOB_CLEANUP] = {"cleanup", bk_job_cleanup, true},
+    [BK_JOB_DELETE] = {"delete", bk_job_delete, true},
+};
+
+const char *bk_job_kind_name(bk_job_kind_t kind)
+{
+    return (size_t)kind < sizeof kinds / sizeof *kinds ? kinds[kind].name : "unknown";
+}
+
+const char *bk_job_status_name(bk_job_status_t status)
+{
+    static const char *const names[] = {"queued", "running",  "canceling", "completed",
+                                        "warning", "failed", "canceled",  "interrupted"};
+    return (size_t)status < sizeof names / sizeof *names ? names[status] : "unknown";
+}
+
+/* --- opening --- */
+
+static bk_rc_t make_directory(const bk_engine_t *engine, const char *name, char **path, bk_err_t *err)
+{
+    char text[4096];
+    bk_fmt(text, sizeof text, "%s/%s", engine->set->base_dir, name);
+    *path = bk_strdup(text);
+    if (*path == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", engine->set->name);
+    return bk_mkdirs(text, 0700, err);
+}
+
+bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
+{
+    bk_engine_t *engine = calloc(1, sizeof *engine);
+    if (engine == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", set->name);
+    engine->set = set;
+    engine->lock_fd = -1;
+    engine->started = bk_now();
+    if (gethostname(engine->host, sizeof engine->host - 1) != 0 || engine->host[0] == '\0')
+        bk_strcpy(engine->host, sizeof engine->host, "localhost");
+    bk_rc_t rc = bk_mkdirs(set->base_dir, 0700, err);
+    if (rc == BK_OK)
+        rc = make_directory(engine, "cache", &engine->cache_dir, err);
+    if (rc == BK_OK)
+        rc = make_directory(engine, "spool", &engine->spool_dir, err);
+    if (rc == BK_OK)
+        rc = make_directory(engine, "scratch", &engine->scratch_dir, err);
+    if (rc == BK_OK)
+        rc = bk_catalog_open(set->base_dir, &engine->catalog, &engine->catalog_replaced, err);
+    if (rc != BK_OK) {
+        bk_err_wrap(err, "backup %s: base_dir %s", set->name, set->base_dir);
+        bk_engine_close(engine);
+        return rc;
+    }
+    if (engine->catalog_replaced)
+        bk_log(BK_LOG_ERROR,
+               "backup %s: the catalog was damaged and set aside as catalog.db.damaged-*; backups are read from "
+               "the storage again, the history of jobs is lost",
+               set->name);
+    *result = engine;
+    return BK_OK;
+}
+
+void bk_engine_close(bk_engine_t *engine)
+{
+    if (engine == NULL)
+        return;
+    bk_engine_disown(engine);
+    bk_catalog_close(engine->catalog);
+    free(engine->cache_dir);
+    free(engine->spool_dir);
+    free(engine->scratch_dir);
+    free(engine);
+}
+
+const bk_set_t *bk_engine_set(const bk_engine_t *engine)
+{
+    return engine->set;
+}
+
+/* --- owning --- */
+
+typedef struct {
+    char   ids[64][BK_JOB_ID];
+    bool   resumes[64];
+    size_t count;
+} running_t;
+
+static void find_running(void *arg, const bk_job_row_t *row)
+{
+    running_t *running = arg;
+    if (row->status != BK_STATUS_RUNNING || running->count == 64)
+        return;
+    bk_strcpy(running->ids[running->count], BK_JOB_ID, row->id);
+    running->resumes[running->count++] = kinds[row->kind].resumes;
+}
+
+/* What was running when its process died.  A recovery is not repeated on its own: somebody may have mended things since. */
+static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
+{
+    running_t *running = calloc(1, sizeof *running);
+    uint64_t total;
+    if (running == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", engine->set->name);
+    bk_rc_t rc = bk_catalog_jobs(engine->catalog, 0, JOBS_KEPT, find_running, running, &total, err);
+    for (size_t i = 0; i < running->count && rc == BK_OK; i++) {
+        json_t *result = NULL;
+        if (!running->resumes[i]) {
+            bk_err_t why = {0};
+            bk_err_set(&why, BK_INTERRUPTED,
+                       "the process was stopped in the middle of this recovery: files that are there are whole, "
+                       "the database is as before or recovered; run the recovery again");
+            result = json_pack("{ss so}", "error", why.text, "problem", bk_problem(&why, NULL));
+        }
+        bk_log(BK_LOG_WARN, "backup %s: job %s was interrupted%s", engine->set->name, running->ids[i],
+               running->resumes[i] ? " and is queued again" : "");
+        rc = bk_catalog_finish(engine->catalog, running->ids[i],
+                               running->resumes[i] ? BK_STATUS_QUEUED : BK_STATUS_FAILED, result, err);
+        json_decref(result);
+    }
+    free(running);
+    return rc;
+}
+
+bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
+{
+    char path[4096];
+    if (engine->lock_fd >= 0)
+        return BK_OK;
+    bk_fmt(path, sizeof path, "%s/lock", engine->set->base_dir);
+    bk_rc_t rc = bk_lock_file(path, &engine->lock_fd, err);
+    if (rc == BK_OK)
+        rc = bk_remove_tree(engine->scratch_dir, false, err);
+    if (rc == BK_OK)
+        rc = recover_jobs(engine, err);
+    if (rc != BK_OK)
+        bk_engine_disown(engine);
+    return rc;
+}
+
+void bk_engine_disown(bk_engine_t *engine)
+{
+    if (engine->lock_fd < 0)
+        return;
+    flock(engine->lock_fd, LOCK_UN);
+    close(engine->lock_fd);
+    engine->lock_fd = -1;
+}
+
+/* --- the repository --- */
+
+static bk_rc_t open_with_key(bk_engine_t *engine, bk_repo_options_t *options, const char *file, bk_ctl_t *ctl,
+                             bk_repo_t **repo, bk_err_t *err)
+{
+    uint8_t key[BK_KEY_SIZE];
+    bk_rc_t rc = bk_key_read_file(file, key, err);
+    options->secret = (bk_secret_t){.key = key};
+    if (rc == BK_OK)
+        rc = bk_repo_open(options, ctl, repo, err);
+    explicit_bzero(key, sizeof key);
+    (void)engine;
+    return rc;
+}
+
+static bk_rc_t open_with_secret(bk_engine_t *engine, bk_repo_options_t *options, bk_ctl_t *ctl,
+                                bk_repo_t **repo, bk_err_t *err)
+{
+    const bk_set_t *set = engine->set;
+    bk_rc_t rc = BK_WRONG_KEY;
+    if (set->passphrase_file != NULL) {
+        bk_buf_t text;
+        bk_buf_init(&text, 4096);
+        rc = bk_secret_read_file(set->passphrase_file, &text, err);
+        options->secret = (bk_secret_t){.passphrase = rc == BK_OK ? bk_buf_str(&text) : NULL};
+        if (rc == BK_OK)
+            rc = bk_repo_open(options, ctl, repo, err);
+        bk_buf_wipe(&text);
+        return rc;
+    }
+    /* The first key makes a new repository; any of them may open an old one. */
+    for (size_t i = 0; i < set->key_count && rc == BK_WRONG_KEY; i++) {
+        options->label = set->keys[i].id;
+        rc = open_with_key(engine, options, set->keys[i].file, ctl, repo, err);
+    }
+    return rc;
+}
+
+bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_opened_t *opened,
+                            bk_err_t *err)
+{
+    const bk_set_t *set = engine->set;
+    bool encrypted = set->key_count > 0 || set->passphrase_file != NULL;
+    memset(opened, 0, sizeof *opened);
+    bk_rc_t rc = bk_storage_open(&set->storages[0], &opened->storage, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_repo_options_t options = {.storage = opened->storage,
+                                 .cache_dir = engine->cache_dir,
+                                 .spool_dir = engine->spool_dir,
+                                 .create = create,
+                                 .plain = !encrypted};
+    rc = encrypted ? open_with_secret(engine, &options, ctl, &opened->repo, err)
+                   : bk_repo_open(&options, ctl, &opened->repo, err);
+    if (rc != BK_OK)
+        bk_engine_close_repo(opened);
+    return rc;
+}
+
+void bk_engine_close_repo(bk_opened_t *opened)
+{
+    bk_repo_close(opened->repo);
+    bk_storage_close(opened->storage);
+    memset(opened, 0, sizeof *opened);
+}
+
+static bk_rc_t check_free(const char *path, uint64_t min, bk_err_t *err)
+{
+    uint64_t bytes;
+    struct stat st;
+    if (stat(path, &st) != 0)
+        return BK_OK; /* made later; the parent's disk will tell */
+    bk_rc_t rc = bk_free_space(path, &bytes, err);
+    if (rc == BK_OK && bytes < min)
+        rc = bk_err_set(err, BK_NO_SPACE,
+                        "%s has %llu MiB free, min_free wants %llu MiB: free some space, or lower min_free", path,
+                        (unsigned long long)(bytes >> 20), (unsigned long long)(min >> 20));
+    return rc;
+}
+
+bk_rc_t bk_engine_check_space(bk_engine_t *engine, bk_err_t *err)
+{
+    const bk_set_t *set = engine->set;
+    const char *local = strcmp(set->storages[0].driver, "local") == 0
+                            ? bk_storage_config_get(&set->storages[0], "path")
+                            : NULL;
+    bk_rc_t rc = check_free(set->base_dir, set->min_free, err);
+    if (rc == BK_OK && local != NULL)
+        rc = check_free(local, set->min_free, err);
+    return rc;
+}
+
+/* --- the queue --- */
+
+static const char *id_prefix(const bk_submit_t *request)
+{
+    const char *type = json_string_value(json_object_get(request->body, "backup_type"));
+    if (request->kind == BK_JOB_BACKUP)
+        return type != NULL ? type : "full";
+    return bk_job_kind_name(request->kind);
+}
+
+bk_rc_t bk_engine_submit(bk_engine_t *engine, const bk_submit_t *request, char id[BK_JOB_ID],
+                         bool *replayed, bk_err_t *err)
+{
+    char stamp[BK_TIME_TEXT];
+    json_t *problems = NULL;
+    bk_rc_t rc = bk_request_check(engine->set, request->kind, request->body, &problems, err);
+    json_decref(problems);
+    if (rc != BK_OK)
+        return rc;
+    bk_job_row_t row = {.kind = request->kind,
+                        .created = bk_now(),
+                        .body = request->body != NULL ? json_incref(request->body) : json_object(),
+                        .trigger = bk_strdup(request->trigger),
+                        .requested_by = bk_strdup(request->requested_by),
+                        .request_id = bk_strdup(request->request_id)};
+    bk_time_stamp(stamp, row.created);
+    bk_fmt(row.id, sizeof row.id, "%s_%s", id_prefix(request), stamp);
+    rc = bk_catalog_submit(engine->catalog, &row, request->kind != BK_JOB_BACKUP, request->idempotency_key,
+                           replayed, err);
+    bk_strcpy(id, BK_JOB_ID, row.id);
+    bk_job_row_free(&row);
+    return rc;
+}
+
+bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err)
+{
+    return bk_catalog_take(engine->catalog, id, err);
+}
+
+bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status, bk_err_t *err)
+{
+    bk_job_row_t row;
+    bk_rc_t rc = bk_catalog_change(engine->catalog, id, BK_STATUS_QUEUED, BK_STATUS_CANCELED, err);
+    *status = BK_STATUS_CANCELED;
+    if (rc != BK_CONFLICT)
+        return rc;
+    rc = bk_catalog_job(engine->catalog, id, &row, err);
+    if (rc != BK_OK)
+        return rc;
+    *status = row.status;
+    bk_job_row_free(&row);
+    return bk_err_set(err, BK_CONFLICT, "job %s is %s", id, bk_job_status_name(*status));
+}
+
+/* --- running --- */
+
+static void add_warnings(json_t *result, bk_ctl_t *ctl)
+{
+    json_t *warnings = json_object_get(result, "warnings");
+    if (warnings == NULL) {
+        warnings = json_array();
+        json_object_set_new(result, "warnings", warnings);
+    }
+    pthread_mutex_lock(&ctl->lock);
+    for (unsigned i = 0; i < ctl->notes_kept; i++)
+        json_array_append_new(warnings, bk_json_name(ctl->notes[i], strlen(ctl->notes[i])));
+    if (ctl->notes_total > 0)
+        json_object_set_new(result, "warnings_total", json_integer((json_int_t)ctl->notes_total));
+    pthread_mutex_unlock(&ctl->lock);
+}
+
+static bk_job_status_t ended_as(bk_rc_t rc, bk_job_kind_t kind, const bk_ctl_t *ctl, const json_t *result)
+{
+    bool warned = ctl->notes_total > 0 || json_is_true(json_object_get(result, "incomplete"));
+    if (rc == BK_OK)
+        return warned ? BK_STATUS_WARNING : BK_STATUS_COMPLETED;
+    if (rc == BK_CANCELED)
+        return BK_STATUS_CANCELED;
+    if (rc == BK_INTERRUPTED)
+        return kinds[kind].resumes ? BK_STATUS_INTERRUPTED : BK_STATUS_FAILED;
+    return BK_STATUS_FAILED;
+}
+
+static void log_end(const bk_engine_t *engine, const char *id, bk_job_status_t status, bk_ctl_t *ctl,
+                    const bk_err_t *err)
+{
+    double seconds = (double)(bk_mono() - ctl->started) / BK_SEC;
+    if (status == BK_STATUS_COMPLETED)
+        bk_log(BK_LOG_NOTICE, "backup %s: job %s completed after %.1f s", engine->set->name, id, seconds);
+    else if (status == BK_STATUS_WARNING)
+        bk_log(BK_LOG_WARN, "backup %s: job %s completed with %llu warnings after %.1f s: %s", engine->set->name,
+               id, (unsigned long long)ctl->notes_total, seconds,
+               ctl->notes_kept > 0 ? ctl->notes[0] : "unreadable files");
+    else
+        bk_log(status == BK_STATUS_FAILED ? BK_LOG_ERROR : BK_LOG_NOTICE, "backup %s: job %s %s after %.1f s: %s",
+               engine->set->name, id, bk_job_status_name(status), seconds, err->text);
+}
+
+bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_ctl_t *ctl,
+                      bk_job_status_t *status, bk_err_t *err)
+{
+    bk_job_row_t row;
+    bk_err_t failure = {0}, ignored = {0};
+    bk_rc_t rc = bk_catalog_job(engine->catalog, id, &row, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_log(BK_LOG_NOTICE, "backup %s: job %s started (%s by %s)", engine->set->name, id,
+           row.trigger != NULL ? row.trigger : "?", row.requested_by != NULL ? row.requested_by : "?");
+    bk_job_t job = {.engine = engine, .id = id, .body = row.body, .result = json_object(), .team = team,
+                    .ctl = ctl};
+    rc = kinds[row.kind].run(&job, &failure);
+    *status = ended_as(rc, row.kind, ctl, job.result);
+    add_warnings(job.result, ctl);
+    if (rc != BK_OK) {
+        json_object_set_new(job.result, "error", json_string(failure.text));
+        json_object_set_new(job.result, "problem", bk_problem(&failure, NULL));
+    }
+    bk_remove_tree(engine->scratch_dir, false, &ignored);
+    /* Interrupted: the next owner takes it again. */
+    bk_rc_t stored = bk_catalog_finish(engine->catalog, id,
+                                       *status == BK_STATUS_INTERRUPTED ? BK_STATUS_QUEUED : *status,
+                                       job.result, &ignored);
+    if (stored != BK_OK)
+        bk_log(BK_LOG_ERROR, "backup %s: job %s: its end could not be recorded: %s", engine->set->name, id,
+               ignored.text);
+    bk_catalog_prune(engine->catalog, JOBS_KEPT, NULL);
+    log_end(engine, id, *status, ctl, &failure);
+    json_decref(job.result);
+    bk_job_row_free(&row);
+    if (rc != BK_OK && err != NULL)
+        *err = failure;
+    return rc;
+}
+
+bk_rc_t bk_engine_sync(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_opened_t opened;
+    bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
+    if (rc == BK_REPO_MISSING) { /* before the first backup */
+        bk_err_clear(err);
+        return BK_OK;
+    }
+    if (rc == BK_OK) {
+        rc = bk_engine_sync_from(engine, &opened, ctl, err);
+        bk_engine_close_repo(&opened);
+    }
+    return rc;
+}

@@ -1,0 +1,80 @@
+/*
+ * engine/engine_private.h: what the files of engine/ share: the engine, a running job, and the bodies of each kind of job.
+ */
+#ifndef BK_ENGINE_ENGINE_PRIVATE_H
+#define BK_ENGINE_ENGINE_PRIVATE_H
+
+#include <limits.h>
+
+#include "engine/catalog.h"
+#include "engine/engine.h"
+#include "repo/repo.h"
+#include "repo/snapshot.h"
+
+struct bk_engine_s {
+    const bk_set_t *set;
+    bk_catalog_t   *catalog;
+    char            host[128];
+    char           *cache_dir, *spool_dir, *scratch_dir;
+    int             lock_fd; /* of base_dir/lock while owner, else -1 */
+    int64_t         started; /* ns */
+    bool            catalog_replaced;
+};
+
+/* A job while it runs: belongs to lane 0; other lanes see only what is handed to them. */
+typedef struct {
+    bk_engine_t *engine;
+    const char  *id;
+    json_t      *body;   /* checked request, borrowed */
+    json_t      *result; /* object: members of the answer */
+    bk_team_t   *team;
+    bk_ctl_t    *ctl;
+} bk_job_t;
+
+/* The repository of the set's storage, opened for one job. */
+typedef struct {
+    bk_storage_t *storage;
+    bk_repo_t    *repo;
+} bk_opened_t;
+
+bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_opened_t *opened,
+                            bk_err_t *err);
+void bk_engine_close_repo(bk_opened_t *opened);
+/* Free space of base_dir and of a local storage against min_free: BK_NO_SPACE. */
+bk_rc_t bk_engine_check_space(bk_engine_t *engine, bk_err_t *err);
+
+/* One job each; result members are added to job->result, warnings go through ctl notes. */
+bk_rc_t bk_job_backup(bk_job_t *job, bk_err_t *err);
+bk_rc_t bk_job_recovery(bk_job_t *job, bk_err_t *err);
+bk_rc_t bk_job_validate(bk_job_t *job, bk_err_t *err);
+bk_rc_t bk_job_verify(bk_job_t *job, bk_err_t *err);
+bk_rc_t bk_job_test(bk_job_t *job, bk_err_t *err);
+bk_rc_t bk_job_cleanup(bk_job_t *job, bk_err_t *err);
+bk_rc_t bk_job_delete(bk_job_t *job, bk_err_t *err);
+
+/* A backup of parts of the set under its own id and kind: the safety backup of a recovery. */
+typedef struct {
+    const char *id, *kind; /* "safety" */
+    const char *database;  /* only this one; NULL: all */
+    bool        databases, files;
+    bool        full;
+    bool        upload;
+    bool        lenient; /* a database that cannot be read is noted, not fatal */
+} bk_backup_scope_t;
+bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_t *scope,
+                      json_t *result, bk_err_t *err);
+
+/* GET /backups/{id} from a snapshot; with "completed_ns" for the catalog. */
+json_t *bk_describe_snapshot(const bk_snapshot_t *snapshot, const char *storage);
+/* Snapshots of the storage into the catalog. */
+bk_rc_t bk_engine_sync_from(bk_engine_t *engine, bk_opened_t *opened, bk_ctl_t *ctl, bk_err_t *err);
+/* GET /jobs/{id} of a row. */
+json_t *bk_describe_job(const bk_job_row_t *row, const char *set);
+
+/*
+ * Is target inside a restore_root, links resolved?  root: that restore_root; below: the rest, in resolved.  BK_FORBIDDEN.
+ */
+bk_rc_t bk_target_check(const bk_set_t *set, const char *target, const char **root,
+                        const char **below, char resolved[PATH_MAX], bk_err_t *err);
+
+#endif
