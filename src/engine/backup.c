@@ -15,18 +15,18 @@
 #include "sqlite/dump.h"
 
 #define UNREADABLE_SHOWN 100
-#define SKIP_MAX 1024
+#define SKIP_MAX         1024
 
 typedef struct {
-    bk_job_t                *job;
-    bk_opened_t             *opened;
+    bk_job_t *job;
+    bk_opened_t *opened;
     const bk_backup_scope_t *scope;
-    bk_session_t            *session;
-    const bk_snapshot_t     *previous;
-    bk_snapshot_t            snapshot;
-    bk_files_stats_t         files;
-    bk_inode_t               skip[SKIP_MAX];
-    size_t                   skip_count;
+    bk_session_t *session;
+    const bk_snapshot_t *previous;
+    bk_snapshot_t snapshot;
+    bk_files_stats_t files;
+    bk_inode_t skip[SKIP_MAX];
+    size_t skip_count;
 } backup_t;
 
 /* --- what the file engine must not touch --- */
@@ -60,15 +60,17 @@ static bk_rc_t backup_database(backup_t *b, const bk_set_db_t *db, bk_err_t *err
     bk_err_t why = {0};
     bk_snapshot_db_t *out = &b->snapshot.dbs[b->snapshot.db_count];
     bk_ctl_current(ctl, db->name);
-    bk_rc_t rc = bk_db_dump(b->session, db->path, (unsigned)db->busy_timeout, b->job->team, out, ctl, &why);
+    bk_rc_t rc =
+        bk_db_dump(b->session, db->path, (unsigned)db->busy_timeout, b->job->team, out, ctl, &why);
     if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)
         rc = bk_err_set(&why, BK_NO_MEMORY, "database %s: out of memory", db->name);
     bool wal = rc == BK_OK && strcmp(out->journal, "wal") == 0;
     if (rc == BK_OK && !wal && db->wal == BK_WAL_REQUIRE)
-        rc = bk_err_set(&why, BK_CONFIG,
-                        "database %s: journal_mode is %s, but the configuration says wal require: run \"PRAGMA "
-                        "journal_mode=WAL\" once, or write \"wal on\"",
-                        db->name, out->journal);
+        rc = bk_err_set(
+            &why, BK_CONFIG,
+            "database %s: journal_mode is %s, but the configuration says wal require: run \"PRAGMA "
+            "journal_mode=WAL\" once, or write \"wal on\"",
+            db->name, out->journal);
     b->snapshot.db_count += out->path != NULL;
     if (rc == BK_OK || rc == BK_CANCELED || rc == BK_INTERRUPTED || !b->scope->lenient) {
         if (rc != BK_OK && err != NULL)
@@ -129,8 +131,8 @@ static bk_rc_t backup_files(backup_t *b, const bk_set_files_t *files, bk_err_t *
                                   .skip = b->skip,
                                   .skip_count = b->skip_count,
                                   .previous = b->scope->full ? NULL : previous_tree(b, files)};
-    bk_rc_t rc = bk_files_backup(b->session, &options, b->job->team, tree, &stats, b->snapshot.unreadable,
-                                 b->job->ctl, err);
+    bk_rc_t rc = bk_files_backup(b->session, &options, b->job->team, tree, &stats,
+                                 b->snapshot.unreadable, b->job->ctl, err);
     add_stats(&b->files, &stats);
     if (rc != BK_OK)
         return rc;
@@ -139,8 +141,9 @@ static bk_rc_t backup_files(backup_t *b, const bk_set_files_t *files, bk_err_t *
     if (tree->path == NULL)
         tree->path = bk_strdup(files->path);
     b->snapshot.tree_count++;
-    return tree->name != NULL && tree->path != NULL ? BK_OK
-                                                    : bk_err_set(err, BK_NO_MEMORY, "files: out of memory");
+    return tree->name != NULL && tree->path != NULL
+               ? BK_OK
+               : bk_err_set(err, BK_NO_MEMORY, "files: out of memory");
 }
 
 static bk_rc_t backup_parts(backup_t *b, bk_err_t *err)
@@ -171,15 +174,18 @@ static json_t *stats_json(const backup_t *b, const bk_session_stats_t *session)
         source += b->snapshot.dbs[i].page_count * b->snapshot.dbs[i].page_size;
     uint64_t seen = session->bytes_new + session->bytes_known;
     return json_pack(
-        "{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sf sf}", "files", (json_int_t)b->files.files, "files_new",
-        (json_int_t)b->files.files_new, "files_changed", (json_int_t)b->files.files_changed, "files_unmodified",
-        (json_int_t)b->files.files_unmodified, "files_removed", (json_int_t)b->files.files_removed, "directories",
-        (json_int_t)b->files.dirs, "links", (json_int_t)b->files.links, "excluded",
-        (json_int_t)(b->files.excluded + b->files.too_large), "unreadable", (json_int_t)b->files.unreadable,
-        "bytes_source", (json_int_t)source, "bytes_new", (json_int_t)session->bytes_new, "bytes_stored",
-        (json_int_t)session->bytes_stored, "chunks_new", (json_int_t)session->chunks_new, "packs",
-        (json_int_t)session->packs, "compression_ratio",
-        session->bytes_stored > 0 ? (double)session->bytes_new / (double)session->bytes_stored : 1.0,
+        "{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sf sf}", "files", (json_int_t)b->files.files,
+        "files_new", (json_int_t)b->files.files_new, "files_changed",
+        (json_int_t)b->files.files_changed, "files_unmodified",
+        (json_int_t)b->files.files_unmodified, "files_removed", (json_int_t)b->files.files_removed,
+        "directories", (json_int_t)b->files.dirs, "links", (json_int_t)b->files.links, "excluded",
+        (json_int_t)(b->files.excluded + b->files.too_large), "unreadable",
+        (json_int_t)b->files.unreadable, "bytes_source", (json_int_t)source, "bytes_new",
+        (json_int_t)session->bytes_new, "bytes_stored", (json_int_t)session->bytes_stored,
+        "chunks_new", (json_int_t)session->chunks_new, "packs", (json_int_t)session->packs,
+        "compression_ratio",
+        session->bytes_stored > 0 ? (double)session->bytes_new / (double)session->bytes_stored
+                                  : 1.0,
         "dedup_ratio", session->bytes_new > 0 ? (double)seen / (double)session->bytes_new : 1.0);
 }
 
@@ -233,11 +239,13 @@ static void report_unreadable(const backup_t *b, json_t *result)
     json_object_set_new(result, "incomplete", json_boolean(b->files.unreadable > 0));
 }
 
-static const bk_snapshot_t *find_previous(const bk_snapshot_list_t *list, const char *set, const char *host)
+static const bk_snapshot_t *find_previous(const bk_snapshot_list_t *list, const char *set,
+                                          const char *host)
 {
     for (size_t i = list->count; i-- > 0;) {
         const bk_snapshot_t *s = &list->items[i];
-        if (strcmp(s->set, set) == 0 && strcmp(s->host, host) == 0 && strcmp(s->kind, "safety") != 0)
+        if (strcmp(s->set, set) == 0 && strcmp(s->host, host) == 0 &&
+            strcmp(s->kind, "safety") != 0)
             return s;
     }
     return NULL;
@@ -258,8 +266,8 @@ static void choose_id(const bk_snapshot_list_t *list, char id[BK_BACKUP_ID])
     }
 }
 
-bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_t *scope, json_t *result,
-                      bk_err_t *err)
+bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_t *scope,
+                      json_t *result, bk_err_t *err)
 {
     bk_engine_t *engine = job->engine;
     bk_snapshot_list_t list = {0};
@@ -282,9 +290,8 @@ bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_
         chosen.id = id;
         b->previous = find_previous(&list, engine->set->name, engine->host);
         collect_skip(b);
-        bk_session_options_t options = {.host = engine->host,
-                                        .compression = engine->set->compression,
-                                        .upload = scope->upload};
+        bk_session_options_t options = {
+            .host = engine->host, .compression = engine->set->compression, .upload = scope->upload};
         rc = bk_session_begin(opened->repo, &options, job->ctl, &b->session, err);
     }
     if (rc == BK_OK)

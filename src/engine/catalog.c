@@ -14,19 +14,21 @@
 #include "base/str.h"
 
 #define SCHEMA_VERSION 1
-#define JSON_MAX (64u << 20)
-#define DAY (86400 * BK_SEC)
+#define JSON_MAX       (64u << 20)
+#define DAY            (86400 * BK_SEC)
 
 struct bk_catalog_s {
     pthread_mutex_t lock; /* one statement sequence at a time */
-    sqlite3        *db;
-    char           *path;
+    sqlite3 *db;
+    char *path;
 };
 
 static const char schema[] =
     "CREATE TABLE jobs(sequence INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,"
-    " kind INTEGER NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL, result TEXT, trigger TEXT,"
-    " requested_by TEXT, request_id TEXT, created INTEGER NOT NULL, started INTEGER, completed INTEGER);"
+    " kind INTEGER NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL, result TEXT, trigger "
+    "TEXT,"
+    " requested_by TEXT, request_id TEXT, created INTEGER NOT NULL, started INTEGER, completed "
+    "INTEGER);"
     "CREATE INDEX jobs_status ON jobs(status, sequence);"
     "CREATE TABLE idempotency(key TEXT PRIMARY KEY, body TEXT NOT NULL, job TEXT NOT NULL,"
     " created INTEGER NOT NULL);"
@@ -39,13 +41,14 @@ static const char schema[] =
 static bk_rc_t failed(const bk_catalog_t *catalog, int code, const char *what, bk_err_t *err)
 {
     int primary = code & 0xff;
-    bk_rc_t rc = primary == SQLITE_FULL                                    ? BK_NO_SPACE
-                 : primary == SQLITE_READONLY || primary == SQLITE_CANTOPEN ||
-                         primary == SQLITE_PERM                            ? BK_DENIED
-                 : primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB   ? BK_CORRUPT
-                 : primary == SQLITE_BUSY || primary == SQLITE_LOCKED      ? BK_BUSY
-                 : primary == SQLITE_NOMEM                                 ? BK_NO_MEMORY
-                                                                           : BK_IO;
+    bk_rc_t rc =
+        primary == SQLITE_FULL ? BK_NO_SPACE
+        : primary == SQLITE_READONLY || primary == SQLITE_CANTOPEN || primary == SQLITE_PERM
+            ? BK_DENIED
+        : primary == SQLITE_CORRUPT || primary == SQLITE_NOTADB ? BK_CORRUPT
+        : primary == SQLITE_BUSY || primary == SQLITE_LOCKED    ? BK_BUSY
+        : primary == SQLITE_NOMEM                               ? BK_NO_MEMORY
+                                                                : BK_IO;
     return bk_err_set(err, rc, "catalog %s: %s: %s", catalog->path, what,
                       catalog->db != NULL ? sqlite3_errmsg(catalog->db) : sqlite3_errstr(code));
 }
@@ -56,7 +59,8 @@ static bk_rc_t run(bk_catalog_t *catalog, const char *sql, bk_err_t *err)
     return code == SQLITE_OK ? BK_OK : failed(catalog, code, "write", err);
 }
 
-static bk_rc_t prepare(bk_catalog_t *catalog, const char *sql, sqlite3_stmt **statement, bk_err_t *err)
+static bk_rc_t prepare(bk_catalog_t *catalog, const char *sql, sqlite3_stmt **statement,
+                       bk_err_t *err)
 {
     int code = sqlite3_prepare_v2(catalog->db, sql, -1, statement, NULL);
     return code == SQLITE_OK ? BK_OK : failed(catalog, code, "prepare", err);
@@ -72,7 +76,8 @@ static void bind_text(sqlite3_stmt *statement, int at, const char *text)
 static bk_rc_t finish(bk_catalog_t *catalog, sqlite3_stmt *statement, bk_err_t *err)
 {
     int code = sqlite3_step(statement);
-    bk_rc_t rc = code == SQLITE_DONE || code == SQLITE_ROW ? BK_OK : failed(catalog, code, "write", err);
+    bk_rc_t rc =
+        code == SQLITE_DONE || code == SQLITE_ROW ? BK_OK : failed(catalog, code, "write", err);
     sqlite3_finalize(statement);
     return rc;
 }
@@ -81,12 +86,14 @@ static bk_rc_t open_database(bk_catalog_t *catalog, bk_err_t *err)
 {
     sqlite3_stmt *statement;
     int version = 0;
-    int code = sqlite3_open_v2(catalog->path, &catalog->db,
-                               SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
+    int code =
+        sqlite3_open_v2(catalog->path, &catalog->db,
+                        SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
     if (code != SQLITE_OK)
         return failed(catalog, code, "open", err);
     sqlite3_busy_timeout(catalog->db, 10000);
-    bk_rc_t rc = run(catalog, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN IMMEDIATE", err);
+    bk_rc_t rc =
+        run(catalog, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN IMMEDIATE", err);
     if (rc != BK_OK)
         return rc;
     rc = prepare(catalog, "PRAGMA user_version", &statement, err);
@@ -99,7 +106,8 @@ static bk_rc_t open_database(bk_catalog_t *catalog, bk_err_t *err)
         rc = run(catalog, schema, err);
     else if (rc == BK_OK && version > SCHEMA_VERSION)
         rc = bk_err_set(err, BK_UNSUPPORTED,
-                        "catalog %s was made by a newer ngx-backup; upgrade, or move it away to begin a new one",
+                        "catalog %s was made by a newer ngx-backup; upgrade, or move it away to "
+                        "begin a new one",
                         catalog->path);
     bk_rc_t end = run(catalog, rc == BK_OK ? "COMMIT" : "ROLLBACK", rc == BK_OK ? err : NULL);
     return rc != BK_OK ? rc : end;
@@ -176,7 +184,8 @@ static char *dump(const json_t *value)
     bk_buf_t text;
     json_t *empty = value == NULL ? json_object() : NULL;
     bk_buf_init(&text, JSON_MAX);
-    bk_rc_t rc = bk_json_dump(value != NULL ? (json_t *)(uintptr_t)value : empty, true, &text, NULL);
+    bk_rc_t rc =
+        bk_json_dump(value != NULL ? (json_t *)(uintptr_t)value : empty, true, &text, NULL);
     char *copy = rc == BK_OK ? bk_strdup(bk_buf_str(&text)) : NULL;
     bk_buf_free(&text);
     json_decref(empty);
@@ -192,7 +201,8 @@ static json_t *parse(const unsigned char *text)
 }
 
 #define JOB_COLUMNS                                                                                \
-    "id, kind, status, body, result, trigger, requested_by, request_id, created, started, completed, sequence"
+    "id, kind, status, body, result, trigger, requested_by, request_id, created, started, "        \
+    "completed, sequence"
 
 static void read_row(sqlite3_stmt *statement, bk_job_row_t *row)
 {
@@ -212,7 +222,8 @@ static void read_row(sqlite3_stmt *statement, bk_job_row_t *row)
 }
 
 /* Lock held.  The first column of the first row as text into out; BK_NOT_FOUND without a row. */
-static bk_rc_t find_text(bk_catalog_t *catalog, sqlite3_stmt *statement, char *out, size_t size, bk_err_t *err)
+static bk_rc_t find_text(bk_catalog_t *catalog, sqlite3_stmt *statement, char *out, size_t size,
+                         bk_err_t *err)
 {
     int code = sqlite3_step(statement);
     bk_rc_t rc = BK_NOT_FOUND;
@@ -232,8 +243,9 @@ static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, 
                       bool *replayed, bk_err_t *err)
 {
     sqlite3_stmt *statement;
-    bk_rc_t rc = prepare(catalog, "SELECT job, body FROM idempotency WHERE key = ?1 AND created > ?2",
-                         &statement, err);
+    bk_rc_t rc =
+        prepare(catalog, "SELECT job, body FROM idempotency WHERE key = ?1 AND created > ?2",
+                &statement, err);
     if (rc != BK_OK)
         return rc;
     bind_text(statement, 1, key);
@@ -243,8 +255,9 @@ static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, 
         bk_strcpy(id, BK_JOB_ID, (const char *)sqlite3_column_text(statement, 0));
         *replayed = strcmp((const char *)sqlite3_column_text(statement, 1), body) == 0;
         if (!*replayed)
-            rc = bk_err_set(err, BK_INVALID,
-                            "this Idempotency-Key was used with another request (job %s): use a new key", id);
+            rc = bk_err_set(
+                err, BK_INVALID,
+                "this Idempotency-Key was used with another request (job %s): use a new key", id);
     } else if (code != SQLITE_DONE) {
         rc = failed(catalog, code, "read", err);
     }
@@ -252,12 +265,13 @@ static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, 
     return rc;
 }
 
-static bk_rc_t find_equal(bk_catalog_t *catalog, const bk_job_row_t *row, const char *body, char id[BK_JOB_ID],
-                          bk_err_t *err)
+static bk_rc_t find_equal(bk_catalog_t *catalog, const bk_job_row_t *row, const char *body,
+                          char id[BK_JOB_ID], bk_err_t *err)
 {
     sqlite3_stmt *statement;
-    bk_rc_t rc = prepare(catalog, "SELECT id FROM jobs WHERE status IN (0, 1) AND kind = ?1 AND body = ?2",
-                         &statement, err);
+    bk_rc_t rc =
+        prepare(catalog, "SELECT id FROM jobs WHERE status IN (0, 1) AND kind = ?1 AND body = ?2",
+                &statement, err);
     if (rc != BK_OK)
         return rc;
     sqlite3_bind_int(statement, 1, (int)row->kind);
@@ -271,10 +285,11 @@ static bk_rc_t insert_job(bk_catalog_t *catalog, bk_job_row_t *row, const char *
     bk_strcpy(wanted, sizeof wanted, row->id);
     for (unsigned n = 2; n < 1000; n++) {
         sqlite3_stmt *statement;
-        bk_rc_t rc = prepare(catalog,
-                             "INSERT INTO jobs(id, kind, status, body, trigger, requested_by, request_id, created)"
-                             " VALUES(?1, ?2, 0, ?3, ?4, ?5, ?6, ?7)",
-                             &statement, err);
+        bk_rc_t rc = prepare(
+            catalog,
+            "INSERT INTO jobs(id, kind, status, body, trigger, requested_by, request_id, created)"
+            " VALUES(?1, ?2, 0, ?3, ?4, ?5, ?6, ?7)",
+            &statement, err);
         if (rc != BK_OK)
             return rc;
         bind_text(statement, 1, row->id);
@@ -295,11 +310,12 @@ static bk_rc_t insert_job(bk_catalog_t *catalog, bk_job_row_t *row, const char *
     return bk_err_set(err, BK_CONFLICT, "too many jobs in one second: try again");
 }
 
-static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *body, const char *id,
-                            bk_err_t *err)
+static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *body,
+                            const char *id, bk_err_t *err)
 {
     sqlite3_stmt *statement;
-    bk_rc_t rc = prepare(catalog, "INSERT OR REPLACE INTO idempotency VALUES(?1, ?2, ?3, ?4)", &statement, err);
+    bk_rc_t rc = prepare(catalog, "INSERT OR REPLACE INTO idempotency VALUES(?1, ?2, ?3, ?4)",
+                         &statement, err);
     if (rc != BK_OK)
         return rc;
     bind_text(statement, 1, key);
@@ -327,7 +343,8 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, bool unique,
             bk_rc_t found = unique ? find_equal(catalog, row, body, id, err) : BK_NOT_FOUND;
             if (found == BK_OK) {
                 bk_strcpy(row->id, sizeof row->id, id);
-                rc = bk_err_set(err, BK_CONFLICT, "the same job is queued or running already: %s", id);
+                rc = bk_err_set(err, BK_CONFLICT, "the same job is queued or running already: %s",
+                                id);
             } else if (found != BK_NOT_FOUND) {
                 rc = found;
             }
@@ -345,11 +362,13 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, bool unique,
     return rc;
 }
 
-static bk_rc_t one_job(bk_catalog_t *catalog, sqlite3_stmt *statement, bk_job_row_t *row, bk_err_t *err)
+static bk_rc_t one_job(bk_catalog_t *catalog, sqlite3_stmt *statement, bk_job_row_t *row,
+                       bk_err_t *err)
 {
     int code = sqlite3_step(statement);
-    bk_rc_t rc = code == SQLITE_ROW ? BK_OK : code == SQLITE_DONE ? BK_NOT_FOUND
-                                                                  : failed(catalog, code, "read", err);
+    bk_rc_t rc = code == SQLITE_ROW    ? BK_OK
+                 : code == SQLITE_DONE ? BK_NOT_FOUND
+                                       : failed(catalog, code, "read", err);
     if (rc == BK_OK)
         read_row(statement, row);
     sqlite3_finalize(statement);
@@ -360,7 +379,8 @@ bk_rc_t bk_catalog_job(bk_catalog_t *catalog, const char *id, bk_job_row_t *row,
 {
     sqlite3_stmt *statement;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog, "SELECT " JOB_COLUMNS " FROM jobs WHERE id = ?1", &statement, err);
+    bk_rc_t rc =
+        prepare(catalog, "SELECT " JOB_COLUMNS " FROM jobs WHERE id = ?1", &statement, err);
     if (rc == BK_OK) {
         bind_text(statement, 1, id);
         rc = one_job(catalog, statement, row, err);
@@ -375,10 +395,11 @@ bk_rc_t bk_catalog_last(bk_catalog_t *catalog, bk_job_kind_t kind, bk_job_row_t 
 {
     sqlite3_stmt *statement;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog,
-                         "SELECT " JOB_COLUMNS
-                         " FROM jobs WHERE kind = ?1 AND status IN (3, 4, 5) ORDER BY sequence DESC LIMIT 1",
-                         &statement, err);
+    bk_rc_t rc =
+        prepare(catalog,
+                "SELECT " JOB_COLUMNS
+                " FROM jobs WHERE kind = ?1 AND status IN (3, 4, 5) ORDER BY sequence DESC LIMIT 1",
+                &statement, err);
     if (rc == BK_OK) {
         sqlite3_bind_int(statement, 1, (int)kind);
         rc = one_job(catalog, statement, row, err);
@@ -387,8 +408,8 @@ bk_rc_t bk_catalog_last(bk_catalog_t *catalog, bk_job_kind_t kind, bk_job_row_t 
     return rc;
 }
 
-bk_rc_t bk_catalog_jobs(bk_catalog_t *catalog, int64_t before, unsigned limit, bk_catalog_job_fn fn, void *arg,
-                        uint64_t *total, bk_err_t *err)
+bk_rc_t bk_catalog_jobs(bk_catalog_t *catalog, int64_t before, unsigned limit, bk_catalog_job_fn fn,
+                        void *arg, uint64_t *total, bk_err_t *err)
 {
     sqlite3_stmt *statement;
     char count[32] = "0";
@@ -444,17 +465,18 @@ bk_rc_t bk_catalog_take(bk_catalog_t *catalog, char id[BK_JOB_ID], bk_err_t *err
     return rc;
 }
 
-bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t status, const json_t *result,
-                          bk_err_t *err)
+bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t status,
+                          const json_t *result, bk_err_t *err)
 {
     sqlite3_stmt *statement;
     char *text = result != NULL ? dump(result) : NULL;
     bool again = status == BK_STATUS_QUEUED;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog,
-                         again ? "UPDATE jobs SET status = ?2, result = ?3, started = NULL WHERE id = ?1"
-                               : "UPDATE jobs SET status = ?2, result = ?3, completed = ?4 WHERE id = ?1",
-                         &statement, err);
+    bk_rc_t rc =
+        prepare(catalog,
+                again ? "UPDATE jobs SET status = ?2, result = ?3, started = NULL WHERE id = ?1"
+                      : "UPDATE jobs SET status = ?2, result = ?3, completed = ?4 WHERE id = ?1",
+                &statement, err);
     if (rc == BK_OK) {
         bind_text(statement, 1, id);
         sqlite3_bind_int(statement, 2, (int)status);
@@ -468,13 +490,14 @@ bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t
     return rc;
 }
 
-bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t from, bk_job_status_t to,
-                          bk_err_t *err)
+bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t from,
+                          bk_job_status_t to, bk_err_t *err)
 {
     sqlite3_stmt *statement;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog, "UPDATE jobs SET status = ?3, completed = ?4 WHERE id = ?1 AND status = ?2",
-                         &statement, err);
+    bk_rc_t rc = prepare(
+        catalog, "UPDATE jobs SET status = ?3, completed = ?4 WHERE id = ?1 AND status = ?2",
+        &statement, err);
     if (rc == BK_OK) {
         bind_text(statement, 1, id);
         sqlite3_bind_int(statement, 2, (int)from);
@@ -482,7 +505,8 @@ bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t
         sqlite3_bind_int64(statement, 4, bk_now());
         rc = finish(catalog, statement, err);
         if (rc == BK_OK && sqlite3_changes(catalog->db) == 0)
-            rc = bk_err_set(err, BK_CONFLICT, "job %s is no longer %s", id, bk_job_status_name(from));
+            rc = bk_err_set(err, BK_CONFLICT, "job %s is no longer %s", id,
+                            bk_job_status_name(from));
     }
     pthread_mutex_unlock(&catalog->lock);
     return rc;
@@ -493,8 +517,9 @@ bk_rc_t bk_catalog_counts(bk_catalog_t *catalog, uint64_t counts[8], bk_err_t *e
     sqlite3_stmt *statement;
     memset(counts, 0, 8 * sizeof *counts);
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog, "SELECT status, count(*) FROM jobs WHERE kind = 0 GROUP BY status", &statement,
-                         err);
+    bk_rc_t rc =
+        prepare(catalog, "SELECT status, count(*) FROM jobs WHERE kind = 0 GROUP BY status",
+                &statement, err);
     if (rc == BK_OK) {
         while (sqlite3_step(statement) == SQLITE_ROW) {
             int status = sqlite3_column_int(statement, 0);
@@ -510,10 +535,11 @@ bk_rc_t bk_catalog_counts(bk_catalog_t *catalog, uint64_t counts[8], bk_err_t *e
 bk_rc_t bk_catalog_prune(bk_catalog_t *catalog, unsigned keep, bk_err_t *err)
 {
     char sql[256];
-    bk_fmt(sql, sizeof sql,
-           "DELETE FROM jobs WHERE status > 2 AND sequence <= (SELECT max(sequence) FROM jobs) - %u;"
-           "DELETE FROM idempotency WHERE created < %lld",
-           keep, (long long)(bk_now() - DAY));
+    bk_fmt(
+        sql, sizeof sql,
+        "DELETE FROM jobs WHERE status > 2 AND sequence <= (SELECT max(sequence) FROM jobs) - %u;"
+        "DELETE FROM idempotency WHERE created < %lld",
+        keep, (long long)(bk_now() - DAY));
     pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = run(catalog, sql, err);
     pthread_mutex_unlock(&catalog->lock);
@@ -543,10 +569,12 @@ bk_rc_t bk_catalog_backup_put(bk_catalog_t *catalog, const json_t *backup, bk_er
     sqlite3_stmt *statement;
     char *text = dump(backup);
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog, "INSERT OR REPLACE INTO backups VALUES(?1, ?2, 1, ?3)", &statement, err);
+    bk_rc_t rc =
+        prepare(catalog, "INSERT OR REPLACE INTO backups VALUES(?1, ?2, 1, ?3)", &statement, err);
     if (rc == BK_OK) {
         bind_text(statement, 1, json_string_value(json_object_get(backup, "backup_id")));
-        sqlite3_bind_int64(statement, 2, json_integer_value(json_object_get(backup, "completed_ns")));
+        sqlite3_bind_int64(statement, 2,
+                           json_integer_value(json_object_get(backup, "completed_ns")));
         bind_text(statement, 3, text);
         rc = finish(catalog, statement, err);
     }
@@ -582,7 +610,8 @@ bk_rc_t bk_catalog_backups(bk_catalog_t *catalog, bk_catalog_backup_fn fn, void 
 {
     sqlite3_stmt *statement;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog, "SELECT document FROM backups ORDER BY completed DESC, id DESC", &statement, err);
+    bk_rc_t rc = prepare(catalog, "SELECT document FROM backups ORDER BY completed DESC, id DESC",
+                         &statement, err);
     if (rc == BK_OK) {
         bool more = true;
         while (more && sqlite3_step(statement) == SQLITE_ROW) {
@@ -614,12 +643,14 @@ bk_rc_t bk_catalog_value(bk_catalog_t *catalog, const char *key, json_t **value,
     return rc;
 }
 
-bk_rc_t bk_catalog_set_value(bk_catalog_t *catalog, const char *key, const json_t *value, bk_err_t *err)
+bk_rc_t bk_catalog_set_value(bk_catalog_t *catalog, const char *key, const json_t *value,
+                             bk_err_t *err)
 {
     sqlite3_stmt *statement;
     char *text = dump(value);
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog, "INSERT OR REPLACE INTO state VALUES(?1, ?2, ?3)", &statement, err);
+    bk_rc_t rc =
+        prepare(catalog, "INSERT OR REPLACE INTO state VALUES(?1, ?2, ?3)", &statement, err);
     if (rc == BK_OK) {
         bind_text(statement, 1, key);
         bind_text(statement, 2, text);

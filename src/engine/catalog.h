@@ -13,19 +13,20 @@
 typedef struct bk_catalog_s bk_catalog_t;
 
 /* A damaged catalog is set aside as catalog.db.damaged-<time> and a new one is made; *replaced tells. */
-bk_rc_t bk_catalog_open(const char *base_dir, bk_catalog_t **catalog, bool *replaced, bk_err_t *err);
+bk_rc_t bk_catalog_open(const char *base_dir, bk_catalog_t **catalog, bool *replaced,
+                        bk_err_t *err);
 void bk_catalog_close(bk_catalog_t *catalog);
 
 /* One row of jobs; strings are heap, owned by the row. */
 typedef struct {
-    char            id[BK_JOB_ID];
-    bk_job_kind_t   kind;
+    char id[BK_JOB_ID];
+    bk_job_kind_t kind;
     bk_job_status_t status;
-    json_t         *body;   /* request, object */
-    json_t         *result; /* object; NULL before the end */
-    char           *trigger, *requested_by, *request_id;
-    int64_t         created, started, completed; /* ns, 0: not yet */
-    int64_t         sequence;                    /* order of creation */
+    json_t *body;   /* request, object */
+    json_t *result; /* object; NULL before the end */
+    char *trigger, *requested_by, *request_id;
+    int64_t created, started, completed; /* ns, 0: not yet */
+    int64_t sequence;                    /* order of creation */
 } bk_job_row_t;
 
 void bk_job_row_free(bk_job_row_t *row);
@@ -52,7 +53,8 @@ bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t
 /* Count of jobs by status since the beginning: counts[status]. */
 bk_rc_t bk_catalog_counts(bk_catalog_t *catalog, uint64_t counts[8], bk_err_t *err);
 /* The newest ended job of a kind; BK_NOT_FOUND when there is none. */
-bk_rc_t bk_catalog_last(bk_catalog_t *catalog, bk_job_kind_t kind, bk_job_row_t *row, bk_err_t *err);
+bk_rc_t bk_catalog_last(bk_catalog_t *catalog, bk_job_kind_t kind, bk_job_row_t *row,
+                        bk_err_t *err);
 /* Drop ended jobs but the newest keep, and idempotency keys older than a day. */
 bk_rc_t bk_catalog_prune(bk_catalog_t *catalog, unsigned keep, bk_err_t *err);
 
@@ -63,7 +65,8 @@ bk_rc_t bk_catalog_backups_end(bk_catalog_t *catalog, bk_err_t *err); /* drop th
 bk_rc_t bk_catalog_backup(bk_catalog_t *catalog, const char *id, json_t **backup, bk_err_t *err);
 /* Newest first; every one is parsed and given to fn, which answers false to stop. */
 typedef bool (*bk_catalog_backup_fn)(void *arg, json_t *backup);
-bk_rc_t bk_catalog_backups(bk_catalog_t *catalog, bk_catalog_backup_fn fn, void *arg, bk_err_t *err);
+bk_rc_t bk_catalog_backups(bk_catalog_t *catalog, bk_catalog_backup_fn fn, void *arg,
+                           bk_err_t *err);
 
 /* Small values: {"verified": …}.  A missing one is NULL and BK_OK. */
 bk_rc_t bk_catalog_value(bk_catalog_t *catalog, const char *key, json_t **value, bk_err_t *err);

@@ -43,14 +43,15 @@ const char *bk_job_kind_name(bk_job_kind_t kind)
 
 const char *bk_job_status_name(bk_job_status_t status)
 {
-    static const char *const names[] = {"queued", "running",  "canceling", "completed",
-                                        "warning", "failed", "canceled",  "interrupted"};
+    static const char *const names[] = {"queued",  "running", "canceling", "completed",
+                                        "warning", "failed",  "canceled",  "interrupted"};
     return (size_t)status < sizeof names / sizeof *names ? names[status] : "unknown";
 }
 
 /* --- opening --- */
 
-static bk_rc_t make_directory(const bk_engine_t *engine, const char *name, char **path, bk_err_t *err)
+static bk_rc_t make_directory(const bk_engine_t *engine, const char *name, char **path,
+                              bk_err_t *err)
 {
     char text[4096];
     bk_fmt(text, sizeof text, "%s/%s", engine->set->base_dir, name);
@@ -86,7 +87,8 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     }
     if (engine->catalog_replaced)
         bk_log(BK_LOG_ERROR,
-               "backup %s: the catalog was damaged and set aside as catalog.db.damaged-*; backups are read from "
+               "backup %s: the catalog was damaged and set aside as catalog.db.damaged-*; backups "
+               "are read from "
                "the storage again, the history of jobs is lost",
                set->name);
     *result = engine;
@@ -113,8 +115,8 @@ const bk_set_t *bk_engine_set(const bk_engine_t *engine)
 /* --- owning --- */
 
 typedef struct {
-    char   ids[64][BK_JOB_ID];
-    bool   resumes[64];
+    char ids[64][BK_JOB_ID];
+    bool resumes[64];
     size_t count;
 } running_t;
 
@@ -140,14 +142,16 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
         if (!running->resumes[i]) {
             bk_err_t why = {0};
             bk_err_set(&why, BK_INTERRUPTED,
-                       "the process was stopped in the middle of this recovery: files that are there are whole, "
+                       "the process was stopped in the middle of this recovery: files that are "
+                       "there are whole, "
                        "the database is as before or recovered; run the recovery again");
             result = json_pack("{ss so}", "error", why.text, "problem", bk_problem(&why, NULL));
         }
-        bk_log(BK_LOG_WARN, "backup %s: job %s was interrupted%s", engine->set->name, running->ids[i],
-               running->resumes[i] ? " and is queued again" : "");
+        bk_log(BK_LOG_WARN, "backup %s: job %s was interrupted%s", engine->set->name,
+               running->ids[i], running->resumes[i] ? " and is queued again" : "");
         rc = bk_catalog_finish(engine->catalog, running->ids[i],
-                               running->resumes[i] ? BK_STATUS_QUEUED : BK_STATUS_FAILED, result, err);
+                               running->resumes[i] ? BK_STATUS_QUEUED : BK_STATUS_FAILED, result,
+                               err);
         json_decref(result);
     }
     free(running);
@@ -181,8 +185,8 @@ void bk_engine_disown(bk_engine_t *engine)
 
 /* --- the repository --- */
 
-static bk_rc_t open_with_key(bk_engine_t *engine, bk_repo_options_t *options, const char *file, bk_ctl_t *ctl,
-                             bk_repo_t **repo, bk_err_t *err)
+static bk_rc_t open_with_key(bk_engine_t *engine, bk_repo_options_t *options, const char *file,
+                             bk_ctl_t *ctl, bk_repo_t **repo, bk_err_t *err)
 {
     uint8_t key[BK_KEY_SIZE];
     bk_rc_t rc = bk_key_read_file(file, key, err);
@@ -253,9 +257,10 @@ static bk_rc_t check_free(const char *path, uint64_t min, bk_err_t *err)
         return BK_OK; /* made later; the parent's disk will tell */
     bk_rc_t rc = bk_free_space(path, &bytes, err);
     if (rc == BK_OK && bytes < min)
-        rc = bk_err_set(err, BK_NO_SPACE,
-                        "%s has %llu MiB free, min_free wants %llu MiB: free some space, or lower min_free", path,
-                        (unsigned long long)(bytes >> 20), (unsigned long long)(min >> 20));
+        rc = bk_err_set(
+            err, BK_NO_SPACE,
+            "%s has %llu MiB free, min_free wants %llu MiB: free some space, or lower min_free",
+            path, (unsigned long long)(bytes >> 20), (unsigned long long)(min >> 20));
     return rc;
 }
 
@@ -298,8 +303,8 @@ bk_rc_t bk_engine_submit(bk_engine_t *engine, const bk_submit_t *request, char i
                         .request_id = bk_strdup(request->request_id)};
     bk_time_stamp(stamp, row.created);
     bk_fmt(row.id, sizeof row.id, "%s_%s", id_prefix(request), stamp);
-    rc = bk_catalog_submit(engine->catalog, &row, request->kind != BK_JOB_BACKUP, request->idempotency_key,
-                           replayed, err);
+    rc = bk_catalog_submit(engine->catalog, &row, request->kind != BK_JOB_BACKUP,
+                           request->idempotency_key, replayed, err);
     bk_strcpy(id, BK_JOB_ID, row.id);
     bk_job_row_free(&row);
     return rc;
@@ -310,7 +315,8 @@ bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err)
     return bk_catalog_take(engine->catalog, id, err);
 }
 
-bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status, bk_err_t *err)
+bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status,
+                         bk_err_t *err)
 {
     bk_job_row_t row;
     bk_rc_t rc = bk_catalog_change(engine->catalog, id, BK_STATUS_QUEUED, BK_STATUS_CANCELED, err);
@@ -342,7 +348,8 @@ static void add_warnings(json_t *result, bk_ctl_t *ctl)
     pthread_mutex_unlock(&ctl->lock);
 }
 
-static bk_job_status_t ended_as(bk_rc_t rc, bk_job_kind_t kind, const bk_ctl_t *ctl, const json_t *result)
+static bk_job_status_t ended_as(bk_rc_t rc, bk_job_kind_t kind, const bk_ctl_t *ctl,
+                                const json_t *result)
 {
     bool warned = ctl->notes_total > 0 || json_is_true(json_object_get(result, "incomplete"));
     if (rc == BK_OK)
@@ -354,19 +361,21 @@ static bk_job_status_t ended_as(bk_rc_t rc, bk_job_kind_t kind, const bk_ctl_t *
     return BK_STATUS_FAILED;
 }
 
-static void log_end(const bk_engine_t *engine, const char *id, bk_job_status_t status, bk_ctl_t *ctl,
-                    const bk_err_t *err)
+static void log_end(const bk_engine_t *engine, const char *id, bk_job_status_t status,
+                    bk_ctl_t *ctl, const bk_err_t *err)
 {
     double seconds = (double)(bk_mono() - ctl->started) / BK_SEC;
     if (status == BK_STATUS_COMPLETED)
-        bk_log(BK_LOG_NOTICE, "backup %s: job %s completed after %.1f s", engine->set->name, id, seconds);
+        bk_log(BK_LOG_NOTICE, "backup %s: job %s completed after %.1f s", engine->set->name, id,
+               seconds);
     else if (status == BK_STATUS_WARNING)
-        bk_log(BK_LOG_WARN, "backup %s: job %s completed with %llu warnings after %.1f s: %s", engine->set->name,
-               id, (unsigned long long)ctl->notes_total, seconds,
+        bk_log(BK_LOG_WARN, "backup %s: job %s completed with %llu warnings after %.1f s: %s",
+               engine->set->name, id, (unsigned long long)ctl->notes_total, seconds,
                ctl->notes_kept > 0 ? ctl->notes[0] : "unreadable files");
     else
-        bk_log(status == BK_STATUS_FAILED ? BK_LOG_ERROR : BK_LOG_NOTICE, "backup %s: job %s %s after %.1f s: %s",
-               engine->set->name, id, bk_job_status_name(status), seconds, err->text);
+        bk_log(status == BK_STATUS_FAILED ? BK_LOG_ERROR : BK_LOG_NOTICE,
+               "backup %s: job %s %s after %.1f s: %s", engine->set->name, id,
+               bk_job_status_name(status), seconds, err->text);
 }
 
 bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_ctl_t *ctl,
@@ -378,8 +387,13 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
     if (rc != BK_OK)
         return rc;
     bk_log(BK_LOG_NOTICE, "backup %s: job %s started (%s by %s)", engine->set->name, id,
-           row.trigger != NULL ? row.trigger : "?", row.requested_by != NULL ? row.requested_by : "?");
-    bk_job_t job = {.engine = engine, .id = id, .body = row.body, .result = json_object(), .team = team,
+           row.trigger != NULL ? row.trigger : "?",
+           row.requested_by != NULL ? row.requested_by : "?");
+    bk_job_t job = {.engine = engine,
+                    .id = id,
+                    .body = row.body,
+                    .result = json_object(),
+                    .team = team,
                     .ctl = ctl};
     rc = kinds[row.kind].run(&job, &failure);
     *status = ended_as(rc, row.kind, ctl, job.result);
@@ -390,12 +404,12 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
     }
     bk_remove_tree(engine->scratch_dir, false, &ignored);
     /* Interrupted: the next owner takes it again. */
-    bk_rc_t stored = bk_catalog_finish(engine->catalog, id,
-                                       *status == BK_STATUS_INTERRUPTED ? BK_STATUS_QUEUED : *status,
-                                       job.result, &ignored);
+    bk_rc_t stored = bk_catalog_finish(
+        engine->catalog, id, *status == BK_STATUS_INTERRUPTED ? BK_STATUS_QUEUED : *status,
+        job.result, &ignored);
     if (stored != BK_OK)
-        bk_log(BK_LOG_ERROR, "backup %s: job %s: its end could not be recorded: %s", engine->set->name, id,
-               ignored.text);
+        bk_log(BK_LOG_ERROR, "backup %s: job %s: its end could not be recorded: %s",
+               engine->set->name, id, ignored.text);
     bk_catalog_prune(engine->catalog, JOBS_KEPT, NULL);
     log_end(engine, id, *status, ctl, &failure);
     json_decref(job.result);

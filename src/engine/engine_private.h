@@ -13,28 +13,28 @@
 
 struct bk_engine_s {
     const bk_set_t *set;
-    bk_catalog_t   *catalog;
-    char            host[128];
-    char           *cache_dir, *spool_dir, *scratch_dir;
-    int             lock_fd; /* of base_dir/lock while owner, else -1 */
-    int64_t         started; /* ns */
-    bool            catalog_replaced;
+    bk_catalog_t *catalog;
+    char host[128];
+    char *cache_dir, *spool_dir, *scratch_dir;
+    int lock_fd;     /* of base_dir/lock while owner, else -1 */
+    int64_t started; /* ns */
+    bool catalog_replaced;
 };
 
 /* A job while it runs: belongs to lane 0; other lanes see only what is handed to them. */
 typedef struct {
     bk_engine_t *engine;
-    const char  *id;
-    json_t      *body;   /* checked request, borrowed */
-    json_t      *result; /* object: members of the answer */
-    bk_team_t   *team;
-    bk_ctl_t    *ctl;
+    const char *id;
+    json_t *body;   /* checked request, borrowed */
+    json_t *result; /* object: members of the answer */
+    bk_team_t *team;
+    bk_ctl_t *ctl;
 } bk_job_t;
 
 /* The repository of the set's storage, opened for one job. */
 typedef struct {
     bk_storage_t *storage;
-    bk_repo_t    *repo;
+    bk_repo_t *repo;
 } bk_opened_t;
 
 bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_opened_t *opened,
@@ -56,10 +56,10 @@ bk_rc_t bk_job_delete(bk_job_t *job, bk_err_t *err);
 typedef struct {
     const char *id, *kind; /* "safety" */
     const char *database;  /* only this one; NULL: all */
-    bool        databases, files;
-    bool        full;
-    bool        upload;
-    bool        lenient; /* a database that cannot be read is noted, not fatal */
+    bool databases, files;
+    bool full;
+    bool upload;
+    bool lenient; /* a database that cannot be read is noted, not fatal */
 } bk_backup_scope_t;
 bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_t *scope,
                       json_t *result, bk_err_t *err);

@@ -48,9 +48,9 @@ static json_t *member_array(json_t *result, const char *name)
 
 /* The wanted paths that lie in this tree, relative to it, each ended by NUL in one block; whole: the tree itself is. */
 typedef struct {
-    char       **items;
-    size_t       count;
-    bool         whole;
+    char **items;
+    size_t count;
+    bool whole;
 } paths_t;
 
 static const char *strip(const char *path, const char *prefix)
@@ -66,7 +66,8 @@ static const char *strip(const char *path, const char *prefix)
     return path;
 }
 
-static bk_rc_t paths_of_tree(const json_t *wanted, const bk_snapshot_tree_t *tree, paths_t *paths, bk_err_t *err)
+static bk_rc_t paths_of_tree(const json_t *wanted, const bk_snapshot_tree_t *tree, paths_t *paths,
+                             bk_err_t *err)
 {
     size_t i;
     json_t *item;
@@ -109,9 +110,9 @@ static void free_paths(paths_t *paths)
     free(paths->items);
 }
 
-static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options, const bk_snapshot_tree_t *tree,
-                            bk_root_t *target, const char *subdir, bk_team_t *team, json_t *result, bk_ctl_t *ctl,
-                            bk_err_t *err)
+static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options,
+                            const bk_snapshot_tree_t *tree, bk_root_t *target, const char *subdir,
+                            bk_team_t *team, json_t *result, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_restore_stats_t stats = {0};
     paths_t paths;
@@ -163,15 +164,17 @@ static bk_rc_t check_paths(const bk_recover_options_t *options, bk_err_t *err)
         }
         if (!found)
             return bk_err_set(err, BK_INVALID,
-                              "path %s: a path begins with the name of a files block (\"uploads/2025/a.wav\") or with "
+                              "path %s: a path begins with the name of a files block "
+                              "(\"uploads/2025/a.wav\") or with "
                               "its directory",
                               text);
     }
     return BK_OK;
 }
 
-bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options, bk_recover_where_fn where,
-                         void *arg, bk_team_t *team, json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options,
+                         bk_recover_where_fn where, void *arg, bk_team_t *team, json_t *result,
+                         bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_ctl_phase(ctl, "files");
     bk_rc_t rc = check_paths(options, err);
@@ -181,13 +184,14 @@ bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options, b
         bk_root_t *root = NULL;
         struct stat st;
         if (path == NULL) {
-            bk_ctl_note(ctl, "files %s is no longer configured: recover it into a target_directory", tree->name);
+            bk_ctl_note(ctl, "files %s is no longer configured: recover it into a target_directory",
+                        tree->name);
             continue;
         }
         if (options->dry_run && stat(path, &st) != 0) {
             json_array_append_new(member_array(result, "plan"),
-                                  json_pack("{so ss}", "path", bk_json_name(path, strlen(path)), "action",
-                                            "mkdir and everything in it"));
+                                  json_pack("{so ss}", "path", bk_json_name(path, strlen(path)),
+                                            "action", "mkdir and everything in it"));
             continue;
         }
         rc = bk_root_open(path, true, &root, err);
@@ -236,8 +240,8 @@ static bk_rc_t make_beneath(bk_root_t *root, const char *rel, int *fd, bk_err_t 
     return rc;
 }
 
-static bk_rc_t copy_image(const char *image, int dirfd, const char *name, uint32_t mode, bk_ctl_t *ctl,
-                          bk_err_t *err)
+static bk_rc_t copy_image(const char *image, int dirfd, const char *name, uint32_t mode,
+                          bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_publish_t pub;
     size_t got = 1;
@@ -280,11 +284,13 @@ static bk_rc_t make_way(const bk_recover_options_t *options, const bk_snapshot_d
     if (options->overwrite != BK_OVERWRITE_RENAME)
         return BK_OK;
     bk_fmt(aside, sizeof aside, "%s.before-%s", name, options->job);
-    return renameat(dirfd, name, dirfd, aside) == 0 ? BK_OK : bk_err_sys(err, errno, "rename %s", name);
+    return renameat(dirfd, name, dirfd, aside) == 0 ? BK_OK
+                                                    : bk_err_sys(err, errno, "rename %s", name);
 }
 
-static bk_rc_t recover_database(bk_repo_t *repo, const bk_recover_options_t *options, const bk_snapshot_db_t *db,
-                                int dirfd, bk_team_t *team, json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t recover_database(bk_repo_t *repo, const bk_recover_options_t *options,
+                                const bk_snapshot_db_t *db, int dirfd, bk_team_t *team,
+                                json_t *result, bk_ctl_t *ctl, bk_err_t *err)
 {
     char image[PATH_MAX];
     const char *slash = strrchr(db->path, '/'), *name = slash != NULL ? slash + 1 : db->path;
@@ -300,13 +306,15 @@ static bk_rc_t recover_database(bk_repo_t *repo, const bk_recover_options_t *opt
     }
     if (rc == BK_OK)
         json_array_append_new(member_array(result, "databases"),
-                              json_pack("{ss ss so ss}", "name", db->name, "file", name, "recovery_point",
-                                        bk_json_time(db->instant), "action", skip ? "skipped" : "written"));
+                              json_pack("{ss ss so ss}", "name", db->name, "file", name,
+                                        "recovery_point", bk_json_time(db->instant), "action",
+                                        skip ? "skipped" : "written"));
     return rc;
 }
 
 bk_rc_t bk_recover_into(bk_repo_t *repo, const bk_recover_options_t *options, bk_root_t *target,
-                        const char *subdir, bk_team_t *team, json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+                        const char *subdir, bk_team_t *team, json_t *result, bk_ctl_t *ctl,
+                        bk_err_t *err)
 {
     const bk_snapshot_t *s = options->snapshot;
     bk_rc_t rc = options->files ? check_paths(options, err) : BK_OK;
@@ -316,9 +324,10 @@ bk_rc_t bk_recover_into(bk_repo_t *repo, const bk_recover_options_t *options, bk
         if (options->database != NULL && strcmp(options->database, s->dbs[i].name) != 0)
             continue;
         if (options->dry_run) {
-            json_array_append_new(member_array(result, "plan"),
-                                  json_pack("{ss ss sI}", "path", s->dbs[i].path, "action", "database",
-                                            "size", (json_int_t)(s->dbs[i].page_count * s->dbs[i].page_size)));
+            json_array_append_new(
+                member_array(result, "plan"),
+                json_pack("{ss ss sI}", "path", s->dbs[i].path, "action", "database", "size",
+                          (json_int_t)(s->dbs[i].page_count * s->dbs[i].page_size)));
             continue;
         }
         if (fd < 0)

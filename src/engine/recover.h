@@ -13,14 +13,14 @@
 
 typedef struct {
     const bk_snapshot_t *snapshot;
-    bool                 databases, files;
-    const char          *database;  /* only this one; NULL: all */
-    const bk_patterns_t *patterns;  /* NULL or empty: all files */
-    json_t              *paths;     /* array of "TREE/rest", "TREE" or absolute paths; NULL: all */
-    bk_overwrite_t       overwrite;
-    bool                 delete_extra, owners, dry_run, check;
-    const char          *job;
-    const char          *scratch; /* directory for images while they are proved */
+    bool databases, files;
+    const char *database;          /* only this one; NULL: all */
+    const bk_patterns_t *patterns; /* NULL or empty: all files */
+    json_t *paths;                 /* array of "TREE/rest", "TREE" or absolute paths; NULL: all */
+    bk_overwrite_t overwrite;
+    bool delete_extra, owners, dry_run, check;
+    const char *job;
+    const char *scratch; /* directory for images while they are proved */
 } bk_recover_options_t;
 
 /*

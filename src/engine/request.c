@@ -26,7 +26,8 @@ static void want_backup_id(bk_want_t *want)
 {
     const char *id;
     if (bk_want_string(want, "backup_id", &id) && !bk_backup_id_valid(id))
-        bk_want_problem(want, "backup_id", "is not a backup id; GET …/list shows them, or use \"latest\"");
+        bk_want_problem(want, "backup_id",
+                        "is not a backup id; GET …/list shows them, or use \"latest\"");
 }
 
 static void check_create(bk_want_t *want)
@@ -44,9 +45,9 @@ static void check_create(bk_want_t *want)
     if (bk_want_strings(want, "tags", &tags)) {
         if (json_array_size(tags) > TAGS_MAX)
             bk_want_problem(want, "tags", "must be at most %d", TAGS_MAX);
-        json_array_foreach(tags, i, tag)
-            if (json_string_length(tag) == 0 || json_string_length(tag) > 64)
-                bk_want_problem(want, "tags", "each must have 1 to 64 bytes");
+        json_array_foreach(tags, i,
+                           tag) if (json_string_length(tag) == 0 || json_string_length(tag) > 64)
+            bk_want_problem(want, "tags", "each must have 1 to 64 bytes");
     }
 }
 
@@ -72,7 +73,8 @@ static bool resolve(const char *path, char out[PATH_MAX])
             size_t len = strlen(out);
             while (*rest == '/')
                 rest++;
-            return *rest == '\0' || bk_fmt(out + len, PATH_MAX - len, "%s%s", len > 1 ? "/" : "", rest);
+            return *rest == '\0' ||
+                   bk_fmt(out + len, PATH_MAX - len, "%s%s", len > 1 ? "/" : "", rest);
         }
         char *slash = strrchr(head, '/');
         if (slash == NULL || (slash == head && head[1] == '\0'))
@@ -81,31 +83,35 @@ static bool resolve(const char *path, char out[PATH_MAX])
     }
 }
 
-bk_rc_t bk_target_check(const bk_set_t *set, const char *target, const char **root, const char **below,
-                        char resolved[PATH_MAX], bk_err_t *err)
+bk_rc_t bk_target_check(const bk_set_t *set, const char *target, const char **root,
+                        const char **below, char resolved[PATH_MAX], bk_err_t *err)
 {
     char list[1024] = "";
     if (!plain_path(target) || !resolve(target, resolved))
         return bk_err_set(err, BK_FORBIDDEN,
-                          "target_directory %s: must be an absolute path without \".\" and \"..\"", target);
+                          "target_directory %s: must be an absolute path without \".\" and \"..\"",
+                          target);
     for (size_t i = 0; set->restore_roots != NULL && set->restore_roots[i] != NULL; i++) {
         char allowed[PATH_MAX];
         if (!resolve(set->restore_roots[i], allowed))
             continue;
         size_t len = strlen(allowed), used = strlen(list);
-        if (strncmp(resolved, allowed, len) == 0 && (resolved[len] == '/' || resolved[len] == '\0')) {
+        if (strncmp(resolved, allowed, len) == 0 &&
+            (resolved[len] == '/' || resolved[len] == '\0')) {
             *root = set->restore_roots[i];
             *below = resolved + len + (resolved[len] == '/');
             return BK_OK;
         }
-        bk_fmt(list + used, sizeof list - used, "%s%s", used > 0 ? ", " : "", set->restore_roots[i]);
+        bk_fmt(list + used, sizeof list - used, "%s%s", used > 0 ? ", " : "",
+               set->restore_roots[i]);
     }
     if (list[0] == '\0')
-        return bk_err_set(err, BK_FORBIDDEN,
-                          "target_directory %s: no restore_root is configured: add \"restore_root /directory;\"",
-                          target);
-    return bk_err_set(err, BK_FORBIDDEN, "target_directory %s lies outside every restore_root (%s)", target,
-                      list);
+        return bk_err_set(
+            err, BK_FORBIDDEN,
+            "target_directory %s: no restore_root is configured: add \"restore_root /directory;\"",
+            target);
+    return bk_err_set(err, BK_FORBIDDEN, "target_directory %s lies outside every restore_root (%s)",
+                      target, list);
 }
 
 static void want_patterns(bk_want_t *want, const char *name)
@@ -132,21 +138,24 @@ static void want_moment(bk_want_t *want)
     if (wrong)
         bk_want_problem(want, "point_in_time", "must be a time like 2025-10-15T14:30:00Z");
     else if (json_is_string(json_object_get(want->object, "point_in_time")))
-        bk_want_problem(want, "point_in_time",
-                        "this version recovers to backups, not to moments between them: use \"backup_id\"; GET "
-                        "…/list shows the instant of each");
+        bk_want_problem(
+            want, "point_in_time",
+            "this version recovers to backups, not to moments between them: use \"backup_id\"; GET "
+            "…/list shows the instant of each");
     uint64_t transaction;
     if (bk_want_uint(want, "transaction", INT64_MAX, &transaction))
-        bk_want_problem(want, "transaction", "this version recovers to backups only: use \"backup_id\"");
+        bk_want_problem(want, "transaction",
+                        "this version recovers to backups only: use \"backup_id\"");
 }
 
 static void want_tables(bk_want_t *want)
 {
     json_t *tables;
     if (bk_want_strings(want, "tables", &tables))
-        bk_want_problem(want, "tables",
-                        "this version recovers whole databases: recover it to a target_directory and copy the "
-                        "tables from there");
+        bk_want_problem(
+            want, "tables",
+            "this version recovers whole databases: recover it to a target_directory and copy the "
+            "tables from there");
 }
 
 static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *err)
@@ -174,13 +183,14 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
     }
     want_patterns(want, "file_patterns");
     if (bk_want_strings(want, "paths", &paths)) {
-        json_array_foreach(paths, n, item)
-            if (json_string_length(item) == 0 || json_string_length(item) >= PATH_MAX)
-                bk_want_problem(want, "paths", "must not be empty or too long");
+        json_array_foreach(paths, n, item) if (json_string_length(item) == 0 ||
+                                               json_string_length(item) >= PATH_MAX)
+            bk_want_problem(want, "paths", "must not be empty or too long");
     }
     bk_want_bool(want, "restore_to_original", &original);
     if (bk_want_string(want, "overwrite", &text) && !one_of(text, policies))
-        bk_want_problem(want, "overwrite", "must be \"always\", \"if-newer\", \"never\" or \"rename\"");
+        bk_want_problem(want, "overwrite",
+                        "must be \"always\", \"if-newer\", \"never\" or \"rename\"");
     bk_want_bool(want, "delete_extra", &flag);
     bk_want_bool(want, "dry_run", &flag);
     bk_want_bool(want, "verify", &flag);
@@ -188,15 +198,17 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
     if (target && original && json_is_true(json_object_get(want->object, "restore_to_original")))
         bk_want_problem(want, "target_directory", "excludes \"restore_to_original\": true");
     if (!target && !original)
-        bk_want_problem(want, "target_directory", "is needed when \"restore_to_original\" is false");
+        bk_want_problem(want, "target_directory",
+                        "is needed when \"restore_to_original\" is false");
     if (json_array_size(want->problems) > 0)
         return BK_OK;
     if (target)
         return bk_target_check(set, text, &root, &below, resolved, err);
     if (!set->restore_in_place)
-        return bk_err_set(err, BK_FORBIDDEN,
-                          "recovery in place is not allowed: set \"restore_in_place on;\", or give a "
-                          "target_directory inside a restore_root");
+        return bk_err_set(
+            err, BK_FORBIDDEN,
+            "recovery in place is not allowed: set \"restore_in_place on;\", or give a "
+            "target_directory inside a restore_root");
     return BK_OK;
 }
 

@@ -148,18 +148,18 @@ static bk_rc_t check_name(const char *what, const char *name, bk_err_t *err)
     if (len > 0 && len <= 32 && name[0] != '-' &&
         strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == len)
         return BK_OK;
-    return bk_err_set(err, BK_CONFIG,
-                      "%s \"%s\": a name has 1 to 32 letters, digits, '_' and '-'", what, name);
+    return bk_err_set(err, BK_CONFIG, "%s \"%s\": a name has 1 to 32 letters, digits, '_' and '-'",
+                      what, name);
 }
 
-static bk_rc_t check_path(const char *what, const char *name, const char *directive, const char *path,
-                          bk_err_t *err)
+static bk_rc_t check_path(const char *what, const char *name, const char *directive,
+                          const char *path, bk_err_t *err)
 {
     if (path == NULL)
         return bk_err_set(err, BK_CONFIG, "%s %s: \"%s\" is missing", what, name, directive);
     if (path[0] != '/' || path[1] == '\0')
-        return bk_err_set(err, BK_CONFIG, "%s %s: %s \"%s\" must be an absolute path", what, name, directive,
-                          path);
+        return bk_err_set(err, BK_CONFIG, "%s %s: %s \"%s\" must be an absolute path", what, name,
+                          directive, path);
     if (strlen(path) >= PATH_MAX - 64)
         return bk_err_set(err, BK_CONFIG, "%s %s: %s is too long", what, name, directive);
     return BK_OK;
@@ -202,23 +202,27 @@ static bk_rc_t check_dbs(bk_set_t *set, bk_err_t *err)
             rc = check_path("database", db->name, "path", db->path, err);
         for (size_t n = 0; n < i && rc == BK_OK; n++)
             if (strcmp(set->dbs[n].name, db->name) == 0 || strcmp(set->dbs[n].path, db->path) == 0)
-                rc = bk_err_set(err, BK_CONFIG, "database %s: its name or path is used twice", db->name);
+                rc = bk_err_set(err, BK_CONFIG, "database %s: its name or path is used twice",
+                                db->name);
         if (rc == BK_OK && db->busy_timeout > 3600000)
-            rc = bk_err_set(err, BK_CONFIG, "database %s: busy_timeout must be at most 1h", db->name);
+            rc = bk_err_set(err, BK_CONFIG, "database %s: busy_timeout must be at most 1h",
+                            db->name);
         if (rc != BK_OK)
             return rc;
     }
     return BK_OK;
 }
 
-static bk_rc_t compile(const bk_set_files_t *files, char **texts, bk_patterns_t *patterns, bk_err_t *err)
+static bk_rc_t compile(const bk_set_files_t *files, char **texts, bk_patterns_t *patterns,
+                       bk_err_t *err)
 {
     bk_patterns_free(patterns);
     for (size_t i = 0; texts != NULL && texts[i] != NULL; i++) {
         bk_err_t why = {0};
         bk_rc_t rc = bk_patterns_add(patterns, texts[i], &why);
         if (rc != BK_OK)
-            return bk_err_set(err, rc == BK_INVALID ? BK_CONFIG : rc, "files %s: %s", files->name, why.text);
+            return bk_err_set(err, rc == BK_INVALID ? BK_CONFIG : rc, "files %s: %s", files->name,
+                              why.text);
     }
     return BK_OK;
 }
@@ -233,8 +237,10 @@ static bk_rc_t check_files(bk_set_t *set, json_t *warnings, bk_err_t *err)
         for (size_t n = 0; n < i && rc == BK_OK; n++) {
             if (strcmp(set->files[n].name, files->name) == 0)
                 rc = bk_err_set(err, BK_CONFIG, "files %s: the name is used twice", files->name);
-            else if (lies_in(files->path, set->files[n].path) || lies_in(set->files[n].path, files->path))
-                warn(warnings, "files %s and %s overlap: what is in both is kept twice in each backup",
+            else if (lies_in(files->path, set->files[n].path) ||
+                     lies_in(set->files[n].path, files->path))
+                warn(warnings,
+                     "files %s and %s overlap: what is in both is kept twice in each backup",
                      set->files[n].name, files->name);
         }
         if (rc == BK_OK)
@@ -247,21 +253,24 @@ static bk_rc_t check_files(bk_set_t *set, json_t *warnings, bk_err_t *err)
     return BK_OK;
 }
 
-static bk_rc_t check_overlap(bk_set_t *set, const char *what, const char *dir, json_t *warnings, bk_err_t *err)
+static bk_rc_t check_overlap(bk_set_t *set, const char *what, const char *dir, json_t *warnings,
+                             bk_err_t *err)
 {
     for (size_t i = 0; i < set->files_count; i++) {
         if (lies_in(set->files[i].path, dir))
-            return bk_err_set(err, BK_CONFIG,
-                              "files %s: path %s lies in %s %s: a backup would contain itself; choose another "
-                              "directory",
-                              set->files[i].name, set->files[i].path, what, dir);
+            return bk_err_set(
+                err, BK_CONFIG,
+                "files %s: path %s lies in %s %s: a backup would contain itself; choose another "
+                "directory",
+                set->files[i].name, set->files[i].path, what, dir);
         if (lies_in(dir, set->files[i].path))
             warn(warnings, "%s %s lies in files %s: it is left out of the backup", what, dir,
                  set->files[i].name);
     }
     for (size_t i = 0; i < set->db_count; i++)
         if (lies_in(set->dbs[i].path, dir))
-            return bk_err_set(err, BK_CONFIG, "database %s: path %s lies in %s %s; choose another directory",
+            return bk_err_set(err, BK_CONFIG,
+                              "database %s: path %s lies in %s %s; choose another directory",
                               set->dbs[i].name, set->dbs[i].path, what, dir);
     return BK_OK;
 }
@@ -269,19 +278,22 @@ static bk_rc_t check_overlap(bk_set_t *set, const char *what, const char *dir, j
 static bk_rc_t check_storage(bk_set_t *set, json_t *warnings, bk_err_t *err)
 {
     if (set->storage_count == 0)
-        return bk_err_set(err, BK_CONFIG,
-                          "backup %s has no storage: add \"storage local disk { path /directory; }\"", set->name);
+        return bk_err_set(
+            err, BK_CONFIG,
+            "backup %s has no storage: add \"storage local disk { path /directory; }\"", set->name);
     if (set->storage_count > 1)
-        return bk_err_set(err, BK_CONFIG,
-                          "backup %s has %zu storages: several at once are not supported yet, leave one",
-                          set->name, set->storage_count);
+        return bk_err_set(
+            err, BK_CONFIG,
+            "backup %s has %zu storages: several at once are not supported yet, leave one",
+            set->name, set->storage_count);
     bk_rc_t rc = check_name("storage", set->storages[0].name, err);
     if (rc == BK_OK)
         rc = bk_storage_config_check(&set->storages[0], err);
     const char *path = bk_storage_config_get(&set->storages[0], "path");
     if (rc == BK_OK && strcmp(set->storages[0].driver, "local") == 0) {
         if (lies_in(path, set->base_dir) || lies_in(set->base_dir, path))
-            return bk_err_set(err, BK_CONFIG, "storage local %s and base_dir must not lie in each other",
+            return bk_err_set(err, BK_CONFIG,
+                              "storage local %s and base_dir must not lie in each other",
                               set->storages[0].name);
         rc = check_overlap(set, "storage", path, warnings, err);
     }
@@ -317,7 +329,8 @@ bk_rc_t bk_set_check(bk_set_t *set, bool files_too, json_t *warnings, bk_err_t *
         rc = check_path("backup", set->name, "base_dir", set->base_dir, err);
     if (rc == BK_OK && set->db_count + set->files_count == 0)
         rc = bk_err_set(err, BK_CONFIG,
-                        "backup %s protects nothing: add a \"database\" or a \"files\" block", set->name);
+                        "backup %s protects nothing: add a \"database\" or a \"files\" block",
+                        set->name);
     if (rc == BK_OK)
         rc = check_dbs(set, err);
     if (rc == BK_OK)
@@ -326,10 +339,12 @@ bk_rc_t bk_set_check(bk_set_t *set, bool files_too, json_t *warnings, bk_err_t *
         rc = check_overlap(set, "base_dir", set->base_dir, warnings, err);
     if (rc == BK_OK)
         rc = check_storage(set, warnings, err);
-    for (size_t i = 0; rc == BK_OK && set->restore_roots != NULL && set->restore_roots[i] != NULL; i++)
+    for (size_t i = 0; rc == BK_OK && set->restore_roots != NULL && set->restore_roots[i] != NULL;
+         i++)
         rc = check_path("backup", set->name, "restore_root", set->restore_roots[i], err);
-    if (rc == BK_OK && (set->compression.level < 1 ||
-                        set->compression.level > (set->compression.codec == BK_CODEC_GZIP ? 9 : 19)))
+    if (rc == BK_OK &&
+        (set->compression.level < 1 ||
+         set->compression.level > (set->compression.codec == BK_CODEC_GZIP ? 9 : 19)))
         rc = bk_err_set(err, BK_CONFIG, "compression: level must be 1 to %d",
                         set->compression.codec == BK_CODEC_GZIP ? 9 : 19);
     if (rc == BK_OK && (set->lanes < 1 || set->lanes > 16))
@@ -369,33 +384,36 @@ static json_t *storage_json(const bk_storage_config_t *storage)
 
 json_t *bk_set_describe(const bk_set_t *set)
 {
-    static const char *const wal[] = {"off", "on", "require"}, *const codec[] = {"off", "zstd", "gzip"};
-    json_t *dbs = json_array(), *files = json_array(), *storages = json_array(), *keys = json_array();
+    static const char *const wal[] = {"off", "on", "require"}, *const codec[] = {"off", "zstd",
+                                                                                 "gzip"};
+    json_t *dbs = json_array(), *files = json_array(), *storages = json_array(),
+           *keys = json_array();
     for (size_t i = 0; i < set->db_count; i++)
         json_array_append_new(dbs, json_pack("{ss so ss sf}", "name", set->dbs[i].name, "path",
-                                             path_json(set->dbs[i].path), "wal", wal[set->dbs[i].wal],
-                                             "busy_timeout_seconds",
+                                             path_json(set->dbs[i].path), "wal",
+                                             wal[set->dbs[i].wal], "busy_timeout_seconds",
                                              (double)set->dbs[i].busy_timeout / 1000));
     for (size_t i = 0; i < set->files_count; i++) {
         const bk_set_files_t *f = &set->files[i];
-        json_array_append_new(
-            files, json_pack("{ss so so so sI sb sb}", "name", f->name, "path", path_json(f->path), "match",
-                             texts(f->match), "exclude", texts(f->exclude), "max_file_size",
-                             (json_int_t)f->max_size, "one_file_system", (int)f->one_file_system, "xattrs",
-                             (int)f->xattrs));
+        json_array_append_new(files, json_pack("{ss so so so sI sb sb}", "name", f->name, "path",
+                                               path_json(f->path), "match", texts(f->match),
+                                               "exclude", texts(f->exclude), "max_file_size",
+                                               (json_int_t)f->max_size, "one_file_system",
+                                               (int)f->one_file_system, "xattrs", (int)f->xattrs));
     }
     for (size_t i = 0; i < set->storage_count; i++)
         json_array_append_new(storages, storage_json(&set->storages[i]));
     for (size_t i = 0; i < set->key_count; i++)
         json_array_append_new(keys, json_string(set->keys[i].id));
     return json_pack(
-        "{ss so so so s{ss si} s{sb so sb} so so sb sb s{sf sf} sI sf}", "name", set->name, "base_dir",
-        path_json(set->base_dir), "databases", dbs, "files", files, "compression", "method",
-        codec[set->compression.codec], "level", set->compression.level, "encryption", "enabled",
-        (int)(set->key_count > 0 || set->passphrase_file != NULL), "keys", keys, "passphrase",
-        (int)(set->passphrase_file != NULL), "storages", storages, "restore_roots",
+        "{ss so so so s{ss si} s{sb so sb} so so sb sb s{sf sf} sI sf}", "name", set->name,
+        "base_dir", path_json(set->base_dir), "databases", dbs, "files", files, "compression",
+        "method", codec[set->compression.codec], "level", set->compression.level, "encryption",
+        "enabled", (int)(set->key_count > 0 || set->passphrase_file != NULL), "keys", keys,
+        "passphrase", (int)(set->passphrase_file != NULL), "storages", storages, "restore_roots",
         texts(set->restore_roots), "restore_in_place", (int)set->restore_in_place, "restore_safety",
-        (int)set->restore_safety, "retention", "database_days", (double)set->retention_db / (double)DAY_MS,
-        "files_days", (double)set->retention_files / (double)DAY_MS, "min_free",
-        (json_int_t)set->min_free, "shutdown_grace_seconds", (double)set->shutdown_grace / 1000);
+        (int)set->restore_safety, "retention", "database_days",
+        (double)set->retention_db / (double)DAY_MS, "files_days",
+        (double)set->retention_files / (double)DAY_MS, "min_free", (json_int_t)set->min_free,
+        "shutdown_grace_seconds", (double)set->shutdown_grace / 1000);
 }

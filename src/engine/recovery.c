@@ -1,0 +1,316 @@
+/*
+ * engine/recovery.c: the recovery job: which backup, what of it, where to; a safety backup first when something live is replaced.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/str.h"
+#include "engine/cleanup.h"
+#include "engine/engine_private.h"
+#include "engine/recover.h"
+#include "sqlite/dump.h"
+#include "sqlite/recover.h"
+
+typedef struct {
+    bk_job_t *job;
+    bk_opened_t opened;
+    bk_snapshot_list_t list;
+    bk_patterns_t patterns;
+    bk_recover_options_t options;
+    bool in_place;
+    const char *target;
+} recovery_t;
+
+static const char *text_of(const json_t *body, const char *name)
+{
+    return json_string_value(json_object_get(body, name));
+}
+
+static bk_rc_t read_request(recovery_t *r, bk_err_t *err)
+{
+    const json_t *body = r->job->body, *patterns = json_object_get(body, "file_patterns"), *check;
+    const char *type = text_of(body, "recovery_type"), *overwrite = text_of(body, "overwrite");
+    bk_recover_options_t *o = &r->options;
+    bk_rc_t rc = BK_OK;
+    size_t i;
+    json_t *item;
+
+    r->target = text_of(body, "target_directory");
+    r->in_place = r->target == NULL;
+    o->databases = type == NULL || strcmp(type, "files") != 0;
+    o->files = type == NULL || strcmp(type, "database") != 0;
+    o->database = text_of(body, "database");
+    o->paths = json_object_get(body, "paths");
+    if (json_is_null(o->paths))
+        o->paths = NULL;
+    o->delete_extra = json_is_true(json_object_get(body, "delete_extra"));
+    /* Into a directory files belong to whoever looks at them; in place they come back as they were. */
+    o->owners = r->in_place || geteuid() == 0;
+    check = json_object_get(body, "verify");
+    o->check = check == NULL || !json_is_false(check);
+    o->job = r->job->id;
+    o->scratch = r->job->engine->scratch_dir;
+    if (overwrite != NULL)
+        bk_overwrite_parse(overwrite, &o->overwrite);
+    json_array_foreach((json_t *)(uintptr_t)patterns, i, item)
+    {
+        if (rc == BK_OK)
+            rc = bk_patterns_add(&r->patterns, json_string_value(item), err);
+    }
+    o->patterns = &r->patterns;
+    return rc;
+}
+
+static bk_rc_t open_backup(recovery_t *r, bk_err_t *err)
+{
+    const char *id = text_of(r->job->body, "backup_id");
+    bk_engine_t *engine = r->job->engine;
+    bk_ctl_phase(r->job->ctl, "prepare");
+    bk_rc_t rc = bk_engine_open_repo(engine, false, r->job->ctl, &r->opened, err);
+    if (rc == BK_OK)
+        rc = bk_snapshot_list(r->opened.repo, engine->cache_dir, r->job->ctl, &r->list, err);
+    if (rc == BK_OK)
+        rc = bk_snapshot_find(&r->list, id != NULL ? id : "latest", &r->options.snapshot, err);
+    if (rc == BK_OK) {
+        const bk_snapshot_t *s = r->options.snapshot;
+        json_t *result = r->job->result;
+        json_object_set_new(result, "source_backup", json_string(s->backup_id));
+        json_object_set_new(result, "recovery_point", bk_json_time(s->instant));
+        if (r->options.databases && !r->options.files && s->db_count == 0)
+            rc = bk_err_set(err, BK_NOT_FOUND, "backup %s holds no database", s->backup_id);
+    }
+    return rc;
+}
+
+static void close_recovery(recovery_t *r)
+{
+    bk_snapshot_list_free(&r->list);
+    bk_patterns_free(&r->patterns);
+    bk_engine_close_repo(&r->opened);
+}
+
+/* --- in place --- */
+
+static const bk_set_db_t *configured_db(const bk_set_t *set, const char *name)
+{
+    for (size_t i = 0; i < set->db_count; i++)
+        if (strcmp(set->dbs[i].name, name) == 0)
+            return &set->dbs[i];
+    return NULL;
+}
+
+static const char *configured_tree(void *arg, const char *name)
+{
+    const bk_set_t *set = arg;
+    for (size_t i = 0; i < set->files_count; i++)
+        if (strcmp(set->files[i].name, name) == 0)
+            return set->files[i].path;
+    return NULL;
+}
+
+/* What is there now, so that the recovery can be undone. */
+static bk_rc_t safety_backup(recovery_t *r, bk_err_t *err)
+{
+    bk_job_t *job = r->job;
+    char id[BK_BACKUP_ID], stamp[BK_TIME_TEXT];
+    json_t *result = json_object();
+    bk_time_stamp(stamp, bk_now());
+    bk_fmt(id, sizeof id, "safety_%s", stamp);
+    bk_backup_scope_t scope = {.id = id,
+                               .kind = "safety",
+                               .database = r->options.database,
+                               .databases = r->options.databases,
+                               .files = r->options.files,
+                               .upload = true,
+                               .lenient = true};
+    bk_rc_t rc = bk_backup_run(job, &r->opened, &scope, result, err);
+    if (rc == BK_OK)
+        json_object_set(job->result, "safety_backup", json_object_get(result, "backup_id"));
+    else if (rc != BK_CANCELED && rc != BK_INTERRUPTED)
+        bk_err_wrap(err,
+                    "safety backup (nothing was recovered; \"restore_safety off;\" leaves it out)");
+    json_decref(result);
+    return rc;
+}
+
+static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
+                                const bk_set_db_t *target, json_t *done, bk_err_t *err)
+{
+    bk_job_t *job = r->job;
+    char image[PATH_MAX], extra[PATH_MAX + 8];
+    bk_db_method_t method = BK_DB_LIVE;
+    bk_ctl_phase(job->ctl, "database");
+    bk_ctl_current(job->ctl, db->name);
+    bk_fmt(image, sizeof image, "%s/%s-%s.db", r->options.scratch, job->id, db->name);
+    bk_rc_t rc = bk_db_materialise(r->opened.repo, db, image, true, job->team, job->ctl, err);
+    if (rc == BK_OK) {
+        bk_db_recover_t how = {.image = image,
+                               .target = target->path,
+                               .job = job->id,
+                               .uid = db->uid,
+                               .gid = db->gid,
+                               .mode = db->mode,
+                               .busy_ms = (unsigned)target->busy_timeout};
+        rc = bk_db_recover(&how, &method, job->ctl, err);
+    }
+    if (rc == BK_OK)
+        json_array_append_new(done,
+                              json_pack("{ss so ss so ss}", "name", db->name, "path",
+                                        bk_json_name(target->path, strlen(target->path)), "method",
+                                        method == BK_DB_LIVE ? "live" : "offline", "recovery_point",
+                                        bk_json_time(db->instant), "check", "ok"));
+    unlink(image);
+    bk_fmt(extra, sizeof extra, "%s-wal", image);
+    unlink(extra);
+    bk_fmt(extra, sizeof extra, "%s-shm", image);
+    unlink(extra);
+    return rc;
+}
+
+static bk_rc_t recover_databases(recovery_t *r, bk_err_t *err)
+{
+    const bk_snapshot_t *s = r->options.snapshot;
+    json_t *done = json_array();
+    bk_rc_t rc = BK_OK;
+    json_object_set_new(r->job->result, "databases", done);
+    for (size_t i = 0; i < s->db_count && rc == BK_OK; i++) {
+        const bk_snapshot_db_t *db = &s->dbs[i];
+        const bk_set_db_t *target = configured_db(r->job->engine->set, db->name);
+        if (r->options.database != NULL && strcmp(r->options.database, db->name) != 0)
+            continue;
+        if (target == NULL)
+            bk_ctl_note(r->job->ctl,
+                        "database %s is no longer configured: recover it into a target_directory",
+                        db->name);
+        else
+            rc = recover_database(r, db, target, done, err);
+    }
+    return rc;
+}
+
+static bk_rc_t recover_in_place(recovery_t *r, bk_err_t *err)
+{
+    bk_job_t *job = r->job;
+    const bk_set_t *set = job->engine->set;
+    bk_rc_t rc = set->restore_safety ? safety_backup(r, err) : BK_OK;
+    if (rc == BK_OK && r->options.databases)
+        rc = recover_databases(r, err);
+    if (rc == BK_OK && r->options.files)
+        rc = bk_recover_files(r->opened.repo, &r->options, configured_tree, (void *)(uintptr_t)set,
+                              job->team, job->result, job->ctl, err);
+    return rc;
+}
+
+/* --- into a directory --- */
+
+static bk_rc_t recover_to_target(recovery_t *r, bk_err_t *err)
+{
+    bk_job_t *job = r->job;
+    char resolved[PATH_MAX];
+    const char *root_path, *below;
+    bk_root_t *root = NULL;
+    bk_rc_t rc = bk_target_check(job->engine->set, r->target, &root_path, &below, resolved, err);
+    if (rc == BK_OK)
+        rc = bk_root_open(root_path, !r->options.dry_run, &root, err);
+    if (rc == BK_OK)
+        rc = bk_recover_into(r->opened.repo, &r->options, root, below, job->team, job->result,
+                             job->ctl, err);
+    bk_root_close(root);
+    return rc;
+}
+
+static bk_rc_t run(recovery_t *r, bk_err_t *err)
+{
+    bk_rc_t rc = read_request(r, err);
+    if (rc == BK_OK)
+        rc = open_backup(r, err);
+    if (rc == BK_OK) {
+        json_object_set_new(r->job->result, "target",
+                            r->in_place ? json_string("original")
+                                        : bk_json_name(r->target, strlen(r->target)));
+        rc = r->in_place ? recover_in_place(r, err) : recover_to_target(r, err);
+    }
+    return rc;
+}
+
+bk_rc_t bk_job_recovery(bk_job_t *job, bk_err_t *err)
+{
+    recovery_t r = {.job = job};
+    bk_rc_t rc = run(&r, err);
+    if (rc == BK_OK) {
+        bk_err_t ignored = {0};
+        bk_engine_sync_from(job->engine, &r.opened, job->ctl, &ignored);
+        json_object_set_new(
+            job->result, "validation",
+            json_pack("{sb ss}", "valid", 1, "detail",
+                      "every chunk had its id; databases passed their digest and SQLite's check"));
+        json_object_set_new(job->result, "rto_seconds",
+                            json_real((double)(bk_mono() - job->ctl->started) / BK_SEC));
+    }
+    close_recovery(&r);
+    return rc;
+}
+
+/* --- the plan of a dry run --- */
+
+static void plan_databases(recovery_t *r, json_t *plan)
+{
+    const bk_snapshot_t *s = r->options.snapshot;
+    for (size_t i = 0; i < s->db_count; i++) {
+        const bk_set_db_t *target = configured_db(r->job->engine->set, s->dbs[i].name);
+        bk_db_method_t method = BK_DB_LIVE;
+        const char *reason = "the database is no longer configured";
+        if (r->options.database != NULL && strcmp(r->options.database, s->dbs[i].name) != 0)
+            continue;
+        if (target != NULL) {
+            bk_db_recover_t how = {.target = target->path, .job = r->job->id};
+            bk_err_t why = {0};
+            if (bk_db_recover_plan(&how, &method, &reason, &why) != BK_OK)
+                reason = "the database cannot be looked at";
+        }
+        json_array_append_new(
+            plan, json_pack("{so ss ss sI}", "path",
+                            bk_json_name(target != NULL ? target->path : s->dbs[i].path,
+                                         strlen(target != NULL ? target->path : s->dbs[i].path)),
+                            "action",
+                            target == NULL         ? "skip"
+                            : method == BK_DB_LIVE ? "database, live"
+                                                   : "database, offline",
+                            "reason", reason, "size",
+                            (json_int_t)(s->dbs[i].page_count * s->dbs[i].page_size)));
+    }
+}
+
+bk_rc_t bk_recovery_plan(bk_job_t *job, bk_err_t *err)
+{
+    recovery_t r = {.job = job};
+    json_t *plan = json_array();
+    json_object_set_new(job->result, "plan", plan);
+    bk_rc_t rc = read_request(&r, err);
+    r.options.dry_run = true;
+    if (rc == BK_OK)
+        rc = open_backup(&r, err);
+    if (rc == BK_OK && r.in_place) {
+        if (r.options.databases)
+            plan_databases(&r, plan);
+        if (r.options.files)
+            rc = bk_recover_files(r.opened.repo, &r.options, configured_tree,
+                                  (void *)(uintptr_t)job->engine->set, job->team, job->result,
+                                  job->ctl, err);
+        json_object_set_new(job->result, "safety_backup",
+                            json_boolean(job->engine->set->restore_safety));
+    } else if (rc == BK_OK) {
+        rc = recover_to_target(&r, err);
+        if (rc == BK_NOT_FOUND) /* the restore_root is made by the recovery itself */
+            rc = BK_OK;
+    }
+    json_object_set_new(job->result, "dry_run", json_true());
+    close_recovery(&r);
+    return rc;
+}
