@@ -1,12 +1,18 @@
 /*
- * cli/offline_commands.c: list, show and verify on a storage alone.  The answers have the members of REST's.
+ * cli/offline_commands.c: list, show, recover and verify on a storage alone.  The answers have the members of REST's.
  */
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "cli/offline.h"
+#include "engine/engine.h"
+#include "engine/recover.h"
 #include "repo/snapshot.h"
 #include "repo/verify.h"
 
@@ -176,5 +182,140 @@ int cli_offline_verify(const cli_t *cli)
     cli_interrupts(NULL);
     bk_ctl_free(&ctl);
     cli_offline_close(&offline);
+    return code;
+}
+
+/* --- recover --- */
+
+typedef struct {
+    const cli_t *cli;
+    cli_offline_t *offline;
+    bk_recover_options_t options;
+    bk_root_t *target;
+    json_t *result;
+    bk_ctl_t *ctl;
+    atomic_bool done;
+} recover_t;
+
+static bk_rc_t recover_main(bk_team_t *team, void *arg, bk_err_t *err)
+{
+    recover_t *recover = arg;
+    return bk_recover_into(recover->offline->repo, &recover->options, recover->target, "", team,
+                           recover->result, recover->ctl, err);
+}
+
+/* Draws the progress while the lanes work. */
+static void *watch(void *arg)
+{
+    recover_t *recover = arg;
+    while (!atomic_load(&recover->done)) {
+        json_t *progress = bk_job_progress(recover->ctl);
+        cli_print_progress(recover->cli, progress);
+        json_decref(progress);
+        bk_sleep_ms(100);
+    }
+    cli_print_progress(recover->cli, NULL);
+    return NULL;
+}
+
+static bk_rc_t run_recovery(recover_t *recover, bk_err_t *err)
+{
+    pthread_t watcher;
+    bool watched = pthread_create(&watcher, NULL, watch, recover) == 0;
+    bk_rc_t rc = bk_team_run(LANES, recover_main, recover, err);
+    atomic_store(&recover->done, true);
+    if (watched)
+        pthread_join(watcher, NULL);
+    return rc;
+}
+
+static int print_recovery(recover_t *recover, const bk_snapshot_t *snapshot)
+{
+    bool incomplete = json_is_true(json_object_get(recover->result, "incomplete"));
+    json_object_set_new(recover->result, "source_backup", json_string(snapshot->backup_id));
+    json_object_set_new(recover->result, "recovery_point", bk_json_time(snapshot->instant));
+    if (recover->cli->value[OPT_JSON] != NULL)
+        cli_print_json(recover->result);
+    else
+        cli_print_plan(recover->result);
+    int notes = print_notes(recover->ctl);
+    return incomplete ? EXIT_WARNING : notes;
+}
+
+static int recover_snapshot(recover_t *recover, bk_err_t *err)
+{
+    const cli_t *cli = recover->cli;
+    const char *id = cli->value[OPT_BACKUP_ID] != NULL ? cli->value[OPT_BACKUP_ID] : "latest";
+    bk_snapshot_list_t list = {0};
+    int code;
+    bk_rc_t rc = bk_snapshot_list(recover->offline->repo, NULL, recover->ctl, &list, err);
+    if (rc == BK_OK)
+        rc = bk_snapshot_find(&list, id, &recover->options.snapshot, err);
+    if (rc == BK_OK)
+        rc = bk_root_open(cli->value[OPT_TARGET], cli->value[OPT_DRY_RUN] == NULL, &recover->target,
+                          err);
+    if (rc == BK_OK)
+        rc = run_recovery(recover, err);
+    code = rc == BK_OK ? print_recovery(recover, recover->options.snapshot) : cli_fail(err);
+    bk_root_close(recover->target);
+    bk_snapshot_list_free(&list);
+    return code;
+}
+
+/* The options of the command line as those of a recovery; a usage message otherwise. */
+static int read_recovery(const cli_t *cli, bk_recover_options_t *o, bk_patterns_t *patterns)
+{
+    const char *type = cli->value[OPT_TYPE] != NULL ? cli->value[OPT_TYPE] : "full";
+    bk_err_t err = {0};
+    size_t i;
+    json_t *item;
+    if (cli->value[OPT_TARGET] == NULL)
+        return cli_usage(
+            "recover without nginx needs --target DIR: it never replaces an application's files");
+    if (cli->value[OPT_TARGET][0] != '/')
+        return cli_usage("--target must be an absolute path");
+    if (strcmp(type, "full") != 0 && strcmp(type, "database") != 0 && strcmp(type, "files") != 0)
+        return cli_usage("--type is database, files or full");
+    if (cli->value[OPT_OVERWRITE] != NULL &&
+        !bk_overwrite_parse(cli->value[OPT_OVERWRITE], &o->overwrite))
+        return cli_usage("--overwrite is always, if-newer, never or rename");
+    json_array_foreach(cli->values[OPT_PATTERN], i,
+                       item) if (bk_patterns_add(patterns, json_string_value(item), &err) !=
+                                 BK_OK) return cli_fail(&err);
+    o->databases = strcmp(type, "files") != 0;
+    o->files = strcmp(type, "database") != 0;
+    o->database = cli->value[OPT_DATABASE];
+    o->patterns = patterns;
+    o->paths = cli->values[OPT_PATH];
+    o->delete_extra = cli->value[OPT_DELETE_EXTRA] != NULL;
+    o->dry_run = cli->value[OPT_DRY_RUN] != NULL;
+    o->owners = geteuid() == 0;
+    o->check = true;
+    o->job = "recovery";
+    return EXIT_OK;
+}
+
+int cli_offline_recover(const cli_t *cli)
+{
+    cli_offline_t offline;
+    bk_patterns_t patterns = {0};
+    bk_err_t err = {0};
+    bk_ctl_t ctl;
+    recover_t recover = {.cli = cli, .offline = &offline, .ctl = &ctl};
+    int code = read_recovery(cli, &recover.options, &patterns);
+    if (code == EXIT_OK && cli_offline_open(cli, &offline, &err) != BK_OK) {
+        code = cli_fail(&err);
+    } else if (code == EXIT_OK) {
+        recover.options.scratch = offline.scratch;
+        recover.result = json_object();
+        bk_ctl_init(&ctl);
+        cli_interrupts(&ctl);
+        code = recover_snapshot(&recover, &err);
+        cli_interrupts(NULL);
+        bk_ctl_free(&ctl);
+        json_decref(recover.result);
+        cli_offline_close(&offline);
+    }
+    bk_patterns_free(&patterns);
     return code;
 }

@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/publish.h"
 #include "base/str.h"
 #include "engine/cleanup.h"
 #include "engine/engine_private.h"
