@@ -797,6 +797,7 @@ ngx_http_backup_send_health(ngx_http_request_t *r, ngx_http_backup_set_t *bset,
     ngx_uint_t which)
 {
     char        now[BK_TIME_TEXT];
+    json_t     *json;
     time_t      time;
     ngx_int_t   rc;
     ngx_str_t   body, trouble;
@@ -819,21 +820,21 @@ ngx_http_backup_send_health(ngx_http_request_t *r, ngx_http_backup_set_t *bset,
 
     bk_time_format(now, bk_now());
 
-    rc = which == NGX_HTTP_BACKUP_HEALTH
-         ? ngx_http_backup_get(bset, NGX_HTTP_BACKUP_TROUBLE, r->pool,
-                               &trouble, NULL, NULL)
-         : NGX_DECLINED;
+    json = json_pack("{s:s, s:b, s:s}", "status", "fail", "healthy", 0,
+                     "timestamp", now);
 
-    {
-        json_t  *json = json_pack("{s:s, s:b, s:s, s:s}", "status", "fail",
-                                  "healthy", 0, "timestamp", now, "output",
-                                  rc == NGX_OK ? (char *) trouble.data
-                                  : "the worker that runs the backups has "
-                                    "not reported");
+    if (which == NGX_HTTP_BACKUP_HEALTH) {
+        rc = ngx_http_backup_get(bset, NGX_HTTP_BACKUP_TROUBLE, r->pool,
+                                 &trouble, NULL, NULL);
 
-        rc = ngx_http_backup_dump(r->pool, json, &body);
-        json_decref(json);
+        json_object_set_new(json, "output", json_string(
+                            rc == NGX_OK ? (char *) trouble.data
+                            : "the worker that runs the backups has not "
+                              "reported"));
     }
+
+    rc = ngx_http_backup_dump(r->pool, json, &body);
+    json_decref(json);
 
     if (rc != NGX_OK) {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;

@@ -672,11 +672,13 @@ ngx_http_backup_job_done(void *data)
     bset = job->bset;
     rn = bset->runner;
 
-    ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0,
-                  "backup \"%V\": job %s: %s%s%s", &bset->name, job->id,
-                  bk_job_status_name(job->status),
-                  job->rc != BK_OK ? ": " : "",
-                  job->rc != BK_OK ? job->err.text : "");
+    /* The engine has logged the end; not that it could not even begin. */
+
+    if (job->rc != BK_OK && job->status == BK_STATUS_FAILED) {
+        ngx_log_error(NGX_LOG_INFO, ngx_cycle->log, 0,
+                      "backup \"%V\": job %s: %s", &bset->name, job->id,
+                      job->err.text);
+    }
 
     if (job->sync_rc != BK_OK) {
         rn->sync_next = ngx_current_msec + NGX_HTTP_BACKUP_RESYNC;
@@ -737,9 +739,6 @@ ngx_http_backup_job_start(ngx_http_backup_set_t *bset, const char *id)
     bset->runner->publish_next = ngx_current_msec;
 
     ngx_http_backup_running(bset, job->id);
-
-    ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0,
-                  "backup \"%V\": job %s: running", &bset->name, job->id);
 
     ngx_http_backup_job_post(bset);
 }

@@ -1,0 +1,202 @@
+#!/usr/bin/perl
+# Reload, quit, stop and kill -9 while a job runs: it ends cleanly or comes back, no worker spins, no lock stays.
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use NgxBackup;
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+# Text that compresses slowly: at level 16 this is some seconds of work, in steps short enough to be stopped between.
+my @words = map { join '', map { chr(97 + rand 26) } 1 .. 3 + rand 8 } 1 .. 3000;
+my $megabytes = 24;
+
+sub new_app {
+    my (%arg) = @_;
+    my $t = NgxBackup->new(user => 'www-data', %arg);
+    $t->{set_more} = 'compression zstd level=16; ' . ($arg{grace} // 'shutdown_grace 0s;');
+    for my $n (1 .. $megabytes) {
+        my $text = '';
+        $text .= $words[rand @words] . ' ' while length $text < 1 << 20;
+        $t->write("app/uploads/$n.txt", $text);
+    }
+    return $t->start;
+}
+
+# A full backup that has begun and is not about to end.
+sub begin {
+    my ($t) = @_;
+    my $id = $t->post('/create', {backup_type => 'full'})->{json}{id};
+    $t->wait_until(20, 'the job stores something', sub {
+        my $job = $t->get("/jobs/$id")->{json};
+        return $job->{done} || ($job->{status} eq 'running' && ($job->{progress_detail}{bytes_done} // 0) > 1 << 20);
+    });
+    return $id;
+}
+
+sub is_running {
+    my ($t, $id, $name) = @_;
+    my $job = $t->get("/jobs/$id")->{json};
+    ok(!$job->{done}, "$name: the job was still running") or diag(explain($job));
+    return;
+}
+
+# Every file of the backup, read back.
+sub recovers {
+    my ($t, $id, $name) = @_;
+    my $r = $t->post('/recovery', {recovery_type => 'files', backup_id => $id, restore_to_original => JSON::PP::false,
+            target_directory => "$t->{dir}/restored/$id"});
+    my $job = $t->wait_job($r->{json}{id});
+    is($job->{status}, 'completed', "$name: recovered") or diag(explain($job // $r));
+    is(system('diff', '-rq', "$t->{dir}/app/uploads", "$t->{dir}/restored/$id/uploads"), 0, "$name: nothing differs");
+    return;
+}
+
+subtest 'a job outlives reloads' => sub {
+    my $t = new_app();
+    my $id = begin($t);
+    is_running($t, $id, 'before');
+    my $failed = 0;
+    for (1 .. 5) {
+        $t->hup;
+        $failed++ if $t->get('')->{status} != 200;
+        $failed++ if $t->get('/status')->{status} != 200;
+    }
+    is($failed, 0, 'requests are answered all the time');
+    my $job = $t->wait_job($id, 120);
+    is($job->{status}, 'completed', 'the backup is completed') or diag(explain($job));
+    recovers($t, $id, 'reloaded');
+    ok($t->wait_until(20, 'old workers leave', sub { $t->workers == $t->{workers} }), 'old workers left');
+    $t->finish;
+};
+
+subtest 'a reload waits for the job within its grace' => sub {
+    my $t = new_app(grace => 'shutdown_grace 2m;');
+    my $id = begin($t);
+    my $old = $t->runner;
+    my @before = $t->workers;
+    $t->hup;
+    my $cpu = $t->cpu($old);
+    my ($other) = grep { $_ != $old } @before;
+    my $job = $t->wait_job($id, 120);
+    is($job->{status}, 'completed', 'completed by the old worker');
+    ok(!(grep { /$id was interrupted/ } $t->log_lines), 'without an interruption');
+    ok($t->wait_until(10, 'the old runner leaves', sub { $t->gone($old) }), 'the old runner left');
+    ok($t->wait_until(10, 'a new runner', sub { $t->runner != $old }), 'a new one runs the jobs');
+    is($t->backup({backup_type => 'incremental'})->{status}, 'completed', 'and does');
+    $t->finish;
+};
+
+subtest 'workers do not spin while they leave' => sub {
+    my $t = new_app(grace => 'shutdown_grace 2m;');
+    my $id = begin($t);
+    my @old = $t->workers;
+    my $runner = $t->runner;
+    $t->hup;
+    my ($idle) = grep { $_ != $runner } @old;
+    ok($t->wait_until(10, 'the idle worker leaves', sub { $t->gone($idle) }), 'a worker without a job leaves at once');
+    # The event loop's own thread, not those that work.
+    my $main = sub {
+        my $stat = $t->read("/proc/$runner/task/$runner/stat") or return;
+        my @field = split ' ', $stat =~ s/^.*\) //sr;
+        return ($field[11] + $field[12]) / POSIX::sysconf(POSIX::_SC_CLK_TCK());
+    };
+    my ($from, $at) = ($main->(), time);
+    sleep 1;
+    my $to = $main->();
+    SKIP: {
+        skip 'the job ended too early', 1 unless defined $to;
+        cmp_ok(($to - $from) / (time - $at), '<', 0.2, 'the event loop of the runner sleeps');
+    }
+    is($t->wait_job($id, 120)->{status}, 'completed', 'completed');
+    $t->finish;
+};
+
+for my $signal ('QUIT', 'TERM') {
+    subtest "$signal during a job" => sub {
+        my $t = new_app();
+        my $id = begin($t);
+        is_running($t, $id, $signal);
+        my $began = time;
+        $t->stop($signal);
+        ok(!(grep { /exited on signal/ } $t->log_lines), 'no worker had to be killed');
+        note(sprintf '%s took %.2f s', $signal, time - $began);
+        $t->start;
+        is($t->get("/jobs/$id")->{status}, 200, 'the job is known after the start');
+        my $job = $t->wait_job($id, 120);
+        is($job->{status}, 'completed', 'it is resumed and completed') or diag(explain($job));
+        recovers($t, $id, $signal);
+        $t->finish;
+    };
+}
+
+subtest 'kill -9 of the runner during a job' => sub {
+    my $t = new_app();
+    $t->allow_log(qr/exited on signal 9/);
+    my $id = begin($t);
+    for (1 .. 3) {
+        my $runner = $t->runner;
+        kill 'KILL', $runner;
+        ok($t->wait_until(20, 'another runner', sub { $t->runner != $runner }), "kill $_: another worker runs the jobs");
+        is($t->get('')->{status}, 200, "kill $_: requests are answered");
+    }
+    my $job = $t->wait_job($id, 120);
+    is($job->{status}, 'completed', 'the backup is completed') or diag(explain($job));
+    recovers($t, $id, 'killed');
+    my $verify = $t->post('/verify', {level => 2})->{json};
+    is($t->wait_job($verify->{id})->{status}, 'completed', 'nothing on the storage is damaged');
+    $t->finish;
+};
+
+subtest 'cancel a running and a queued job' => sub {
+    my $t = new_app();
+    my $id = begin($t);
+    my $queued = $t->post('/create', {backup_type => 'full'})->{json}{id};
+    my $r = $t->request('POST', "/jobs/$queued/cancel", token => 'operator');
+    is($r->{status}, 200, 'a queued job is canceled at once') or diag($r->{content});
+    is($r->{json}{status}, 'canceled', 'and says so');
+    # Asked of any worker, so through several connections.
+    $r = $t->request('POST', "/jobs/$id/cancel", token => 'operator');
+    is($r->{status}, 202, 'a running one is asked to stop') or diag($r->{content});
+    is($r->{json}{status}, 'canceling', 'and is canceling');
+    is($t->wait_job($id, 30)->{status}, 'canceled', 'and then canceled');
+    is($t->request('POST', "/jobs/$id/cancel", token => 'operator')->{status}, 409, 'once more is a conflict');
+    $t->finish;
+};
+
+subtest 'a started server in the background' => sub {
+    my $t = NgxBackup->new(user => 'www-data', daemon => 1);
+    $t->start;
+    is($t->backup->{status}, 'completed', 'a backup under daemon on');
+    $t->hup;
+    is($t->backup({backup_type => 'incremental'})->{status}, 'completed', 'and after a reload');
+    $t->finish;
+};
+
+subtest 'sets come and go with the configuration' => sub {
+    my $t = NgxBackup->new(user => 'www-data');
+    $t->start;
+    is($t->backup->{status}, 'completed', 'one set');
+    my $conf = $t->conf;
+    my $more = $t->set_conf =~ s/backup app/backup other/r =~ s{/backups;}{/backups2;}r =~ s{/storage;}{/storage2;}r;
+    $t->write('nginx.conf', $conf =~ s/(\n\s+server)/\n$more$1/r =~ s{location = /health}{location /other { backup_api other; backup_auth external role=admin; } $&}r);
+    $t->hup;
+    $t->wait_until(10, 'the second set', sub { $t->get('//other/')->{status} == 200 });
+    my $r = $t->request('POST', '//other/create', body => {backup_type => 'full'}, headers => {Prefer => 'wait=20'});
+    is($r->{json}{status}, 'completed', 'a second set after a reload') or diag($r->{content});
+    is($t->get('/list')->{json}{total}, 1, 'the first is as before');
+    # Without the module: its code must not be needed by what is left.
+    $t->write('nginx.conf', $conf =~ s/load_module.*//r =~ s/backup app \{.*?\n    \}\n//sr =~ s/location \/admin.*?\n        \}\n//sr
+        =~ s/location = \/health.*//r);
+    $t->hup;
+    $t->wait_until(10, 'no API', sub { $t->get('')->{status} == 404 });
+    is($t->get('')->{status}, 404, 'without the module nginx goes on');
+    $t->write('nginx.conf', $conf);
+    $t->hup;
+    $t->wait_until(10, 'the API', sub { $t->get('')->{status} == 200 });
+    is($t->backup({backup_type => 'incremental'})->{status}, 'completed', 'and with it again');
+    $t->finish;
+};
+
+done_testing;
