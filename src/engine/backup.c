@@ -198,6 +198,9 @@ static bk_rc_t commit(backup_t *b, json_t *result, bk_err_t *err)
     bk_buf_t body;
 
     bk_ctl_phase(job->ctl, "commit");
+    bk_rc_t rc = bk_session_flush(b->session, err);
+    if (rc != BK_OK)
+        return rc;
     bk_session_stats(b->session, &stats);
     bk_strcpy(s->backup_id, sizeof s->backup_id, b->scope->id);
     bk_strcpy(s->kind, sizeof s->kind, b->scope->kind);
@@ -216,7 +219,7 @@ static bk_rc_t commit(backup_t *b, json_t *result, bk_err_t *err)
         s->previous = bk_strdup(b->previous->object);
     }
     bk_buf_init(&body, 256u << 20);
-    bk_rc_t rc = bk_snapshot_encode(s, &body, err);
+    rc = bk_snapshot_encode(s, &body, err);
     if (rc == BK_OK)
         rc = bk_session_commit(b->session, b->scope->id, body.data, body.len, err);
     else

@@ -119,10 +119,10 @@ ngx_http_backup_log_drain(void)
 
         if (level == NGX_LOG_DEBUG) {
             ngx_log_debug1(NGX_LOG_DEBUG_HTTP, ngx_cycle->log, 0,
-                           "backup: %s", line->text);
+                           "%s", line->text);
 
         } else {
-            ngx_log_error(level, ngx_cycle->log, 0, "backup: %s", line->text);
+            ngx_log_error(level, ngx_cycle->log, 0, "%s", line->text);
         }
 
         free(line);

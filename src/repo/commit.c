@@ -179,8 +179,7 @@ static bk_rc_t publish(bk_session_t *session, const char *backup_id, const void 
     return rc;
 }
 
-bk_rc_t bk_session_commit(bk_session_t *session, const char *backup_id, const void *body,
-                          size_t len, bk_err_t *err)
+bk_rc_t bk_session_flush(bk_session_t *session, bk_err_t *err)
 {
     bk_rc_t rc = session->failure.rc;
     if (rc != BK_OK && err != NULL)
@@ -191,6 +190,13 @@ bk_rc_t bk_session_commit(bk_session_t *session, const char *backup_id, const vo
         rc = flush_packs(session, &session->meta, BK_META_TARGET, err);
     if (rc == BK_OK)
         rc = bk_session_flush_index(session, err);
+    return rc;
+}
+
+bk_rc_t bk_session_commit(bk_session_t *session, const char *backup_id, const void *body,
+                          size_t len, bk_err_t *err)
+{
+    bk_rc_t rc = bk_session_flush(session, err);
     if (rc == BK_OK && session->options.upload)
         rc = bk_lease_keep(session, err);
     if (rc == BK_OK && session->options.upload)

@@ -50,6 +50,11 @@ bk_ctl_t *bk_session_ctl(bk_session_t *session);
 void bk_session_stats(bk_session_t *session, bk_session_stats_t *stats);
 
 /*
+ * Store what is still open: afterwards the statistics are final but for the snapshot itself, which
+ * may want to hold them.  commit does it too.
+ */
+bk_rc_t bk_session_flush(bk_session_t *session, bk_err_t *err);
+/*
  * Flush packs and index, then publish the snapshot: body (canonical JSON) sealed as
  * snapshots/<backup_id>-<sha256>. BK_EXISTS when another snapshot has that backup id; BK_STORAGE
  * when packs the backup relies on were condemned or are gone (the next session stores their content

@@ -6,7 +6,9 @@
 # RUNS=3 takes the median of so many runs (default 1); KEEP=1 keeps the directory.
 use strict;
 use warnings;
+use Cwd qw(abs_path);
 use File::Temp qw(tempdir);
+use JSON::PP;
 use File::Path qw(remove_tree make_path);
 use Time::HiRes qw(time);
 use NgxBackup;
@@ -15,7 +17,8 @@ my $percent = $ENV{PERCENT} // 100;
 my $runs = $ENV{RUNS} // 1;
 my $root = tempdir('ngx-backup-bench-XXXXXX', TMPDIR => 1, CLEANUP => !$ENV{KEEP});
 chmod 0755, $root;
-my $tools = NgxBackup::build_dir() . '/tools';
+my $tools = ($ENV{NGX_BACKUP_BUILD} // 'build') . '/tools';
+$tools = abs_path($tools);
 my %result;    # set, measure, program
 
 $ENV{RESTIC_PASSWORD} = $ENV{BORG_PASSPHRASE} = 'benchmark';
@@ -45,7 +48,7 @@ sub slurp {
 }
 
 # Everything measured starts from the same state of the page cache: warm (the files were just read).
-sub warm { my ($dir) = @_; system "cat \$(find '$dir' -type f | head -n 200000) > /dev/null 2>&1" if 0; system "tar -cf /dev/null -C '$dir' . 2>/dev/null"; return }
+sub warm { my ($dir) = @_; system "tar -cf - -C '$dir' . 2>/dev/null | cat > /dev/null"; return }
 
 sub median { my @v = sort { $a <=> $b } @_; return $v[$#v / 2] }
 
@@ -114,34 +117,48 @@ sub peer_simple {
 
 sub ours {
     my ($set, $data, %sources) = @_;
-    my ($nginx, $original) = (undef, $data);
+    my $nginx;
     my $fresh = sub {
-        $nginx->stop if $nginx;
-        remove_tree("$root/ours", "$root/recovered");
-        make_path("$root/recovered");
-        $nginx = NgxBackup->new(dir => "$root/ours", lanes => 2, encrypted => 1,
-            restore_root => "$root/recovered", %sources);
+        $nginx->finish if $nginx;
+        $nginx = NgxBackup->new;
+        make_path("$nginx->{dir}/restored");
+        $nginx->{set} = configuration($nginx->{dir}, %sources);
         $nginx->start;
         warm($data);
     };
     measure($set, 'full', 'ngx-backup', $fresh, sub { job_seconds($nginx, '/create', { backup_type => 'full' }) });
-    $result{$set}{size}{'ngx-backup'} = size_of($nginx->storage_dir);
+    $result{$set}{size}{'ngx-backup'} = size_of("$nginx->{dir}/storage");
     measure($set, 'unchanged', 'ngx-backup', undef,
         sub { job_seconds($nginx, '/create', { backup_type => 'incremental' }) });
-    measure($set, 'restore', 'ngx-backup', sub { remove_tree("$root/recovered"); make_path("$root/recovered"); chmod 0777, "$root/recovered" },
-        sub { job_seconds($nginx, '/recovery', { recovery_type => 'full', restore_to_original => \0,
-                    target_directory => "$root/recovered" }) });
-    $result{$set}{memory}{'ngx-backup'} = $nginx->peak_memory_mib;
+    my $out = "$nginx->{dir}/restored";
+    measure($set, 'restore', 'ngx-backup', sub { remove_tree($out); make_path($out) },
+        sub { job_seconds($nginx, '/recovery', { recovery_type => 'full', restore_to_original => JSON::PP::false,
+                    target_directory => $out }) });
+    my ($peak) = ($nginx->read('/proc/' . $nginx->runner . '/status') // '') =~ /^VmHWM:\s+(\d+)/m;
+    $result{$set}{memory}{'ngx-backup'} = $peak / 1024;
     my %files = %{ $sources{files} // {} };
-    same_tree($files{$_}, "$root/recovered/$_") for sort keys %files;
-    $nginx->stop;
+    same_tree($files{$_}, "$out/$_") for sort keys %files;
+    $nginx->finish;
     return;
+}
+
+sub configuration {
+    my ($dir, %sources) = @_;
+    my %files = %{ $sources{files} // {} };
+    my %databases = %{ $sources{databases} // {} };
+    run_command("$NgxBackup::cli", 'key', 'new', "$dir/bench.key");
+    return join "\n", 'backup app {', "base_dir $dir/backups;", (map { "files $_ { path $files{$_}; }" } sort keys %files),
+        (map { "database $_ { path $databases{$_}; }" } sort keys %databases),
+        "storage local disk { path $dir/storage; }", "encryption { key k1 $dir/bench.key; }",
+        "restore_root $dir/restored;", 'thread_pool backup;', '}';
 }
 
 sub job_seconds {
     my ($nginx, $path, $body) = @_;
     my $started = time;
-    my $job = $nginx->job($path, $body);
+    my $answer = $nginx->post($path, $body);
+    die "$path: $answer->{status}: $answer->{content}\n" if $answer->{status} != 202;
+    my $job = $nginx->wait_job($answer->{json}{id}, 600);
     my $seconds = time - $started;
     die "$path: $job->{status}: " . ($job->{error} // '') . "\n" if $job->{status} ne 'completed';
     return $seconds;
