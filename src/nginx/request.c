@@ -13,7 +13,7 @@
 #include "base/str.h"
 
 
-#define NGX_HTTP_BACKUP_POLL    200     /* ms between looks at the zone */
+#define NGX_HTTP_BACKUP_POLL    50      /* ms between looks at the zone */
 #define NGX_HTTP_BACKUP_LOOK    3000    /* ms between looks at the catalog */
 
 
