@@ -84,7 +84,7 @@ TOOLS := $(patsubst t/lib/%.c,$(BUILD)/tools/%,$(wildcard t/lib/*.c))
 tools: $(TOOLS)
 $(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror  -MMD -MP $(LDEXTRA) -o $@ $< \
+	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $@ $< \
 	    $(call archives,engine) $(LIBS) -lm -pthread
 
 # Fuzz targets: t/fuzz/<name>.c, one program each, by clang's libFuzzer with objects of their own.
