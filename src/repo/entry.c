@@ -1,6 +1,7 @@
 /*
- * repo/entry.c: one directory entry as bytes (tree.h has the grammar).  Decoding trusts nothing; what the builder writes
- * passes the same check, so that no backup is written that could not be read.
+ * repo/entry.c: one directory entry as bytes (tree.h has the grammar).  Decoding trusts nothing;
+ * what the builder writes passes the same check, so that no backup is written that could not be
+ * read.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -79,7 +80,7 @@ bool bk_entry_name_valid(const uint8_t *name, size_t len)
     return !(name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.')));
 }
 
-/* The content of a file has exactly the bytes that its size promises: a restore writes no more and no fewer. */
+/* The content of a file has exactly as many bytes as its size promises. */
 static bk_rc_t check_content(const bk_entry_t *e, bk_err_t *err)
 {
     uint64_t bytes = e->flags & BK_ENTRY_EXTENTS ? e->data_bytes : e->size, sum = 0;

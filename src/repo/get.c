@@ -65,9 +65,14 @@ static bk_rc_t read_at(bk_repo_t *repo, const bk_location_t *where, bk_buf_t *ou
 {
     bk_object_key_t key = {0};
     char name[BK_STORAGE_NAME];
-    uint8_t *frame = malloc(where->entry.stored + 1u), *room = bk_buf_room(out, where->entry.raw);
+    uint8_t *frame = NULL, *room = NULL;
     bk_rc_t rc = BK_OK;
-    if (frame == NULL || room == NULL)
+    /* Whoever asks knows how long such a chunk can be: a longer one is not a lack of memory. */
+    if (where->entry.raw > out->max)
+        rc = bk_err_set(err, BK_CORRUPT, "it has %u bytes, more than any of its kind",
+                        (unsigned)where->entry.raw);
+    else if ((frame = malloc(where->entry.stored + 1u)) == NULL ||
+             (room = bk_buf_room(out, where->entry.raw)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "out of memory");
     if (rc == BK_OK)
         rc = read_frame(repo, where, frame, &key, ctl, err);

@@ -50,7 +50,7 @@ static bk_rc_t close_level(bk_map_builder_t *builder, size_t level, bk_id_t *id,
     return rc;
 }
 
-/* A node is closed only when the next item needs its place, so that a full last node stays the root. */
+/* Closed only when the next item needs its place, so that a full last node stays the root. */
 static bk_rc_t make_room(bk_map_builder_t *builder, size_t level, bk_err_t *err)
 {
     bk_id_t id;

@@ -1,6 +1,6 @@
 /*
- * repo/snapshot_list.c: all backups of a repository: loading, finding and removing their snapshots.  Writes only into the
- * local cache.
+ * repo/snapshot_list.c: all backups of a repository: loading, finding and removing their snapshots.
+ * Writes only into the local cache.
  */
 #include <dirent.h>
 #include <fcntl.h>

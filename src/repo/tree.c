@@ -1,8 +1,8 @@
 /*
  * repo/tree.c: building and reading the nodes of one directory.
  *
- * A builder has one open node a level: level 0 holds entries, level n > 0 the children of level n - 1.  An iterator has
- * one node a level, too, the root first.  Both are bounded by LEVELS nodes.
+ * A builder has one open node a level: level 0 holds entries, each further level the nodes of the
+ * one below.  An iterator has one node a level, too, the root first.  LEVELS bounds both.
  */
 #include "repo/tree.h"
 
@@ -15,7 +15,7 @@
 #define NODE_VERSION 1
 #define NODE_MIN     (4u << 10)
 #define NODE_FULL    (64u << 10)
-/* A node reaches NODE_FULL with its last entry, and an entry has less than 64 KiB (chunk list, names). */
+/* A node reaches NODE_FULL with its last entry, and no entry has 64 KiB. */
 #define NODE_LIMIT (NODE_FULL + (64u << 10))
 #define CUT_MASK   0x7fu
 #define LEVELS     8 /* a branch has 14 children or more: far beyond any directory */
@@ -81,7 +81,7 @@ static void start_node(open_node_t *node, uint8_t kind, const uint8_t *first, ui
     node->first_len = first_len;
 }
 
-/* The node ends behind this name: a property of the name, so that the cut does not depend on history. */
+/* The node ends behind this name: a property of the name, not of what came before. */
 static bool cuts(const open_node_t *node, const uint8_t *name, size_t len)
 {
     if (node->bytes.len >= NODE_FULL)
@@ -98,7 +98,7 @@ static bk_rc_t store_node(bk_tree_builder_t *builder, open_node_t *node, bk_id_t
                           id, err);
 }
 
-/* Store the open node of a level and name it in the level above, which may fill that one, and so on. */
+/* Store the open node of a level and name it in the level above, which may end that one, too. */
 static bk_rc_t close_node(bk_tree_builder_t *builder, size_t level, bk_err_t *err)
 {
     for (;; level++) {
@@ -245,7 +245,7 @@ static bk_rc_t check_branch(const read_node_t *branch, const child_t *self, bk_e
     return BK_OK;
 }
 
-/* The first name of a node as its branch knows it: a wrong one would send a search the wrong way. */
+/* The first name of a node as its branch has it: a wrong one would mislead a search. */
 static bk_rc_t check_first(const read_node_t *node, const child_t *self, bk_err_t *err)
 {
     bk_cur_t cur = node->items;
@@ -389,7 +389,7 @@ bk_rc_t bk_tree_iter_next(bk_tree_iter_t *iter, const bk_entry_t **entry, bk_err
     return iter->failed;
 }
 
-/* From the root down to the leaf where name must be; nodes that are open already are not read again. */
+/* From the root down to the leaf where name must be; what is open already is not read again. */
 static bk_rc_t go_down(bk_tree_iter_t *iter, const void *name, size_t len, bool *opened,
                        bk_err_t *err)
 {
