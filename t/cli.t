@@ -1,0 +1,156 @@
+#!/usr/bin/perl
+# The command line against a real nginx, and on a storage alone with nginx stopped: what an operator types, its answers and exit codes.
+use strict;
+use warnings;
+
+use File::Path qw(make_path remove_tree);
+use JSON::PP;
+use Test::More;
+use lib 't/lib';
+use NgxBackup;
+
+my $t = NgxBackup->new(user => 'www-data');
+my $dir = $t->{dir};
+$ENV{TMPDIR} = "$dir/tmp";
+
+sub run {
+    my (@arguments) = @_;
+    my $pid = open my $pipe, '-|';
+    die "fork: $!" unless defined $pid;
+    if (!$pid) {
+        open STDERR, '>&', \*STDOUT;
+        exec $NgxBackup::cli, @arguments or die "$NgxBackup::cli: $!";
+    }
+    my $output = do { local $/; <$pipe> } // '';
+    close $pipe;
+    return ($? >> 8, $output);
+}
+
+sub check {
+    my ($name, $code, $pattern, @arguments) = @_;
+    my ($got, $output) = run(@arguments);
+    my $good = $got == $code && $output =~ $pattern;
+    ok($good, $name) or diag("ngx-backup @arguments: exit $got, wanted $code and $pattern:\n$output");
+    return $output;
+}
+
+sub sql { my ($sql) = @_; my $answer = `sqlite3 $dir/app/app.db "$sql"`; chomp $answer; $t->own('app/app.db', map { "app/app.db-$_" } qw(wal shm)); return $answer }
+
+# --- without anything ---
+check('help', 0, qr/backup .*make a backup now/, '--help');
+check('no command', 2, qr/which command/);
+check('an unknown command', 2, qr/no command 'frobnicate'/, 'frobnicate');
+check('an unknown option', 2, qr/no option --frobnicate/, 'list', '--frobnicate');
+check('an option of another command', 2, qr/'list' does not take --target/, 'list', '--target', '/x');
+check('an option without value', 2, qr/--type needs a value/, 'backup', '--type');
+check('a missing argument', 2, qr/usage: ngx-backup show/, 'show');
+check('nginx is not there', 1, qr/cannot connect: is nginx running/, 'status', '--url', 'http://127.0.0.1:1/admin/backup');
+
+# --- keys and tokens ---
+check('a new key', 0, qr/([A-Z2-7]{4}-){13}[A-Z2-7]{4}/, 'key', 'new', "$dir/k1.key");
+check('a key is never overwritten', 2, qr/exists/, 'key', 'new', "$dir/k1.key");
+is((stat "$dir/k1.key")[2] & 0777, 0600, 'a key file is private');
+my $token = decode_json((run('token', 'new', '--role', 'admin', '--name', 'op', '--json'))[1]);
+check('a token needs a known role', 2, qr/no role/, 'token', 'new', '--role', 'god', '--name', 'op');
+$t->write('tokens', "$token->{line}\n");
+$t->write('token', "$token->{token}\n");
+$t->write('k2.key', "not a key\n");
+chmod 0600, "$dir/tokens", "$dir/token", "$dir/k2.key";
+$t->own('k1.key', 'tokens');
+
+# --- an application ---
+sql('PRAGMA journal_mode=WAL; CREATE TABLE t(id INTEGER PRIMARY KEY, v TEXT); '
+        . 'INSERT INTO t(v) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < 5000) SELECT hex(randomblob(20)) FROM n;');
+$t->write("app/uploads/2025/$_.wav", "audio $_ " x 1000) for 1 .. 20;
+$t->write("app/transcripts/$_.txt", "text $_") for 1 .. 20;
+$t->own('app/uploads/2025');
+$t->{set} = <<"CONF";
+backup app {
+    base_dir $dir/backups;
+    database main { path $dir/app/app.db; wal on; }
+    files uploads { path $dir/app/uploads; exclude *.tmp; }
+    files transcripts { path $dir/app/transcripts; }
+    encryption { key k1 $dir/k1.key; }
+    storage local disk { path $dir/storage; }
+    restore_root $dir/restored;
+    restore_in_place on;
+    min_free 0;
+    thread_pool backup;
+}
+CONF
+$t->start;
+$ENV{NGX_BACKUP_URL} = "http://127.0.0.1:$t->{port}/admin/backup";
+check('without a token', 1, qr/asks for a token/, 'list');
+$ENV{NGX_BACKUP_TOKEN_FILE} = "$dir/token";
+
+check('no backup yet', 0, qr/No backup yet/, 'list');
+my ($code, $output) = run('backup', '--type', 'full', '--description', 'first', '--tag', 'one', '--tag', 'two', '--json');
+my $job = eval { decode_json($output) } // {};
+is($code, 0, 'a full backup') or diag($output);
+like($job->{id}, qr/^full_\d{8}_\d{6}/, 'its job says its id');
+is($job->{stats}{files}, 40, 'all files are in it');
+cmp_ok($job->{stats}{bytes_stored}, '>', 1000, 'and something was stored');
+my $full = $job->{id};
+check('list', 0, qr/^\Q$full\E +completed/m, 'list');
+check('list by tag', 0, qr/No backup yet/, 'list', '--tag', 'three');
+check('show', 0, qr/description: first/, 'show', $full);
+check('show what is not there', 1, qr/there is no backup/, 'show', 'full_19990101_000000');
+my $before = sql('SELECT count(*), sum(length(v)) FROM t');
+$t->write('app/uploads/new.wav', 'new');
+check('an incremental backup', 0, qr/files_new: 1$/m, 'backup');
+check('status', 0, qr/service_running: yes/, 'status');
+check('validate', 0, qr/valid: yes/, 'validate', '--deep');
+check('verify', 0, qr/findings_total: 0/, 'verify', '--level', '2');
+check('verify by restoring', 0, qr/findings_total: 0/, 'verify', '--level', '3');
+check('test', 0, qr/overall_success: yes/, 'test');
+check('cleanup plan', 0, qr/younger than retention/, 'cleanup', '--dry-run');
+check('cleanup', 0, qr/completed/, 'cleanup');
+check('jobs', 0, qr/\Q$full\E +completed/, 'jobs');
+check('cancel what has ended', 1, qr/is completed/, 'cancel', $full);
+
+# --- recovery through nginx ---
+sql('DELETE FROM t WHERE id % 2');
+unlink "$dir/app/uploads/2025/3.wav";
+$t->write('app/uploads/2025/4.wav', 'damaged');
+check('the plan of a recovery', 0, qr/action: create/, 'recover', '--dry-run', '--backup-id', $full);
+ok(!-e "$dir/app/uploads/2025/3.wav", 'a plan changes nothing');
+check('recovery of the database in place', 0, qr/safety_backup: safety_/, 'recover', '--type', 'database', '--backup-id', $full);
+is(sql('SELECT count(*), sum(length(v)) FROM t'), $before, 'the rows are back');
+check('recovery of files in place', 0, qr/completed/, 'recover', '--type', 'files', '--backup-id', $full);
+ok($t->read('app/uploads/2025/4.wav') eq 'audio 4 ' x 1000, 'the damaged file is as it was');
+ok(-e "$dir/app/uploads/2025/3.wav", 'the deleted file is back');
+is($t->read('app/uploads/new.wav'), 'new', 'what the backup has not stays');
+check('recovery by pattern into a directory', 0, qr/files_restored|completed/, 'recover', '--type', 'files', '--pattern', '1?.wav',
+    '--target', "$dir/restored/some");
+my @found = map { s{.*/}{}r } glob "$dir/restored/some/uploads/2025/*";
+is_deeply([sort @found], [map {"1$_.wav"} 0 .. 9], 'exactly the files that match');
+check('outside of every restore_root', 1, qr/outside every restore_root/, 'recover', '--target', '/var/tmp/elsewhere');
+check('an unknown backup', 1, qr/there is no backup/, 'recover', '--backup-id', 'full_19990101_000000', '--target', "$dir/restored/x");
+
+# --- without nginx ---
+$t->stop;
+my @offline = ('--storage', "file://$dir/storage", '--key-file', "$dir/k1.key");
+check('list offline', 0, qr/^\Q$full\E /m, 'list', @offline);
+check('show offline', 0, qr/page_count/, 'show', $full, @offline);
+check('verify offline', 0, qr/ 0 findings/, 'verify', '--level', '2', @offline);
+check('recover needs a target offline', 2, qr/needs --target/, 'recover', @offline);
+check('recover offline', 0, qr/source_backup: \Q$full\E/, 'recover', @offline, '--backup-id', $full, '--target', "$dir/bare");
+is(`diff -r $dir/bare/transcripts $dir/app/transcripts`, '', 'the files are equal');
+is(`sqlite3 $dir/bare/app.db 'SELECT count(*), sum(length(v)) FROM t'`, "$before\n", 'and so is the database');
+check('one path offline', 0, qr/files_restored: 1$/m, 'recover', @offline, '--type', 'files', '--path', 'uploads/2025/7.wav', '--target', "$dir/one");
+is(join(' ', `cd $dir/one && find . -type f`), "./uploads/2025/7.wav\n", 'nothing but that file');
+check('a path in no tree', 2, qr/begins with the name of a files block/, 'recover', @offline, '--path', 'nowhere/x', '--target', "$dir/two");
+run('key', 'new', "$dir/k3.key");
+check('a second key is added', 0, qr/added, and proved/, 'key', 'add', @offline, '--new-key-file', "$dir/k3.key", '--label', 'spare');
+check('and opens', 0, qr/spare/, 'key', 'list', '--storage', "file://$dir/storage", '--key-file', "$dir/k3.key");
+run('key', 'new', "$dir/k4.key");
+check('a wrong key', 12, qr/opens none of the 2 key slots/, 'list', '--storage', "file://$dir/storage", '--key-file', "$dir/k4.key");
+check('no key', 2, qr/encrypted: give its key/, 'list', '--storage', "file://$dir/storage");
+check('not a key', 2, qr/not a key/, 'list', '--storage', "file://$dir/storage", '--key-file', "$dir/k2.key");
+chmod 0644, "$dir/k3.key";
+check('a key that everybody can read', 2, qr/chmod o=/, 'list', '--storage', "file://$dir/storage", '--key-file', "$dir/k3.key");
+make_path("$dir/empty");
+check('no repository', 10, qr/holds no repository/, 'list', '--storage', "file://$dir/empty", '--key-file', "$dir/k1.key");
+check('not a storage', 2, qr/not a storage URL/, 'list', '--storage', 'ftp://x/y');
+
+done_testing();
