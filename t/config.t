@@ -144,6 +144,25 @@ rejects('token file open to everybody', 'open to everybody',
     }
 }
 
+SKIP: {
+    skip 'not root', 4 unless $> == 0;
+    my $o = NgxBackup->new(user => 'www-data');
+    chown 0, 0, "$o->{dir}/backups";
+    my ($ok, $said) = $o->check;
+    ok(!$ok, 'rejected: base_dir that the workers cannot write');
+    $o->allow_log(qr/cannot write to/);
+    like($said, qr/user "www-data" cannot write to "\S+backups"/, 'says which and who');
+    chmod 0775, "$o->{dir}/backups";
+    chown 0, (getpwnam 'www-data')[3], "$o->{dir}/backups";
+    ok(($o->check)[0], 'accepted: base_dir of a group of the workers');
+    rmdir "$o->{dir}/backups";
+    $o->start;
+    $o->wait_until(20, 'status', sub { $o->get('/status')->{status} == 200 });
+    my @st = stat "$o->{dir}/backups";
+    is_deeply([$st[2] & 0777, $st[4]], [0700, (getpwnam 'www-data')[2]], 'base_dir is made for the workers');
+    $o->finish;
+}
+
 # nginx -t makes nothing.
 {
     local $part{base} = "base_dir $dir/not-there;";

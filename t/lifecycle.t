@@ -174,6 +174,21 @@ subtest 'a started server in the background' => sub {
     $t->finish;
 };
 
+subtest 'a binary upgrade during a job' => sub {
+    my $t = new_app(daemon => 1);
+    my $id = begin($t);
+    my $old = $t->{pid};
+    kill 'USR2', $old;
+    ok($t->wait_until(20, 'the new master', sub { -e "$t->{dir}/nginx.pid.oldbin" && -s "$t->{dir}/nginx.pid" }), 'a new master');
+    chomp($t->{pid} = $t->read('nginx.pid'));
+    is($t->get('')->{status}, 200, 'requests are answered by both');
+    kill 'QUIT', $old;
+    ok($t->wait_until(30, 'the old master leaves', sub { $t->gone($old) }), 'the old master left');
+    is($t->wait_job($id, 120)->{status}, 'completed', 'the backup is completed by the new one');
+    recovers($t, $id, 'upgraded');
+    $t->finish;
+};
+
 subtest 'sets come and go with the configuration' => sub {
     my $t = NgxBackup->new(user => 'www-data');
     $t->start;

@@ -11,6 +11,7 @@
 
 #include <sys/eventfd.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 
 #include "base/publish.h"
 
@@ -482,6 +483,45 @@ ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
+/* Whether the workers, with all the groups they get, can write there. */
+
+static ngx_uint_t
+ngx_http_backup_writable(ngx_core_conf_t *ccf, const char *path,
+    struct stat *st)
+{
+    int    i, n;
+    gid_t  groups[256];
+
+    if (ccf->user == 0 || (st->st_mode & S_IWOTH)) {
+        return 1;
+    }
+
+    if (st->st_uid == ccf->user) {
+        return (st->st_mode & S_IWUSR) ? 1 : 0;
+    }
+
+    /* an access control list has the last word, and only the kernel reads it */
+
+    if (getxattr(path, "system.posix_acl_access", NULL, 0) > 0) {
+        return 1;
+    }
+
+    n = 256;
+
+    if (getgrouplist(ccf->username, ccf->group, groups, &n) == -1) {
+        return 1;
+    }
+
+    for (i = 0; i < n; i++) {
+        if (groups[i] == st->st_gid) {
+            return (st->st_mode & S_IWGRP) ? 1 : 0;
+        }
+    }
+
+    return 0;
+}
+
+
 /*
  * Directories that root must make, since workers cannot.  What is there is
  * left alone: to change the owner of a directory that was named by mistake
@@ -510,10 +550,7 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
             return NGX_ERROR;
         }
 
-        if (ccf->user != 0 && st.st_uid != ccf->user
-            && !(st.st_mode & S_IWOTH)
-            && !(st.st_gid == ccf->group && (st.st_mode & S_IWGRP)))
-        {
+        if (!ngx_http_backup_writable(ccf, path, &st)) {
             ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
                           "backup \"%V\": the workers' user \"%s\" cannot "
                           "write to \"%s\": chown it",
