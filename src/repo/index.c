@@ -1,5 +1,6 @@
 /*
- * repo/index.c: segments from the storage, kept in the local cache as they are searched, and mapped.
+ * repo/index.c: segments from the storage, kept in the local cache as they are searched, and
+ * mapped.
  */
 #include "repo/index.h"
 
@@ -33,7 +34,14 @@ typedef struct {
     uint32_t packs, entries, superseded;
     bool hidden; /* replaced by another segment that is here */
     bool seen;   /* mark of the current refresh */
+    bool made;   /* in memory only, from packs whose own segment is damaged */
 } segment_t;
+
+/* A segment on the storage that cannot be used: not fetched again as long as it is there. */
+typedef struct {
+    char *name;
+    bool seen;
+} damaged_t;
 
 struct bk_index_s {
     bk_objects_t objects;
@@ -43,6 +51,8 @@ struct bk_index_s {
     pthread_rwlock_t lock; /* look-ups read, refresh writes */
     segment_t *segments;
     size_t count, cap;
+    damaged_t *damaged;
+    size_t damaged_count;
 };
 
 static const uint8_t *packs_of(const segment_t *s)
@@ -189,7 +199,9 @@ bk_rc_t bk_index_encode(const bk_pack_t *const *packs, size_t count, int64_t cre
 
 static void close_segment(segment_t *s)
 {
-    if (s->map != NULL)
+    if (s->map != NULL && s->made)
+        free((void *)(uintptr_t)s->map);
+    else if (s->map != NULL)
         munmap((void *)(uintptr_t)s->map, s->len);
     free(s->name);
     memset(s, 0, sizeof *s);
@@ -249,19 +261,27 @@ static bk_rc_t download(bk_index_t *index, const char *name, const char *path, b
     return rc;
 }
 
-/* Caller holds the write lock. */
+/* Room for one more; caller holds the write lock, also below. */
+static bk_rc_t grow(bk_index_t *index, bk_err_t *err)
+{
+    if (index->count < index->cap)
+        return BK_OK;
+    size_t cap = index->cap > 0 ? 2 * index->cap : 16;
+    segment_t *more = realloc(index->segments, cap * sizeof *more);
+    if (more == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
+    index->segments = more;
+    index->cap = cap;
+    return BK_OK;
+}
+
 static bk_rc_t add_segment(bk_index_t *index, const char *name, bk_ctl_t *ctl, bk_err_t *err)
 {
     char path[4096];
     segment_t s = {0};
-    if (index->count == index->cap) {
-        size_t cap = index->cap > 0 ? 2 * index->cap : 16;
-        segment_t *more = realloc(index->segments, cap * sizeof *more);
-        if (more == NULL)
-            return bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
-        index->segments = more;
-        index->cap = cap;
-    }
+    bk_rc_t room = grow(index, err);
+    if (room != BK_OK)
+        return room;
     cache_path(index, name, path, sizeof path);
     bk_rc_t rc = map_file(path, &s, err);
     if (rc == BK_NOT_FOUND || rc == BK_CORRUPT) {
@@ -311,24 +331,52 @@ static void hide_superseded(bk_index_t *index)
 typedef struct {
     bk_index_t *index;
     bk_ctl_t *ctl;
-    size_t damaged;
 } refresh_t;
+
+static damaged_t *find_damaged(bk_index_t *index, const char *name)
+{
+    for (size_t i = 0; i < index->damaged_count; i++)
+        if (strcmp(index->damaged[i].name, name) == 0)
+            return &index->damaged[i];
+    return NULL;
+}
+
+static bk_rc_t add_damaged(bk_index_t *index, const char *name, bk_err_t *err)
+{
+    damaged_t *more = realloc(index->damaged, (index->damaged_count + 1) * sizeof *index->damaged);
+    char *copy = bk_strdup(name);
+    if (more != NULL)
+        index->damaged = more;
+    if (more == NULL || copy == NULL) {
+        free(copy);
+        return bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
+    }
+    more[index->damaged_count++] = (damaged_t){.name = copy, .seen = true};
+    return BK_OK;
+}
 
 static bk_rc_t see_segment(void *arg, const bk_storage_item_t *item, bk_err_t *err)
 {
     refresh_t *refresh = arg;
-    segment_t *known = find_segment(refresh->index, item->name, strlen(item->name));
+    bk_index_t *index = refresh->index;
+    segment_t *known = find_segment(index, item->name, strlen(item->name));
     if (known != NULL) {
         known->seen = true;
         return BK_OK;
     }
+    damaged_t *damaged = find_damaged(index, item->name);
+    if (damaged != NULL) {
+        damaged->seen = true;
+        bk_ctl_note(refresh->ctl, "%s: it is damaged; the packs' own directories are used instead",
+                    item->name);
+        return BK_OK;
+    }
     bk_err_t why = {0};
-    bk_rc_t rc = add_segment(refresh->index, item->name, refresh->ctl, &why);
-    if (rc == BK_CORRUPT) {
+    bk_rc_t rc = add_segment(index, item->name, refresh->ctl, &why);
+    if (rc == BK_CORRUPT || rc == BK_WRONG_KEY) {
         bk_ctl_note(refresh->ctl, "%s: %s; the packs' own directories are used instead", item->name,
                     why.text);
-        refresh->damaged++;
-        return BK_OK;
+        return add_damaged(index, item->name, err);
     }
     if (rc == BK_NOT_FOUND)
         return BK_OK; /* removed between listing and reading */
@@ -337,23 +385,38 @@ static bk_rc_t see_segment(void *arg, const bk_storage_item_t *item, bk_err_t *e
     return rc;
 }
 
+static void forget_damaged(bk_index_t *index)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < index->damaged_count; i++) {
+        if (index->damaged[i].seen)
+            index->damaged[kept++] = index->damaged[i];
+        else
+            free(index->damaged[i].name);
+    }
+    index->damaged_count = kept;
+}
+
 /* Segments that are gone from the storage leave the map and the cache. */
 static void drop_unseen(bk_index_t *index)
 {
     size_t kept = 0;
     for (size_t i = 0; i < index->count; i++) {
         segment_t *s = &index->segments[i];
-        if (s->seen) {
+        if (s->seen || (s->made && index->damaged_count > 0)) {
             index->segments[kept++] = *s;
         } else {
             char path[4096];
             cache_path(index, s->name, path, sizeof path);
-            unlink(path);
+            if (!s->made)
+                unlink(path);
             close_segment(s);
         }
     }
     index->count = kept;
 }
+
+static bk_rc_t make_up_for_damaged(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err);
 
 bk_rc_t bk_index_refresh(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
 {
@@ -361,13 +424,17 @@ bk_rc_t bk_index_refresh(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
     pthread_rwlock_wrlock(&index->lock);
     for (size_t i = 0; i < index->count; i++)
         index->segments[i].seen = false;
+    for (size_t i = 0; i < index->damaged_count; i++)
+        index->damaged[i].seen = false;
     bk_rc_t rc = bk_objects_list(&index->objects, "index/", see_segment, &refresh, ctl, err);
-    if (rc == BK_OK)
+    if (rc == BK_OK) {
+        forget_damaged(index);
         drop_unseen(index);
+    }
     hide_superseded(index);
+    if (rc == BK_OK && index->damaged_count > 0)
+        rc = make_up_for_damaged(index, ctl, err);
     pthread_rwlock_unlock(&index->lock);
-    if (rc == BK_OK && refresh.damaged > 0)
-        rc = bk_index_rebuild(index, ctl, err);
     return rc;
 }
 
@@ -405,6 +472,9 @@ void bk_index_close(bk_index_t *index)
     for (size_t i = 0; i < index->count; i++)
         close_segment(&index->segments[i]);
     free(index->segments);
+    for (size_t i = 0; i < index->damaged_count; i++)
+        free(index->damaged[i].name);
+    free(index->damaged);
     free(index->cache_dir);
     pthread_rwlock_destroy(&index->lock);
     free(index);
@@ -541,57 +611,25 @@ void bk_index_totals(const bk_index_t *index, uint64_t *chunks, uint64_t *packs,
 typedef struct {
     bk_index_t *index;
     bk_ctl_t *ctl;
+    const bk_id_t *known; /* packs to pass over, sorted */
+    size_t known_count;
     bk_pack_t **packs;
     size_t count, cap;
 } rebuild_t;
 
-bk_rc_t bk_pack_read_entries(const bk_objects_t *objects, const bk_keyring_t *ring,
-                             const uint8_t uuid[BK_UUID_SIZE], const char *name, uint64_t size,
-                             bk_kind_t kind, bk_pack_t *pack, bk_ctl_t *ctl, bk_err_t *err)
+static int compare_ids(const void *a, const void *b)
 {
-    uint8_t header[BK_OBJECT_HEADER], trailer[32];
-    bk_pack_trailer_t where;
-    bk_object_key_t key = {0};
-    uint8_t *directory = NULL;
-    size_t got;
-
-    memset(pack, 0, sizeof *pack);
-    pack->kind = kind;
-    bk_buf_init(&pack->bytes, BK_PACK_MAX);
-    if (!bk_object_name_id(name, &pack->name) || size < BK_OBJECT_HEADER + sizeof trailer ||
-        size > BK_PACK_MAX)
-        return bk_err_set(err, BK_CORRUPT, "%s: not a pack", name);
-    bk_rc_t rc = bk_objects_get(objects, name, 0, sizeof header, header, &got, ctl, err);
-    if (rc == BK_OK)
-        rc = bk_object_key_open(ring, uuid, kind, header, &key, err);
-    if (rc == BK_OK)
-        rc = bk_objects_get(objects, name, size - sizeof trailer, sizeof trailer, trailer, &got,
-                            ctl, err);
-    if (rc == BK_OK && got != sizeof trailer)
-        rc = bk_err_set(err, BK_CORRUPT, "%s: cut off", name);
-    if (rc == BK_OK)
-        rc = bk_pack_trailer(trailer, size, &where, err);
-    if (rc == BK_OK && (directory = malloc(where.length + 1u)) == NULL)
-        rc = bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", name);
-    if (rc == BK_OK)
-        rc = bk_objects_get(objects, name, where.offset, where.length, directory, &got, ctl, err);
-    if (rc == BK_OK && got != where.length)
-        rc = bk_err_set(err, BK_CORRUPT, "%s: cut off", name);
-    if (rc == BK_OK)
-        rc = bk_pack_directory(&key, directory, &where, &pack->entries, err);
-    if (rc == BK_OK) {
-        pack->count = where.count;
-        pack->bytes.len = (size_t)size; /* only its length is used by bk_index_encode */
-    }
-    free(directory);
-    bk_object_key_wipe(&key);
-    return rc;
+    return bk_id_compare(a, b);
 }
 
 static bk_rc_t rebuild_pack(void *arg, const bk_storage_item_t *item, bk_err_t *err)
 {
     rebuild_t *rebuild = arg;
     bk_err_t why = {0};
+    bk_id_t name;
+    if (rebuild->known_count > 0 && bk_object_name_id(item->name, &name) &&
+        bsearch(&name, rebuild->known, rebuild->known_count, sizeof name, compare_ids) != NULL)
+        return BK_OK;
     bk_kind_t kind = strncmp(item->name, "meta/", 5) == 0 ? BK_KIND_META : BK_KIND_PACK;
     bk_pack_t *pack = calloc(1, sizeof *pack);
     if (pack == NULL)
@@ -625,28 +663,67 @@ static bk_rc_t rebuild_pack(void *arg, const bk_storage_item_t *item, bk_err_t *
     return BK_OK;
 }
 
-bk_rc_t bk_index_store(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
-                       const bk_pack_t *const *packs, size_t count, bk_storage_t *to,
-                       char name[BK_STORAGE_NAME], uint64_t *bytes, bk_ctl_t *ctl, bk_err_t *err)
+static void free_rebuilt(rebuild_t *rebuild)
 {
-    bk_buf_t plain, object;
-    char ulid[BK_ULID_LEN + 1], hex[BK_ID_HEX];
-    bk_id_t digest;
-    bk_buf_init(&plain, SEGMENT_MAX);
-    bk_buf_init(&object, SEGMENT_MAX);
-    bk_rc_t rc = bk_index_encode(packs, count, bk_now(), &plain, err);
-    if (rc == BK_OK)
-        rc = bk_object_wrap(ring, uuid, BK_KIND_INDEX, plain.data, plain.len, &object, err);
-    if (rc == BK_OK) {
-        bk_sha256(&digest, object.data, object.len);
-        bk_id_hex(hex, &digest);
-        bk_ulid(ulid);
-        bk_fmt(name, BK_STORAGE_NAME, "index/%s-%s", ulid, hex);
-        *bytes = object.len;
-        rc = bk_storage_put(to, name, object.data, object.len, true, ctl, err);
+    for (size_t i = 0; i < rebuild->count; i++) {
+        free(rebuild->packs[i]->entries);
+        free(rebuild->packs[i]);
     }
-    bk_buf_free(&plain);
-    bk_buf_free(&object);
+    free(rebuild->packs);
+}
+
+/* Names of all packs of segments that count, sorted; *names is the caller's. */
+static bk_rc_t known_packs(const bk_index_t *index, bk_id_t **names, size_t *count, bk_err_t *err)
+{
+    size_t total = 0;
+    *count = 0;
+    for (size_t i = 0; i < index->count; i++)
+        total += index->segments[i].packs;
+    if ((*names = calloc(total + 1, sizeof **names)) == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
+    for (size_t i = 0; i < index->count; i++) {
+        const segment_t *s = &index->segments[i];
+        for (uint32_t n = 0; n < s->packs && !s->hidden; n++)
+            memcpy((*names)[(*count)++].b, packs_of(s) + (size_t)n * PACK_BYTES, BK_ID_SIZE);
+    }
+    qsort(*names, *count, sizeof **names, compare_ids);
+    return BK_OK;
+}
+
+/*
+ * A segment in memory for packs that no sound segment names.  Nothing is written: readers may not,
+ * and the damaged object may come back from another copy of the storage.
+ */
+static bk_rc_t make_up_for_damaged(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
+{
+    rebuild_t rebuild = {.index = index, .ctl = ctl};
+    bk_id_t *known = NULL;
+    bk_buf_t bytes;
+    segment_t s = {.made = true, .seen = true};
+    bk_buf_init(&bytes, SEGMENT_MAX);
+    bk_rc_t rc = known_packs(index, &known, &rebuild.known_count, err);
+    rebuild.known = known;
+    if (rc == BK_OK)
+        rc = bk_objects_list(&index->objects, "packs/", rebuild_pack, &rebuild, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_objects_list(&index->objects, "meta/", rebuild_pack, &rebuild, ctl, err);
+    if (rc == BK_OK && rebuild.count > 0) {
+        rc = bk_index_encode((const bk_pack_t *const *)rebuild.packs, rebuild.count, bk_now(),
+                             &bytes, err);
+        if (rc == BK_OK)
+            rc = grow(index, err);
+        if (rc == BK_OK)
+            rc = check_shape(bytes.data, bytes.len, &s, err);
+        if (rc == BK_OK && (s.name = bk_strdup("index/made")) == NULL)
+            rc = bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
+        if (rc == BK_OK) {
+            index->segments[index->count++] = s;
+            bk_buf_init(&bytes, SEGMENT_MAX); /* the segment has the memory now */
+        }
+    }
+    bk_buf_free(&bytes);
+    free(known);
+    free_rebuilt(&rebuild);
     return rc;
 }
 
@@ -667,10 +744,6 @@ bk_rc_t bk_index_rebuild(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
         rc = add_segment(index, name, ctl, err);
         pthread_rwlock_unlock(&index->lock);
     }
-    for (size_t i = 0; i < rebuild.count; i++) {
-        free(rebuild.packs[i]->entries);
-        free(rebuild.packs[i]);
-    }
-    free(rebuild.packs);
+    free_rebuilt(&rebuild);
     return rc;
 }

@@ -32,8 +32,8 @@ typedef struct {
 
 /*
  * Bring cache_dir in line with the storage (download new segments, drop gone ones, verify both) and
- * map it.  Segments that are damaged are reported through ctl notes and rebuilt from the packs' own
- * directories.
+ * map it.  Segments that are damaged are reported through ctl notes; the directories of packs that
+ * no other segment names are read instead.  Nothing is written to the storage.
  */
 bk_rc_t bk_index_open(const bk_objects_t *objects, const bk_keyring_t *ring,
                       const uint8_t uuid[BK_UUID_SIZE], const char *cache_dir, bk_ctl_t *ctl,
@@ -72,7 +72,8 @@ bk_rc_t bk_index_store(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE
                        const bk_pack_t *const *packs, size_t count, bk_storage_t *to,
                        char name[BK_STORAGE_NAME], uint64_t *bytes, bk_ctl_t *ctl, bk_err_t *err);
 /*
- * Entries, name and size of a stored pack by its own trailer and directory; free pack->entries afterwards.
+ * Entries, name and size of a stored pack by its own trailer and directory; free pack->entries
+ * afterwards.
  */
 bk_rc_t bk_pack_read_entries(const bk_objects_t *objects, const bk_keyring_t *ring,
                              const uint8_t uuid[BK_UUID_SIZE], const char *name, uint64_t size,

@@ -1,0 +1,415 @@
+/*
+ * t/unit/repo/verify_test.c: damage is found at the level that promises it, and told as object, files and backups.
+ */
+#include "unit/repo/repo_testing.h"
+
+#include <fcntl.h>
+
+#include "repo/map.h"
+#include "repo/tree.h"
+#include "repo/verify.h"
+
+#define FILE_LEN 40000u
+
+typedef struct {
+    char text[256][1200];
+    size_t count;
+} lines_t;
+
+static void add_line(void *arg, const char *object, const char *line)
+{
+    lines_t *lines = arg;
+    assert_true(object != NULL && object[0] != '\0');
+    if (lines->count < 256)
+        bk_strcpy(lines->text[lines->count++], sizeof lines->text[0], line);
+}
+
+static bool has_line(const lines_t *lines, const char *a, const char *b)
+{
+    for (size_t i = 0; i < lines->count; i++)
+        if (strstr(lines->text[i], a) != NULL && strstr(lines->text[i], b) != NULL)
+            return true;
+    return false;
+}
+
+typedef struct {
+    fixture_t *f;
+    unsigned level;
+    lines_t *lines;
+    bk_verify_result_t result;
+} run_t;
+
+static bk_rc_t verify_on_team(bk_team_t *team, void *arg, bk_err_t *err)
+{
+    run_t *run = arg;
+    return bk_verify(run->f->repo, run->level, team, add_line, run->lines, &run->result, NULL, err);
+}
+
+static bk_verify_result_t verify(fixture_t *f, unsigned level, lines_t *lines)
+{
+    run_t run = {.f = f, .level = level, .lines = lines};
+    memset(lines, 0, sizeof *lines);
+    OK(bk_team_run(3, verify_on_team, &run, &f->err), &f->err);
+    assert_int_equal(run.result.findings, lines->count);
+    return run.result;
+}
+
+static bk_id_t put(bk_session_t *session, bk_type_t type, uint64_t seed)
+{
+    uint8_t data[FILE_LEN];
+    bk_id_t id;
+    bk_err_t err = {0};
+    test_fill(data, sizeof data, seed);
+    OK(bk_session_put(session, type, false, data, sizeof data, &id, &err), &err);
+    return id;
+}
+
+/* A tree "t" with d/0.wav .. d/(n-1).wav of one chunk each, and a database "app" of n blocks. */
+static void back_up(fixture_t *f, const char *id, size_t n, uint64_t seed)
+{
+    bk_session_t *session = fixture_session(f, true);
+    bk_tree_builder_t *files = bk_tree_builder_new(session), *top = bk_tree_builder_new(session);
+    bk_map_builder_t *blocks = bk_map_builder_new(session);
+    bk_snapshot_t s;
+    bk_id_t child;
+    uint64_t entries;
+    for (size_t i = 0; i < n; i++) {
+        char name[32];
+        bk_chunk_ref_t chunk = {put(session, BK_TYPE_FILE, seed + i), FILE_LEN};
+        bk_fmt(name, sizeof name, "%03zu.wav", i);
+        bk_entry_t entry = {.name = (const uint8_t *)name,
+                            .name_len = (uint16_t)strlen(name),
+                            .type = BK_ENTRY_FILE,
+                            .flags = BK_ENTRY_CHUNKS,
+                            .mode = 0600,
+                            .user = "",
+                            .group = "",
+                            .size = FILE_LEN,
+                            .links = 1,
+                            .chunks = &chunk,
+                            .chunk_count = 1};
+        OK(bk_tree_builder_add(files, &entry, &f->err), &f->err);
+        bk_chunk_ref_t block = {put(session, BK_TYPE_BLOCK, seed + i), FILE_LEN};
+        OK(bk_map_builder_add(blocks, &block, &f->err), &f->err);
+    }
+    OK(bk_tree_builder_finish(files, &child, &entries, &f->err), &f->err);
+    bk_entry_t dir = {.name = (const uint8_t *)"d",
+                      .name_len = 1,
+                      .type = BK_ENTRY_DIR,
+                      .mode = 0700,
+                      .user = "",
+                      .group = "",
+                      .links = 1,
+                      .child = child,
+                      .children = entries};
+    OK(bk_tree_builder_add(top, &dir, &f->err), &f->err);
+    bk_snapshot_init(&s);
+    s.trees = calloc(1, sizeof *s.trees);
+    s.dbs = calloc(1, sizeof *s.dbs);
+    s.tree_count = s.db_count = 1;
+    s.trees[0] = (bk_snapshot_tree_t){.name = bk_strdup("t"), .path = bk_strdup("/t")};
+    OK(bk_tree_builder_finish(top, &s.trees[0].root, &s.trees[0].entries, &f->err), &f->err);
+    s.dbs[0] = (bk_snapshot_db_t){.name = bk_strdup("app"),
+                                  .path = bk_strdup("/app.db"),
+                                  .journal = bk_strdup("wal")};
+    s.dbs[0].page_size = 4096;
+    s.dbs[0].block_size = 65536;
+    s.dbs[0].page_count = n * 16;
+    OK(bk_map_builder_finish(blocks, &s.dbs[0].map, &f->err), &f->err);
+    bk_tree_builder_free(files);
+    bk_tree_builder_free(top);
+    bk_map_builder_free(blocks);
+    OK(fixture_commit(f, session, id, &s), &f->err);
+    free(s.trees[0].name);
+    free(s.trees[0].path);
+    free(s.dbs[0].name);
+    free(s.dbs[0].path);
+    free(s.dbs[0].journal);
+    free(s.trees);
+    free(s.dbs);
+}
+
+typedef struct {
+    char names[64][BK_STORAGE_NAME];
+    uint64_t sizes[64];
+    size_t count;
+} objects_t;
+
+static bk_rc_t add_object(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    objects_t *objects = arg;
+    (void)err;
+    assert_true(objects->count < 64);
+    objects->sizes[objects->count] = item->size;
+    bk_strcpy(objects->names[objects->count++], BK_STORAGE_NAME, item->name);
+    return BK_OK;
+}
+
+static objects_t list(fixture_t *f, const char *prefix)
+{
+    objects_t objects = {.count = 0};
+    OK(bk_storage_list(f->storage, prefix, add_object, &objects, NULL, &f->err), &f->err);
+    return objects;
+}
+
+static void flip(fixture_t *f, const char *object, uint64_t at)
+{
+    char path[1024];
+    uint8_t byte;
+    bk_fmt(path, sizeof path, "%s/storage/%s", f->dir, object);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(pread(fd, &byte, 1, (off_t)at), 1);
+    byte ^= 0x04;
+    assert_int_equal(pwrite(fd, &byte, 1, (off_t)at), 1);
+    close(fd);
+}
+
+static void reopen(fixture_t *f)
+{
+    fixture_close(f);
+    fixture_open(f);
+}
+
+static int set_up(void **state)
+{
+    fixture_t *f = calloc(1, sizeof *f);
+    fixture_start(f, true);
+    *state = f;
+    return 0;
+}
+
+static int set_up_plain(void **state)
+{
+    fixture_t *f = calloc(1, sizeof *f);
+    fixture_start(f, false);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    fixture_end(*state);
+    free(*state);
+    return 0;
+}
+
+static void a_sound_repository_has_no_findings(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    back_up(f, "full_1", 20, 1);
+    back_up(f, "full_2", 20, 1);
+    for (unsigned level = 0; level <= 2; level++) {
+        bk_verify_result_t result = verify(f, level, &lines);
+        assert_int_equal(result.findings, 0);
+        assert_true(result.objects >= 3);
+    }
+    assert_int_equal(verify(f, 2, &lines).chunks, 20 + 20 + 2 + 1);
+    bk_verify_result_t result;
+    assert_int_equal(bk_verify(f->repo, 3, NULL, add_line, &lines, &result, NULL, &f->err),
+                     BK_INVALID);
+}
+
+static void a_missing_pack_is_told_with_files_and_backups_at_every_level(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    back_up(f, "full_1", 5, 1);
+    objects_t packs = list(f, "packs/");
+    back_up(f, "full_2", 6, 1);
+    back_up(f, "full_3", 5, 1000);
+    OK(bk_storage_remove(f->storage, packs.names[0], NULL, &f->err), &f->err);
+    for (unsigned level = 0; level <= 2; level++) {
+        reopen(f);
+        verify(f, level, &lines);
+        assert_true(has_line(&lines, packs.names[0], "missing"));
+        assert_true(has_line(&lines, packs.names[0], "10 chunks that backups need are lost"));
+        assert_true(has_line(&lines, "t/d/003.wav", "full_1, full_2"));
+        assert_true(has_line(&lines, "app: ", "full_1, full_2"));
+        assert_false(has_line(&lines, "full_3", ""));
+        assert_false(has_line(&lines, "t/d/005.wav", ""));
+        assert_int_equal(lines.count, 1 + 5 + 1);
+    }
+}
+
+static void a_flipped_frame_costs_one_file_at_level_2(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    back_up(f, "full_1", 5, 1);
+    objects_t packs = list(f, "packs/");
+    flip(f, packs.names[0], 80 + 100); /* the first frame is the first file's chunk */
+    reopen(f);
+    verify(f, 0, &lines);
+    assert_int_equal(lines.count, 0);
+    verify(f, 1, &lines);
+    assert_true(has_line(&lines, packs.names[0], "SHA-256"));
+    assert_true(has_line(&lines, "t/d/004.wav", "full_1")); /* which one is not known there */
+    verify(f, 2, &lines);
+    assert_true(has_line(&lines, packs.names[0], "SHA-256"));
+    assert_true(has_line(&lines, packs.names[0], "1 chunk that backups need is lost"));
+    assert_true(has_line(&lines, "t/d/000.wav", "full_1"));
+    assert_false(has_line(&lines, "t/d/004.wav", ""));
+    assert_int_equal(lines.count, 3);
+}
+
+static void a_lost_directory_is_told(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    back_up(f, "full_1", 5, 1);
+    objects_t metas = list(f, "meta/");
+    assert_int_equal(metas.count, 1);
+    OK(bk_storage_remove(f->storage, metas.names[0], NULL, &f->err), &f->err);
+    reopen(f);
+    verify(f, 0, &lines);
+    assert_true(has_line(&lines, metas.names[0], "missing"));
+    assert_true(has_line(&lines, "t: ", "full_1"));
+    assert_true(has_line(&lines, "app: ", "full_1"));
+}
+
+/* A later backup that stored the chunk again makes the earlier one whole. */
+static void a_second_sound_copy_is_no_loss(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    back_up(f, "full_1", 5, 1);
+    objects_t packs = list(f, "packs/");
+    OK(bk_storage_remove(f->storage, packs.names[0], NULL, &f->err), &f->err);
+    bk_session_t *session = fixture_session(f, true);
+    put(session, BK_TYPE_FILE, 1);
+    assert_int_equal(fixture_commit(f, session, "full_2", NULL), BK_STORAGE);
+    back_up(f, "full_2", 5, 1);
+    reopen(f);
+    verify(f, 2, &lines);
+    assert_int_equal(lines.count, 1);
+    assert_true(has_line(&lines, packs.names[0], "no backup loses anything"));
+}
+
+static void a_damaged_snapshot_is_told_at_every_level(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    back_up(f, "full_1", 2, 1);
+    back_up(f, "full_2", 2, 1);
+    objects_t snapshots = list(f, "snapshots/full_1-");
+    flip(f, snapshots.names[0], 100);
+    for (unsigned level = 0; level <= 2; level++) {
+        reopen(f);
+        verify(f, level, &lines);
+        assert_int_equal(lines.count, 1);
+        assert_true(has_line(&lines, snapshots.names[0], ""));
+    }
+}
+
+static void verification_writes_nothing_even_when_the_index_is_damaged(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    char cache[512];
+    back_up(f, "full_1", 2, 1);
+    objects_t before = list(f, "");
+    objects_t segments = list(f, "index/");
+    flip(f, segments.names[0], 200);
+    bk_fmt(cache, sizeof cache, "%s/cache/index", f->dir);
+    for (unsigned level = 0; level <= 2; level++) {
+        fixture_close(f);
+        OK(bk_remove_tree(cache, true, &f->err), &f->err);
+        fixture_open(f);
+        verify(f, level, &lines);
+        assert_int_equal(lines.count, 1);
+        assert_true(has_line(&lines, segments.names[0], ""));
+        verify(f, level, &lines);
+        assert_int_equal(lines.count, 1);
+        objects_t after = list(f, "");
+        assert_int_equal(after.count, before.count);
+    }
+}
+
+static bk_rc_t count_chunk(void *arg, const bk_want_chunk_t *want, const uint8_t *data,
+                           const bk_err_t *failure, bk_err_t *err)
+{
+    uint8_t expected[FILE_LEN];
+    (void)failure;
+    (void)err;
+    test_fill(expected, sizeof expected, want->tag);
+    if (data != NULL)
+        assert_memory_equal(data, expected, sizeof expected);
+    else
+        ++*(size_t *)arg;
+    return BK_OK;
+}
+
+/* Every object, one flip at a time, in every part of it: found at level 2, and never wrong bytes. */
+static void no_flip_anywhere_gives_wrong_bytes(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    enum { N = 4 };
+    uint64_t random = 99;
+    back_up(f, "full_1", N, 1);
+    objects_t objects = list(f, "");
+    for (size_t i = 0; i < objects.count; i++) {
+        const char *name = objects.names[i];
+        if (strcmp(name, "FORMAT") == 0 || strncmp(name, "keys/", 5) == 0)
+            continue;
+        for (int round = 0; round < 24; round++) {
+            uint64_t size = objects.sizes[i];
+            uint64_t at = round < 8 ? (uint64_t)round * 11 % size : test_random(&random) % size;
+            if (round >= 16)
+                at = size - 1 - test_random(&random) % (size < 120 ? size : 120);
+            char cache[512];
+            size_t failed = 0;
+            bk_want_chunk_t wants[2 * N];
+            flip(f, name, at);
+            fixture_close(f);
+            bk_fmt(cache, sizeof cache, "%s/cache", f->dir);
+            OK(bk_remove_tree(cache, true, &f->err), &f->err);
+            fixture_open(f);
+            verify(f, 2, &lines);
+            if (lines.count == 0)
+                fail_msg("%s at %llu", name, (unsigned long long)at);
+            for (uint64_t n = 0; n < 2 * N; n++) {
+                uint8_t data[FILE_LEN];
+                wants[n] = (bk_want_chunk_t){.raw = FILE_LEN, .tag = 1 + n / 2};
+                test_fill(data, sizeof data, wants[n].tag);
+                bk_chunk_id(bk_repo_keyring(f->repo), n % 2 ? BK_TYPE_FILE : BK_TYPE_BLOCK, data,
+                            sizeof data, &wants[n].id);
+            }
+            OK(bk_repo_fetch(f->repo, wants, 2 * N, NULL, count_chunk, &failed, NULL, &f->err),
+               &f->err);
+            if (strncmp(name, "packs/", 6) != 0)
+                assert_int_equal(failed, 0);
+            flip(f, name, at);
+        }
+    }
+    reopen(f);
+    verify(f, 2, &lines);
+    assert_int_equal(lines.count, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_sound_repository_has_no_findings, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_sound_repository_has_no_findings, set_up_plain,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(
+            a_missing_pack_is_told_with_files_and_backups_at_every_level, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_flipped_frame_costs_one_file_at_level_2, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(a_flipped_frame_costs_one_file_at_level_2, set_up_plain,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(a_lost_directory_is_told, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_second_sound_copy_is_no_loss, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_damaged_snapshot_is_told_at_every_level, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(verification_writes_nothing_even_when_the_index_is_damaged,
+                                        set_up, tear_down),
+        cmocka_unit_test_setup_teardown(no_flip_anywhere_gives_wrong_bytes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(no_flip_anywhere_gives_wrong_bytes, set_up_plain,
+                                        tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
