@@ -1,6 +1,6 @@
 /*
- * files/assemble.c: finished segments into tree nodes, from the leaves to the root (walk.h has the idea).  Runs in whichever
- * lane finished last; puts nodes into the session; never waits.
+ * files/assemble.c: finished segments into tree nodes, from the leaves to the root (walk.h has the
+ * idea).  Runs in whichever lane finished last; puts nodes into the session; never waits.
  */
 #include <stdlib.h>
 #include <unistd.h>
@@ -38,8 +38,7 @@ void bk_frame_free(bk_walk_t *walk, bk_frame_t *frame)
         free_segment(walk, segment);
     }
     bk_tree_builder_free(frame->builder);
-    free(frame->names);
-    free(frame->places);
+    bk_listing_free(&frame->names);
     free(frame->path);
     free(frame);
 }

@@ -1,5 +1,6 @@
 /*
- * files/attrs.c: owners' names and extended attributes.  Asks the system's user database and the file system, nothing else.
+ * files/attrs.c: owners' names and extended attributes.  Asks the system's user database and the
+ * file system, nothing else.
  */
 #include "files/attrs.h"
 
@@ -329,7 +330,9 @@ typedef struct {
     uint32_t len;
 } attr_t;
 
-/* The next attribute of a blob.  Only names that a backup keeps: a forged blob sets nothing else. */
+/*
+ * The next attribute of a blob.  Only names that a backup keeps: a forged blob sets nothing else.
+ */
 static bool next_attr(bk_cur_t *cur, attr_t *attr)
 {
     uint16_t name_len = bk_cur_u16(cur);

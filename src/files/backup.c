@@ -1,8 +1,9 @@
 /*
- * files/backup.c: lane 0 of a file backup: directories in depth-first order, names to the lanes (walk.h has the idea).
+ * files/backup.c: lane 0 of a file backup: directories in depth-first order, names to the lanes
+ * (walk.h has the idea).
  *
- * Opens directories below the root by their path, so that no descriptor is held on the way down and a directory that is moved
- * meanwhile is simply gone.
+ * Opens directories below the root by their path, so that no descriptor is held on the way down and
+ * a directory that is moved meanwhile is simply gone.
  */
 #include "files/backup.h"
 
@@ -21,7 +22,6 @@
 #define SLOTS_MAX     16384u /* alive: about 16 MiB with their content */
 #define BATCH_FULL    32u
 #define BATCH_COMPARE 256u
-#define NAMES_MAX     (1u << 30) /* bytes of one directory's names */
 #define CACHEDIR_NAME "CACHEDIR.TAG"
 /* https://bford.info/cachedir/ */
 #define CACHEDIR_SIGNATURE "Signature: 8a477f597d28d172789f06886806bc55"
@@ -39,88 +39,6 @@ typedef struct {
     size_t count, cap;
 } stack_t_; /* stack_t is POSIX's */
 
-/* --- reading a directory's names --- */
-
-typedef struct {
-    char *names;
-    size_t len, cap;
-    size_t *places;
-    size_t count, places_cap;
-} names_t;
-
-static bool add_name(names_t *names, const char *name, unsigned char kind)
-{
-    size_t len = strlen(name) + 1;
-    if (names->len + len > names->cap) {
-        size_t cap = names->cap > 0 ? 2 * names->cap : 4096;
-        char *more = cap <= NAMES_MAX ? realloc(names->names, cap) : NULL;
-        if (more == NULL)
-            return false;
-        names->names = more;
-        names->cap = cap;
-    }
-    if (names->count == names->places_cap) {
-        size_t cap = names->places_cap > 0 ? 2 * names->places_cap : 128;
-        size_t *more = realloc(names->places, cap * sizeof *more);
-        if (more == NULL)
-            return false;
-        names->places = more;
-        names->places_cap = cap;
-    }
-    names->places[names->count++] = names->len | (size_t)kind << (8 * sizeof(size_t) - 8);
-    memcpy(names->names + names->len, name, len);
-    names->len += len;
-    return true;
-}
-
-static int compare_places(const void *a, const void *b, void *names)
-{
-    const size_t mask = SIZE_MAX >> 8;
-    return strcmp((const char *)names + (*(const size_t *)a & mask),
-                  (const char *)names + (*(const size_t *)b & mask));
-}
-
-/* All names in fd, sorted.  0 or an errno. */
-static int read_names(int fd, bk_frame_t *frame)
-{
-    names_t names = {0};
-    size_t size = 64u << 10;
-    int errnum = 0;
-    char *buf = malloc(size);
-    if (buf == NULL)
-        return ENOMEM;
-    for (;;) {
-        ssize_t len = getdents64(fd, buf, size);
-        if (len <= 0) {
-            errnum = len < 0 ? errno : 0;
-            break;
-        }
-        for (ssize_t at = 0; at < len;) {
-            const struct dirent64 *item = (const struct dirent64 *)(const void *)(buf + at);
-            at += item->d_reclen;
-            if (strcmp(item->d_name, ".") == 0 || strcmp(item->d_name, "..") == 0)
-                continue;
-            if (!add_name(&names, item->d_name, item->d_type)) {
-                errnum = ENOMEM;
-                break;
-            }
-        }
-        if (errnum != 0)
-            break;
-    }
-    free(buf);
-    qsort_r(names.places, names.count, sizeof *names.places, compare_places, names.names);
-    /* A file system may show a name twice while it is renamed; the tree wants each once. */
-    size_t kept = 0;
-    for (size_t i = 0; i < names.count; i++)
-        if (i == 0 || compare_places(&names.places[i], &names.places[kept - 1], names.names) != 0)
-            names.places[kept++] = names.places[i];
-    frame->names = names.names;
-    frame->places = names.places;
-    frame->count = kept;
-    return errnum;
-}
-
 static bool is_cache(int fd)
 {
     char text[sizeof CACHEDIR_SIGNATURE - 1];
@@ -136,14 +54,14 @@ static bool is_cache(int fd)
 /* Of a cache only the tag is kept. */
 static void keep_tag(bk_walk_t *walk, bk_frame_t *frame)
 {
-    for (size_t i = 0; i < frame->count; i++) {
-        if (strcmp(bk_frame_name(frame, i), CACHEDIR_NAME) != 0)
+    for (size_t i = 0; i < frame->names.count; i++) {
+        if (strcmp(bk_listing_name(&frame->names, i), CACHEDIR_NAME) != 0)
             continue;
         pthread_mutex_lock(&walk->lock);
-        walk->stats.excluded += frame->count - 1;
+        walk->stats.excluded += frame->names.count - 1;
         pthread_mutex_unlock(&walk->lock);
-        frame->places[0] = frame->places[i];
-        frame->count = 1;
+        frame->names.places[0] = frame->names.places[i];
+        frame->names.count = 1;
         return;
     }
 }
@@ -290,16 +208,16 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
     int errnum = 0;
     /* A mount point stays as an empty directory: something can be mounted on it again. */
     if (!options->one_file_system || st.st_dev == walk->device) {
-        errnum = read_names(fd, frame);
+        errnum = bk_listing_read(fd, &frame->names);
         if (errnum == ENOMEM)
             rc = bk_err_set(err, BK_NO_MEMORY, "list a directory of %zu names: out of memory",
-                            frame->count);
+                            frame->names.count);
         else if (errnum != 0 && frame->slot == NULL)
             rc = bk_err_sys(err, errnum, "list %s", options->path);
         else if (errnum != 0)
             bk_walk_unreadable(walk, frame->path, errnum, "list directory");
     }
-    if (rc == BK_OK && options->cachedir && frame->count > 1 && is_cache(fd))
+    if (rc == BK_OK && options->cachedir && frame->names.count > 1 && is_cache(fd))
         keep_tag(walk, frame);
     if (rc == BK_OK)
         rc = describe_dir(walk, frame->slot, fd, &st, errnum == 0, err);
@@ -315,11 +233,11 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
 static bool kind_is_dir(const bk_handle_t *handle, const bk_frame_t *frame, size_t i)
 {
     struct stat st;
-    unsigned char kind = bk_frame_kind(frame, i);
+    unsigned char kind = bk_listing_kind(&frame->names, i);
     if (kind != DT_UNKNOWN)
         return kind == DT_DIR;
     return handle != NULL &&
-           fstatat(handle->fd, bk_frame_name(frame, i), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           fstatat(handle->fd, bk_listing_name(&frame->names, i), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
            S_ISDIR(st.st_mode);
 }
 
@@ -367,20 +285,20 @@ static void throttle(bk_walk_t *walk)
 static bk_rc_t start_segment(bk_walk_t *walk, place_t *place, bk_err_t *err)
 {
     bk_frame_t *frame = place->frame;
-    size_t count = frame->count - place->next;
+    size_t count = frame->names.count - place->next;
     bk_handle_t *handle = NULL;
     bool dirs = false;
     if (count > BK_SEGMENT_MAX)
         count = BK_SEGMENT_MAX;
     bk_segment_t *segment =
-        bk_segment_new(walk, frame, place->next, count, place->next + count == frame->count);
+        bk_segment_new(walk, frame, place->next, count, place->next + count == frame->names.count);
     if (segment == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
     bk_rc_t rc = count > 0 ? reopen(walk, frame, &handle, err) : BK_OK;
     for (size_t i = 0; i < count && rc == BK_OK; i++) {
         bk_slot_t *slot = &segment->slots[i];
         slot->directory = kind_is_dir(handle, frame, place->next + i);
-        slot->entry.name = (const uint8_t *)bk_frame_name(frame, place->next + i);
+        slot->entry.name = (const uint8_t *)bk_listing_name(&frame->names, place->next + i);
         slot->entry.name_len = (uint16_t)strlen((const char *)slot->entry.name);
         dirs = dirs || slot->directory;
     }
@@ -457,7 +375,7 @@ static bk_rc_t step(bk_walk_t *walk, stack_t_ *stack, bk_err_t *err)
     }
     /* The segment may be freed with this, and the frame when it was the last. */
     place->segment = NULL;
-    if (place->next == place->frame->count)
+    if (place->next == place->frame->names.count)
         stack->count--;
     return bk_segment_finish_one(walk, segment, err);
 }

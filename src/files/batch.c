@@ -1,9 +1,10 @@
 /*
- * files/batch.c: names of one directory into slots: look, compare with the previous backup, read what is new.
+ * files/batch.c: names of one directory into slots: look, compare with the previous backup, read
+ * what is new.
  *
- * Runs in any lane.  Opens files below the frame's directory, without following links and without ever blocking in open; a
- * database that an application has open is not opened here at all, since closing it would drop that process's locks when it
- * lives in the same process.
+ * Runs in any lane.  Opens files below the frame's directory, without following links and without
+ * ever blocking in open; a database that an application has open is not opened here at all, since
+ * closing it would drop that process's locks when it lives in the same process.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -205,8 +206,9 @@ static void show_current(const job_t *job)
 /* --- one file --- */
 
 /*
- * A write that comes right after our reading can leave the times as they are, when the clock of the file system has not
- * ticked since: then the next backup must not trust them, and the entry gets no ctime.
+ * A write that comes right after our reading can leave the times as they are, when the clock of the
+ * file system has not ticked since: then the next backup must not trust them, and the entry gets no
+ * ctime.
  */
 static bool is_racy(const struct stat *st, int64_t looked)
 {
@@ -559,20 +561,20 @@ static bk_rc_t do_names(job_t *job, size_t first, size_t count, bk_err_t *err)
     bk_frame_t *frame = job->segment->frame;
     bk_tree_iter_t *iter = NULL;
     const bk_entry_t *before = NULL;
-    const char *name = bk_frame_name(frame, job->segment->first + first);
+    const char *name = bk_listing_name(&frame->names, job->segment->first + first);
     bk_err_t lost = {0};
     bk_rc_t rc = BK_OK;
     if (frame->has_previous) {
         bk_rc_t known = bk_tree_iter_open(bk_session_repo(walk->session), &frame->previous,
                                           walk->ctl, &iter, &lost);
-        if (known == BK_OK && count < frame->count)
+        if (known == BK_OK && count < frame->names.count)
             known = bk_tree_iter_seek(iter, name, strlen(name), &lost);
         if (known == BK_OK)
             known = bk_tree_iter_next(iter, &before, &lost);
     }
     for (size_t i = first; i < first + count && rc == BK_OK; i++) {
         bk_slot_t *slot = &job->segment->slots[i];
-        name = bk_frame_name(frame, job->segment->first + i);
+        name = bk_listing_name(&frame->names, job->segment->first + i);
         while (before != NULL && compare_name(name, before) > 0)
             if (bk_tree_iter_next(iter, &before, &lost) != BK_OK)
                 before = NULL;

@@ -1,8 +1,9 @@
 /*
  * files/content.c: reading one file, cutting it, and handing its chunks to the session.
  *
- * The window in which cuts are sought is a ring mapped twice in a row, so that what lies in it is always contiguous and never
- * copied.  Bytes are hashed as they arrive, while they are still in the cache.
+ * The window in which cuts are sought is a ring mapped twice in a row, so that what lies in it is
+ * always contiguous and never copied.  Bytes are hashed as they arrive, while they are still in the
+ * cache.
  */
 #include "files/content.h"
 

@@ -1,6 +1,7 @@
 /*
- * files/fsaccess.c: opening beneath a root without following links: by openat2, or component by component where the kernel
- * lacks it or a sandbox forbids it.  Touches the file system only; knows nothing of backups.
+ * files/fsaccess.c: opening beneath a root without following links: by openat2, or component by
+ * component where the kernel lacks it or a sandbox forbids it.  Touches the file system only; knows
+ * nothing of backups.
  */
 #include "files/fsaccess.h"
 

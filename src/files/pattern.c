@@ -1,9 +1,10 @@
 /*
  * files/pattern.c: compiling and matching path patterns (pattern.h has the language).
  *
- * A pattern is a list of components, each a list of tokens.  Both levels are matched with one place to go back to, the last
- * star: the earliest match of what lies between two stars is never worse than a later one.  Hence each token meets each byte
- * at most once and no pattern can make matching explode.  Touches nothing but memory.
+ * A pattern is a list of components, each a list of tokens.  Both levels are matched with one place
+ * to go back to, the last star: the earliest match of what lies between two stars is never worse
+ * than a later one.  Hence each token meets each byte at most once and no pattern can make matching
+ * explode.  Touches nothing but memory.
  */
 #include "files/pattern.h"
 

@@ -20,6 +20,7 @@
 #include "files/backup.h"
 #include "files/content.h"
 #include "files/fsaccess.h"
+#include "files/listing.h"
 
 #define BK_SEGMENT_MAX 4096u
 /* Temporaries of a restore; never part of a backup. */
@@ -56,9 +57,7 @@ struct bk_frame_s {
     bk_slot_t *slot;      /* in parent */
     char *path;           /* below the root; "" is the root */
     size_t path_len;
-    char *names;    /* sorted, each with its NUL */
-    size_t *places; /* of each name in names; the top byte is the kind the listing told */
-    size_t count;   /* names */
+    bk_listing_t names;
     uint64_t device, inode;
     bk_id_t previous; /* node of the previous tree */
     bool has_previous;
@@ -108,16 +107,6 @@ typedef struct {
     uint64_t root_entries;
     bool finished;
 } bk_walk_t;
-
-static inline const char *bk_frame_name(const bk_frame_t *frame, size_t i)
-{
-    return frame->names + (frame->places[i] & (SIZE_MAX >> 8));
-}
-
-static inline unsigned char bk_frame_kind(const bk_frame_t *frame, size_t i)
-{
-    return (unsigned char)(frame->places[i] >> (8 * sizeof(size_t) - 8));
-}
 
 void bk_handle_release(bk_handle_t *handle); /* NULL is fine */
 
