@@ -135,7 +135,8 @@ static bk_rc_t append_directory(bk_pack_t *pack, const bk_object_key_t *key, bk_
 
     bk_buf_init(&raw, DIRECTORY_MAX);
     bk_buf_init(&packed, DIRECTORY_MAX + 64);
-    qsort(pack->entries, pack->count, sizeof *pack->entries, by_id);
+    if (pack->count > 1)
+        qsort(pack->entries, pack->count, sizeof *pack->entries, by_id);
     for (size_t i = 0; i < pack->count; i++) {
         const bk_pack_entry_t *entry = &pack->entries[i];
         bk_buf_add(&raw, entry->id.b, BK_ID_SIZE);
