@@ -311,6 +311,19 @@ static void seek_finds_the_first_name_not_before(void **state)
             assert_memory_equal(entry->name, items[low].name, entry->name_len);
         }
     }
+    /* Behind all, after the end was reached and again; and back from there. */
+    do
+        OK(bk_tree_iter_next(iter, &entry, &f.err), &f.err);
+    while (entry != NULL);
+    for (size_t round = 0; round < 3; round++) {
+        memset(wanted.name, 0xff, BK_NAME_MAX);
+        OK(bk_tree_iter_seek(iter, wanted.name, BK_NAME_MAX, &f.err), &f.err);
+        OK(bk_tree_iter_next(iter, &entry, &f.err), &f.err);
+        assert_null(entry);
+    }
+    OK(bk_tree_iter_seek(iter, "", 0, &f.err), &f.err);
+    OK(bk_tree_iter_next(iter, &entry, &f.err), &f.err);
+    assert_memory_equal(entry->name, items[0].name, items[0].len);
     bk_tree_iter_close(iter);
     free(items);
     fixture_end(&f);
@@ -471,6 +484,15 @@ static void hostile_branches(hostile_t *h)
     add_child(&h->node, "a", &h->leaf_ab, 2);
     add_child(&h->node, "c", &nothing, 2);
     expect(h, BK_CORRUPT, "a child that is stored nowhere");
+    node_start(&h->node, 2, 2);
+    add_child(&h->node, "a", &h->leaf_ab, 2);
+    add_child(&h->node, "c", &h->leaf_cd, 2);
+    bk_id_t both = put(&h->f, h->session, &h->node);
+    for (uint64_t said = 3; said <= 5; said++) {
+        node_start(&h->node, 2, 1);
+        add_child(&h->node, "a", &both, said);
+        expect(h, said == 4 ? BK_OK : BK_CORRUPT, "a branch of branches and its number of entries");
+    }
     /* A chain of branches as deep as somebody likes. */
     bk_id_t below = h->leaf_ab;
     for (size_t level = 0; level < 300; level++) {
