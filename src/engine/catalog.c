@@ -265,12 +265,20 @@ static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, 
     return rc;
 }
 
+/*
+ * Lock held.  The equal job that makes this one needless.  Backups may follow each other, also within a second: only one
+ * that already waits behind a running job stands for all later ones.
+ */
 static bk_rc_t find_equal(bk_catalog_t *catalog, const bk_job_row_t *row, const char *body,
                           char id[BK_JOB_ID], bk_err_t *err)
 {
     sqlite3_stmt *statement;
     bk_rc_t rc =
-        prepare(catalog, "SELECT id FROM jobs WHERE status IN (0, 1) AND kind = ?1 AND body = ?2",
+        prepare(catalog,
+                row->kind == BK_JOB_BACKUP
+                    ? "SELECT id FROM jobs WHERE status = 0 AND kind = ?1 AND body = ?2 AND EXISTS"
+                      " (SELECT 1 FROM jobs WHERE status = 1)"
+                    : "SELECT id FROM jobs WHERE status IN (0, 1) AND kind = ?1 AND body = ?2",
                 &statement, err);
     if (rc != BK_OK)
         return rc;
@@ -325,8 +333,8 @@ static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *
     return finish(catalog, statement, err);
 }
 
-bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, bool unique, const char *key,
-                          bool *replayed, bk_err_t *err)
+bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *key, bool *replayed,
+                          bk_err_t *err)
 {
     char *body = dump(row->body), id[BK_JOB_ID];
     *replayed = false;
@@ -340,7 +348,7 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, bool unique,
         if (rc == BK_OK && *replayed) {
             bk_strcpy(row->id, sizeof row->id, id);
         } else if (rc == BK_OK) {
-            bk_rc_t found = unique ? find_equal(catalog, row, body, id, err) : BK_NOT_FOUND;
+            bk_rc_t found = find_equal(catalog, row, body, id, err);
             if (found == BK_OK) {
                 bk_strcpy(row->id, sizeof row->id, id);
                 rc = bk_err_set(err, BK_CONFLICT, "the same job is queued or running already: %s",

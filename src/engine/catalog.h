@@ -35,8 +35,8 @@ void bk_job_row_free(bk_job_row_t *row);
  * Insert a queued job under id, "_2", "_3", … when that is taken; row->id is filled.  An equal job (kind, body) that is queued or
  * running: BK_CONFLICT and its id.  key (may be NULL) as bk_engine_submit says.
  */
-bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, bool unique, const char *key,
-                          bool *replayed, bk_err_t *err);
+bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *key, bool *replayed,
+                          bk_err_t *err);
 bk_rc_t bk_catalog_job(bk_catalog_t *catalog, const char *id, bk_job_row_t *row, bk_err_t *err);
 /* Newest first, sequence below before (0: from the newest); fn gets each row. */
 typedef void (*bk_catalog_job_fn)(void *arg, const bk_job_row_t *row);

@@ -303,8 +303,7 @@ bk_rc_t bk_engine_submit(bk_engine_t *engine, const bk_submit_t *request, char i
                         .request_id = bk_strdup(request->request_id)};
     bk_time_stamp(stamp, row.created);
     bk_fmt(row.id, sizeof row.id, "%s_%s", id_prefix(request), stamp);
-    rc = bk_catalog_submit(engine->catalog, &row, request->kind != BK_JOB_BACKUP,
-                           request->idempotency_key, replayed, err);
+    rc = bk_catalog_submit(engine->catalog, &row, request->idempotency_key, replayed, err);
     bk_strcpy(id, BK_JOB_ID, row.id);
     bk_job_row_free(&row);
     return rc;
@@ -391,6 +390,7 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
            row.requested_by != NULL ? row.requested_by : "?");
     bk_job_t job = {.engine = engine,
                     .id = id,
+                    .created = row.created,
                     .body = row.body,
                     .result = json_object(),
                     .team = team,

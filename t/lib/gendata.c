@@ -78,10 +78,10 @@ static void speech(uint8_t *out, size_t len)
 
 static size_t text(char *out, size_t words)
 {
-    static const char *const word[] = {"the",   "speaker", "said",   "that",    "a",      "meeting", "was",
-                                       "moved", "to",      "Friday", "because", "nobody", "had",     "read",
-                                       "long",  "report",  "about",  "audio",   "and",    "servers", "in",
-                                       "time",  "so",      "we",     "will",    "record", "it",      "again"};
+    static const char *const word[] = {
+        "the",     "speaker", "said", "that", "a",    "meeting", "was",   "moved", "to",  "Friday",
+        "because", "nobody",  "had",  "read", "long", "report",  "about", "audio", "and", "servers",
+        "in",      "time",    "so",   "we",   "will", "record",  "it",    "again"};
     size_t len = 0;
     for (size_t i = 0; i < words; i++) {
         uint64_t r = next();
@@ -108,11 +108,13 @@ static void database(const char *path, unsigned megabytes)
     char line[4096];
     if (sqlite3_open(path, &db) != SQLITE_OK)
         fail(path);
-    run(db, "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
-            "CREATE TABLE jobs(id INTEGER PRIMARY KEY, audio TEXT UNIQUE, status TEXT, created TEXT);"
-            "CREATE TABLE segments(id INTEGER PRIMARY KEY, job INTEGER, at REAL, text TEXT);"
-            "CREATE INDEX segments_job ON segments(job);");
-    sqlite3_prepare_v2(db, "INSERT INTO segments(job, at, text) VALUES(?, ?, ?)", -1, &insert, NULL);
+    run(db,
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+        "CREATE TABLE jobs(id INTEGER PRIMARY KEY, audio TEXT UNIQUE, status TEXT, created TEXT);"
+        "CREATE TABLE segments(id INTEGER PRIMARY KEY, job INTEGER, at REAL, text TEXT);"
+        "CREATE INDEX segments_job ON segments(job);");
+    sqlite3_prepare_v2(db, "INSERT INTO segments(job, at, text) VALUES(?, ?, ?)", -1, &insert,
+                       NULL);
     for (uint64_t bytes = 0, n = 0; bytes < (uint64_t)megabytes * 930000;) {
         run(db, "BEGIN");
         for (int i = 0; i < 2000; i++, n++) {
@@ -125,7 +127,8 @@ static void database(const char *path, unsigned megabytes)
             sqlite3_reset(insert);
             bytes += len + 24;
         }
-        run(db, "INSERT INTO jobs(audio, status, created) SELECT 'f' || (SELECT count(*) FROM jobs), 'completed', "
+        run(db, "INSERT INTO jobs(audio, status, created) SELECT 'f' || (SELECT count(*) FROM "
+                "jobs), 'completed', "
                 "datetime('now'); COMMIT");
     }
     sqlite3_finalize(insert);
