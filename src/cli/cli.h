@@ -1,8 +1,10 @@
 /*
- * cli/cli.h: what the files of the command line share: parsed options, the table of commands, printing, the HTTP client.
+ * cli/cli.h: what the files of the command line share: parsed options, the table of commands,
+ * printing, the HTTP client.
  *
- * One process, one thread but for the lanes of an offline job.  Commands return the process's exit code:
- * 0 ok, 1 failed, 2 usage, 3 finished with warnings, 10 no repository, 11 locked, 12 wrong key, 130 interrupted.
+ * One process, one thread but for the lanes of an offline job.  Commands return the process's exit
+ * code: 0 ok, 1 failed, 2 usage, 3 finished with warnings, 10 no repository, 11 locked, 12 wrong
+ * key, 130 interrupted.
  */
 #ifndef BK_CLI_CLI_H
 #define BK_CLI_CLI_H
@@ -15,7 +17,8 @@
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTERRUPTED = 130 };
 
-/* One row an option; flag options take no value. Everything --help and the manual page say comes from this table. */
+/* One row an option; flag options take no value. Everything --help and the manual page say comes
+ * from this table. */
 #define BK_CLI_OPTIONS(X)                                                                          \
     X(URL, "url", "URL", "REST API of nginx (NGX_BACKUP_URL; http://127.0.0.1:8000/admin/backup)") \
     X(TOKEN_FILE, "token-file", "FILE", "file with the bearer token (NGX_BACKUP_TOKEN_FILE)")      \
@@ -98,7 +101,8 @@ void cli_print_jobs(const json_t *list);
 void cli_print_job(const json_t *job); /* result of a finished one */
 void cli_print_status(const json_t *status);
 void cli_print_plan(const json_t *plan);
-/* One redrawn line on a terminal, else a plain line at most every 5 s.  job: has progress_detail. NULL: end the line. */
+/* One redrawn line on a terminal, else a plain line at most every 5 s.  job: has progress_detail.
+ * NULL: end the line. */
 void cli_print_progress(const cli_t *cli, const json_t *job);
 
 /* --- client.c --- */

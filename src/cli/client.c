@@ -1,5 +1,6 @@
 /*
- * cli/client.c: one request to the REST API, over libcurl.  Knows where nginx is and who we are; nothing of commands.
+ * cli/client.c: one request to the REST API, over libcurl.  Knows where nginx is and who we are;
+ * nothing of commands.
  */
 #include <curl/curl.h>
 #include <stdio.h>
@@ -27,7 +28,8 @@ static const char *setting(const cli_t *cli, cli_option_t option, const char *va
     return cli->value[option] != NULL ? cli->value[option] : getenv(variable);
 }
 
-/* "Authorization: Bearer …" appended to headers; the token never appears among the arguments of a process. */
+/* "Authorization: Bearer …" appended to headers; the token never appears among the arguments of a
+ * process. */
 static bk_rc_t add_token(const cli_t *cli, struct curl_slist **headers, bk_err_t *err)
 {
     const char *file = setting(cli, OPT_TOKEN_FILE, "NGX_BACKUP_TOKEN_FILE");

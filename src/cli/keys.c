@@ -1,6 +1,7 @@
 /*
- * cli/keys.c: keys of repositories and tokens of the API.  "key new" and "token new" need neither nginx nor a storage.
- * Secrets go to a file of mode 0600 or, where a person must keep them, once to standard output.
+ * cli/keys.c: keys of repositories and tokens of the API.  "key new" and "token new" need neither
+ * nginx nor a storage. Secrets go to a file of mode 0600 or, where a person must keep them, once to
+ * standard output.
  */
 #include <fcntl.h>
 #include <stdio.h>

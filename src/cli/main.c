@@ -1,5 +1,6 @@
 /*
- * cli/main.c: the entrance of the command line: finds the command, reads its options, says how to use it.
+ * cli/main.c: the entrance of the command line: finds the command, reads its options, says how to
+ * use it.
  */
 #include <signal.h>
 #include <stdarg.h>

@@ -1,6 +1,7 @@
 /*
- * cli/offline.c: the commands on a storage alone: no nginx, no configuration, nothing of the lost machine but the key.
- * Writes only below --target and into a private scratch directory that is removed at the end.
+ * cli/offline.c: the commands on a storage alone: no nginx, no configuration, nothing of the lost
+ * machine but the key. Writes only below --target and into a private scratch directory that is
+ * removed at the end.
  */
 #include "cli/offline.h"
 

@@ -1,5 +1,6 @@
 /*
- * cli/offline_commands.c: list, show, recover and verify on a storage alone.  The answers have the members of REST's.
+ * cli/offline_commands.c: list, show, recover and verify on a storage alone.  The answers have the
+ * members of REST's.
  */
 #include <inttypes.h>
 #include <pthread.h>

@@ -1,5 +1,6 @@
 /*
- * cli/online.c: the commands through nginx's REST API: one request each, and waiting for the job it made.
+ * cli/online.c: the commands through nginx's REST API: one request each, and waiting for the job it
+ * made.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,7 +77,8 @@ static int exit_of(const json_t *job)
     return EXIT_FAILED;
 }
 
-/* Follow a job until it has ended.  A lost connection (a reload, a restart) is tried again for a minute. */
+/* Follow a job until it has ended.  A lost connection (a reload, a restart) is tried again for a
+ * minute. */
 static int follow(const cli_t *cli, const char *id)
 {
     char path[1024];

@@ -1,5 +1,6 @@
 /*
- * cli/print.c: answers for people: tables, a job's result, the progress line.  Reads JSON, decides nothing.
+ * cli/print.c: answers for people: tables, a job's result, the progress line.  Reads JSON, decides
+ * nothing.
  */
 #include <stdio.h>
 #include <string.h>

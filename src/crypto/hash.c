@@ -1,6 +1,6 @@
 /*
- * crypto/hash.c: digests over OpenSSL's EVP.  Algorithms are fetched once; each thread keeps its own contexts, since a
- * hundred thousand small chunks must not cost as many context creations.
+ * crypto/hash.c: digests over OpenSSL's EVP.  Algorithms are fetched once; each thread keeps its
+ * own contexts, since a hundred thousand small chunks must not cost as many context creations.
  */
 #include "crypto/hash.h"
 
@@ -74,8 +74,8 @@ bool bk_id_unhex(bk_id_t *id, const char *text, size_t len)
 }
 
 /*
- * One message of up to three parts.  A digest that fails means that memory is exhausted or OpenSSL broken: no result would be
- * right, and a wrong id would lose data, so the process stops.
+ * One message of up to three parts.  A digest that fails means that memory is exhausted or OpenSSL
+ * broken: no result would be right, and a wrong id would lose data, so the process stops.
  */
 static void digest(uint8_t out[32], const void *a, size_t a_len, const void *b, size_t b_len,
                    const void *c, size_t c_len)

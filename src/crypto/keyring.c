@@ -1,5 +1,6 @@
 /*
- * crypto/keyring.c: the secrets of one repository in locked memory, and the chunk ids made with them.
+ * crypto/keyring.c: the secrets of one repository in locked memory, and the chunk ids made with
+ * them.
  */
 #include "crypto/keyring.h"
 

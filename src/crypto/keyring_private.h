@@ -16,7 +16,8 @@ const uint8_t *bk_keyring_secret(const bk_keyring_t *ring, uint32_t epoch);
 
 /*
  * A keyring as bytes, for wrapping:
- *   version u8 1 | id key 32 | chunker key 32 | epochs u32 | epochs x { number u32 | created i64 ns | secret 32 }
+ *   version u8 1 | id key 32 | chunker key 32 | epochs u32 | epochs x { number u32 | created i64 ns
+ * | secret 32 }
  */
 bk_rc_t bk_keyring_encode(const bk_keyring_t *ring, bk_buf_t *out, bk_err_t *err);
 bk_rc_t bk_keyring_decode(const void *bytes, size_t len, bk_keyring_t **ring, bk_err_t *err);

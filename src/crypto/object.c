@@ -1,5 +1,6 @@
 /*
- * crypto/object.c: one AES-256-GCM key an object, positions as nonces.  EVP contexts are kept per thread.
+ * crypto/object.c: one AES-256-GCM key an object, positions as nonces.  EVP contexts are kept per
+ * thread.
  */
 #include "crypto/object.h"
 
@@ -76,7 +77,8 @@ bk_rc_t bk_object_key_new(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_S
     secret = bk_keyring_secret(ring, bk_keyring_epoch(ring));
     if (secret == NULL)
         return bk_err_set(err, BK_FAILED, "seal object: the keyring has no secret for its epoch");
-    /* The salt commits to the content: even a repeated random value gives equal keys only for equal plaintext. */
+    /* The salt commits to the content: even a repeated random value gives equal keys only for equal
+     * plaintext. */
     bk_random(random, 32);
     memcpy(random + 32, content->b, 32);
     bk_hkdf_sha256(salt_key, sizeof salt_key, secret, 32, NULL, 0, "salt", 4);

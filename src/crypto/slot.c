@@ -27,7 +27,8 @@ typedef struct {
 } scrypt_t;
 
 /*
- * okm = key 32 || verifier 16.  The verifier is public: it tells a wrong secret from a damaged slot.
+ * okm = key 32 || verifier 16.  The verifier is public: it tells a wrong secret from a damaged
+ * slot.
  */
 static bk_rc_t derive(const bk_secret_t *secret, const char *id, const scrypt_t *kdf,
                       uint8_t okm[32 + VERIFIER_BYTES], bk_err_t *err)
@@ -146,7 +147,8 @@ static bool take_scrypt(const json_t *object, scrypt_t *kdf)
     json_int_t n = json_integer_value(json_object_get(value, "n"));
     json_int_t r = json_integer_value(json_object_get(value, "r"));
     json_int_t p = json_integer_value(json_object_get(value, "p"));
-    /* Limits: a slot is not authenticated before the work is done, and must not exhaust the machine. */
+    /* Limits: a slot is not authenticated before the work is done, and must not exhaust the
+     * machine. */
     if (n < 2 || n > 1 << 20 || (n & (n - 1)) != 0 || r < 1 || r > 16 || p < 1 || p > 16)
         return false;
     kdf->n = (uint64_t)n;

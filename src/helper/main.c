@@ -1,7 +1,7 @@
 /*
- * helper/main.c: the privileged helper's executable.  This version has no privileged part: workers reach the
- * application's files with their own rights, and nothing starts this program.  It says so and fails, so that nobody
- * takes it for a working helper.  libc only.
+ * helper/main.c: the privileged helper's executable.  This version has no privileged part: workers
+ * reach the application's files with their own rights, and nothing starts this program.  It says so
+ * and fails, so that nobody takes it for a working helper.  libc only.
  */
 #include <stdio.h>
 

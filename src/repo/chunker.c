@@ -1,5 +1,6 @@
 /*
- * repo/chunker.c: FastCDC (Xia et al., USENIX ATC 2016): a Gear hash, a harder mask before the average and an easier one after it.
+ * repo/chunker.c: FastCDC (Xia et al., USENIX ATC 2016): a Gear hash, a harder mask before the
+ * average and an easier one after it.
  */
 #include "repo/chunker.h"
 
@@ -8,7 +9,8 @@
 
 #include "repo/format.h"
 
-/* The top bits of a Gear hash depend on the last 64 bytes; 23 bits before the average, 19 after (average 2^21). */
+/* The top bits of a Gear hash depend on the last 64 bytes; 23 bits before the average, 19 after
+ * (average 2^21). */
 #define MASK_HARD (0x7fffffull << 41)
 #define MASK_EASY (0x7ffffull << 45)
 

@@ -82,7 +82,8 @@ static bk_rc_t check_shape(const uint8_t *bytes, size_t len, segment_t *s, bk_er
     s->superseded = bk_get_u32(bytes + 20);
     uint64_t fixed = HEADER_BYTES + FANOUT_BYTES + (uint64_t)s->packs * PACK_BYTES +
                      (uint64_t)s->entries * ENTRY_BYTES + 8;
-    /* Each superseded name has a byte at least: nobody counts to four billion for a wrong number. */
+    /* Each superseded name has a byte at least: nobody counts to four billion for a wrong number.
+     */
     if (fixed + s->superseded > len)
         return bk_err_set(err, BK_CORRUPT, "the index segment is cut off");
     s->map = bytes;

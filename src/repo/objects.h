@@ -1,8 +1,9 @@
 /*
- * repo/objects.h: where a repository's objects are: on the storage, and those that have not got there yet in the spool.
+ * repo/objects.h: where a repository's objects are: on the storage, and those that have not got
+ * there yet in the spool.
  *
- * The spool is a storage of the local driver with the same names. Reading looks at the storage first; what is in neither
- * is BK_NOT_FOUND. Any thread.
+ * The spool is a storage of the local driver with the same names. Reading looks at the storage
+ * first; what is in neither is BK_NOT_FOUND. Any thread.
  */
 #ifndef BK_REPO_OBJECTS_H
 #define BK_REPO_OBJECTS_H

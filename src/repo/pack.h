@@ -6,8 +6,8 @@
  *                 aad = type u8 | codec u8 | raw u32)
  *   directory     part(domain DIRECTORY, position 0) of codec(entries sorted by id:
  *                 id 32 | offset u32 | stored u32 | raw u32 | type u8 | codec u8)
- *   trailer 32 B  directory offset u32 | its length u32 | entries u32 | its raw length u32 | its codec u32
- *                 | crc32c of these 20 bytes u32 | magic "NGXBKEND"
+ *   trailer 32 B  directory offset u32 | its length u32 | entries u32 | its raw length u32
+ *                 | its codec u32 | crc32c of these 20 bytes u32 | magic "NGXBKEND"
  *
  * stored counts the tag.  A pack under construction is owned by one thread at a time; a finished
  * one is bytes.
@@ -39,7 +39,8 @@ typedef struct {
 
 bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, bool encrypted, bk_err_t *err);
 void bk_pack_free(bk_pack_t *pack);
-/* Empty again, with the memory of its bytes; the entries are somebody else's by now and are only let go. */
+/* Empty again, with the memory of its bytes; the entries are somebody else's by now and are only
+ * let go. */
 void bk_pack_reset(bk_pack_t *pack);
 /* Bytes it would have if finished now, roughly; compare with BK_PACK_TARGET. */
 size_t bk_pack_size(const bk_pack_t *pack);
@@ -65,8 +66,8 @@ typedef struct {
 bk_rc_t bk_pack_trailer(const uint8_t trailer[32], uint64_t pack_size, bk_pack_trailer_t *where,
                         bk_err_t *err);
 /*
- * Decode a directory of where->length bytes, which is overwritten; *entries is heap, owned by the caller, sorted by id,
- * every entry within the pack.
+ * Decode a directory of where->length bytes, which is overwritten; *entries is heap, owned by the
+ * caller, sorted by id, every entry within the pack.
  */
 bk_rc_t bk_pack_directory(const bk_object_key_t *key, void *directory,
                           const bk_pack_trailer_t *where, bk_pack_entry_t **entries, bk_err_t *err);

@@ -389,27 +389,32 @@ bk_rc_t bk_tree_iter_next(bk_tree_iter_t *iter, const bk_entry_t **entry, bk_err
     return iter->failed;
 }
 
-/* From the root down to the leaf where name must be; what is open already is not read again. */
-static bk_rc_t go_down(bk_tree_iter_t *iter, const void *name, size_t len, bool *opened,
-                       bk_err_t *err)
+/*
+ * From the root down to the leaf where name must be; what is open already is not read again.
+ * forward: name is behind all that was read, so nothing before the open children matters.
+ */
+static bk_rc_t go_down(bk_tree_iter_t *iter, const void *name, size_t len, bool forward,
+                       bool *opened, bk_err_t *err)
 {
     for (size_t level = 0; !iter->levels[level].leaf; level++) {
         read_node_t *branch = &iter->levels[level];
-        branch->cur = branch->items;
-        branch->left = branch->count;
-        read_node_t probe = {.cur = branch->cur, .left = branch->left};
-        child_t child = take_child(&probe);
-        branch->cur = probe.cur;
-        branch->left = probe.left;
-        while (probe.left > 0) {
+        bool open = level + 1 < iter->depth, found = open && forward;
+        child_t child = {0};
+        if (!found) {
+            branch->cur = branch->items;
+            branch->left = branch->count;
+            child = take_child(branch);
+        }
+        for (read_node_t probe = *branch; probe.left > 0;) {
             child_t next = take_child(&probe);
             if (compare_names(next.first, next.first_len, name, len) > 0)
                 break;
             child = next;
+            found = false;
             branch->cur = probe.cur;
             branch->left = probe.left;
         }
-        if (level + 1 < iter->depth && bk_id_equal(&iter->levels[level + 1].id, &child.id))
+        if (found || (open && bk_id_equal(&iter->levels[level + 1].id, &child.id)))
             continue;
         iter->depth = level + 1;
         *opened = true;
@@ -429,7 +434,7 @@ bk_rc_t bk_tree_iter_seek(bk_tree_iter_t *iter, const void *name, size_t len, bk
     if (iter->pending && order == 0)
         return BK_OK;
     iter->pending = false;
-    iter->failed = go_down(iter, name, len, &opened, err);
+    iter->failed = go_down(iter, name, len, iter->any && order < 0, &opened, err);
     if (iter->failed == BK_OK && (opened || order >= 0)) { /* read the leaf from its start */
         read_node_t *leaf = &iter->levels[iter->depth - 1];
         leaf->cur = leaf->items;

@@ -1,6 +1,6 @@
 /*
- * sqlite/attached.h: which databases this process has open through SQLite, so that nobody else opens and closes them: that
- * would drop SQLite's POSIX locks.  Any thread.
+ * sqlite/attached.h: which databases this process has open through SQLite, so that nobody else
+ * opens and closes them: that would drop SQLite's POSIX locks.  Any thread.
  */
 #ifndef BK_SQLITE_ATTACHED_H
 #define BK_SQLITE_ATTACHED_H

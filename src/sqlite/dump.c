@@ -1,6 +1,6 @@
 /*
- * sqlite/dump.c: a pinned database, block by block, into chunks and a map; and a map back into a file that is proved before
- * anybody uses it.
+ * sqlite/dump.c: a pinned database, block by block, into chunks and a map; and a map back into a
+ * file that is proved before anybody uses it.
  */
 #include "sqlite/dump.h"
 

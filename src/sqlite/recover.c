@@ -1,5 +1,6 @@
 /*
- * sqlite/recover.c: the last step of a database's recovery: a proven image takes the application's database's place.
+ * sqlite/recover.c: the last step of a database's recovery: a proven image takes the application's
+ * database's place.
  */
 #include "sqlite/recover.h"
 
@@ -174,8 +175,9 @@ static bk_rc_t check_nobody(const char *target, bk_err_t *err)
 }
 
 /*
- * The main file is moved last and comes back first: while a -wal stands beside a main file, they belong together.  A crash in
- * between leaves set-aside companions beside the old file or no file at all; running the recovery again completes it.
+ * The main file is moved last and comes back first: while a -wal stands beside a main file, they
+ * belong together.  A crash in between leaves set-aside companions beside the old file or no file
+ * at all; running the recovery again completes it.
  */
 static bk_rc_t set_aside(const bk_db_recover_t *how, bk_err_t *err)
 {

@@ -1,5 +1,6 @@
 /*
- * sqlite/source.c: pins a live database and hands out its pages (source.h has the rule, docs/sqlite.md the proof).
+ * sqlite/source.c: pins a live database and hands out its pages (source.h has the rule,
+ * docs/sqlite.md the proof).
  */
 #include "sqlite/source.h"
 
@@ -103,7 +104,8 @@ static bk_rc_t query_text(bk_db_source_t *s, const char *sql, char *out, size_t 
     return rc;
 }
 
-/* The rights SQLite needs, told one by one: its own message would be "unable to open database file". */
+/* The rights SQLite needs, told one by one: its own message would be "unable to open database
+ * file". */
 static bk_rc_t check_rights(const char *path, struct stat *st, bk_err_t *err)
 {
     char dir[4096];
@@ -174,7 +176,8 @@ static bk_rc_t pages_of_file(bk_db_source_t *s, uint64_t *pages, bk_err_t *err)
     return BK_OK;
 }
 
-/* A stable wal-index header and the number of backfilled frames; both copies must be equal and their checksum right. */
+/* A stable wal-index header and the number of backfilled frames; both copies must be equal and
+ * their checksum right. */
 static bk_rc_t read_header(bk_db_source_t *s, bk_wal_header_t *header, bk_err_t *err)
 {
     void volatile *shared = NULL;

@@ -1,6 +1,7 @@
 /*
- * sqlite/wal.h: the bytes of a write-ahead log and its shared index (https://www.sqlite.org/walformat.html and
- * https://www.sqlite.org/fileformat2.html#walformat).  Parsers only: no locks, no SQLite handle.  Any thread.
+ * sqlite/wal.h: the bytes of a write-ahead log and its shared index
+ * (https://www.sqlite.org/walformat.html and https://www.sqlite.org/fileformat2.html#walformat).
+ * Parsers only: no locks, no SQLite handle.  Any thread.
  */
 #ifndef BK_SQLITE_WAL_H
 #define BK_SQLITE_WAL_H
@@ -32,8 +33,9 @@ bool bk_wal_index_parse(const uint8_t bytes[BK_WAL_INDEX_HEADER], bk_wal_header_
 uint64_t bk_wal_frame_offset(uint32_t frame, uint32_t page_size);
 
 /*
- * Read the headers and pages of frames 1..header->frames, checking salts and the running checksum; frame_of[pgno - 1] becomes
- * the newest frame of each page up to header->pages.  BK_CORRUPT when the log is not what the index says.
+ * Read the headers and pages of frames 1..header->frames, checking salts and the running checksum;
+ * frame_of[pgno - 1] becomes the newest frame of each page up to header->pages.  BK_CORRUPT when
+ * the log is not what the index says.
  */
 bk_rc_t bk_wal_scan(int fd, const char *what, const bk_wal_header_t *header, uint32_t *frame_of,
                     bk_ctl_t *ctl, bk_err_t *err);

@@ -1,6 +1,6 @@
 /*
- * storage/local.c: objects as files below one directory.  Publishing is temporary, fsync, rename, fsync of the directory; a spool
- * file on the same file system is linked instead of copied.
+ * storage/local.c: objects as files below one directory.  Publishing is temporary, fsync, rename,
+ * fsync of the directory; a spool file on the same file system is linked instead of copied.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -266,7 +266,8 @@ static int by_name(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* Sorted names in a directory; directories end in '/', so that the order is that of whole object names. */
+/* Sorted names in a directory; directories end in '/', so that the order is that of whole object
+ * names. */
 static bk_rc_t read_names(int fd, const char *what, char ***names, size_t *count, bk_err_t *err)
 {
     size_t cap = 0;

@@ -118,7 +118,8 @@ const char *bk_storage_local_path(const bk_storage_t *st)
     return st->driver->local_path != NULL ? st->driver->local_path(st->self) : NULL;
 }
 
-/* What may be an object name: letters, digits and . _ - in components that are not ".", "..", empty or temporary. */
+/* What may be an object name: letters, digits and . _ - in components that are not ".", "..", empty
+ * or temporary. */
 static bool name_valid(const char *name, bool prefix)
 {
     size_t len = strlen(name), start = 0;
