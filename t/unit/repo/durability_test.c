@@ -473,7 +473,7 @@ static void chunks_are_found_while_they_move_to_the_index(void **state)
 {
     fixture_t *f = *state;
     bk_err_t err = {0};
-    enum { LANES = 3, CHUNKS = 80000 };
+    enum { LANES = 3, CHUNKS = 200000 }; /* 20 MB: more than three open packs hold */
     pthread_t threads[LANES];
     bk_session_stats_t stats;
     bk_session_t *session = begin_session(f, true);
@@ -488,12 +488,12 @@ static void chunks_are_found_while_they_move_to_the_index(void **state)
     bk_session_stats(session, &stats);
     assert_int_equal(stats.chunks_new, CHUNKS);
     assert_true(count_objects(f->storage, "index/") >= 1);
-    for (uint64_t seed = 1; seed <= CHUNKS; seed += 1999) {
+    for (uint64_t seed = 1; seed <= CHUNKS; seed += 4999) {
         bk_id_t id = put_seed(session, BK_TYPE_TREE, seed, 40);
         assert_seed(f->repo, &id, seed, 40);
     }
     assert_ok(bk_session_commit(session, "full_20251015_143000", "{}", 2, &err));
-    for (uint64_t seed = 1; seed <= CHUNKS; seed += 1999) {
+    for (uint64_t seed = 1; seed <= CHUNKS; seed += 4999) {
         uint8_t data[40];
         bk_id_t id;
         fill(data, sizeof data, seed);
