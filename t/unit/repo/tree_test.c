@@ -283,9 +283,10 @@ static void seek_finds_the_first_name_not_before(void **state)
     build(&f, session, items, count, &root);
     OK(fixture_commit(&f, session, "full_1", NULL), &f.err);
     OK(bk_tree_iter_open(f.repo, &root, NULL, &iter, &f.err), &f.err);
-    for (size_t round = 0; round < 3000; round++) {
-        /* Names that are there, names between them, names before and behind all. */
-        size_t at = (size_t)(test_random(&seed) % count);
+    for (size_t round = 0, at = 0; round < 4000; round++) {
+        /* Names that are there, names between them, names before and behind all; anywhere, then a
+         * little farther each time. */
+        at = (at + (size_t)(test_random(&seed) % (round < 2000 ? count : 300))) % count;
         wanted = items[at];
         if (round % 3 == 1 && wanted.len < BK_NAME_MAX)
             wanted.name[wanted.len++] = '\1';
