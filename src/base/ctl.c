@@ -62,19 +62,20 @@ void bk_ctl_current(bk_ctl_t *ctl, const char *text)
     if (ctl == NULL)
         return;
     pthread_mutex_lock(&ctl->lock);
-    bk_strcpy(ctl->current, sizeof ctl->current, text);
+    bk_printable(ctl->current, sizeof ctl->current, text);
     pthread_mutex_unlock(&ctl->lock);
 }
 
 void bk_ctl_note(bk_ctl_t *ctl, const char *fmt, ...)
 {
-    char line[NOTE_MAX];
+    char raw[NOTE_MAX], line[NOTE_MAX];
     va_list args;
     if (ctl == NULL)
         return;
     va_start(args, fmt);
-    vsnprintf(line, sizeof line, fmt, args);
+    int n = vsnprintf(raw, sizeof raw, fmt, args);
     va_end(args);
+    bk_printable(line, sizeof line, n >= 0 ? raw : fmt);
     pthread_mutex_lock(&ctl->lock);
     ctl->notes_total++;
     if (ctl->notes_kept < BK_CTL_NOTES) {

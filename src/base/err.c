@@ -1,12 +1,16 @@
 /*
- * base/err.c: composes failure texts in place.  Allocates nothing: it must work when memory or disk are exhausted.
+ * base/err.c: composes failure texts.  Allocates nothing: it must work when memory or disk are
+ * exhausted.
  */
 #include "base/err.h"
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "base/str.h"
 
 typedef struct {
     bk_rc_t rc;
@@ -58,24 +62,49 @@ void bk_err_clear(bk_err_t *err)
     err->text[0] = '\0';
 }
 
-/* Control bytes would let a file name forge log lines; a cut text ends in "...". */
-static void finish(bk_err_t *err, int wanted)
+/*
+ * Keep raw as one printable line: control bytes in a file name would forge log lines, bytes that
+ * are not UTF-8 would make the JSON of a problem fail.  A cut text ends in "...".
+ */
+static void keep(bk_err_t *err, const char *raw, bool cut)
 {
-    for (char *p = err->text; *p != '\0'; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
-    if (wanted >= (int)sizeof err->text)
-        memcpy(err->text + sizeof err->text - 4, "...", 4);
+    const size_t room = sizeof err->text - sizeof "...";
+    if (bk_printable(err->text, sizeof err->text, raw) && !cut)
+        return;
+    size_t len = strlen(err->text);
+    if (len > room)
+        len = room;
+    while (len > 0 && ((unsigned char)err->text[len] & 0xc0) == 0x80)
+        len--;
+    memcpy(err->text + len, "...", sizeof "...");
 }
 
+/* Append to the text in raw, which holds BK_ERR_TEXT bytes.  True when something was left out. */
+static bool append(char *raw, const char *fmt, va_list args)
+{
+    size_t len = strlen(raw);
+    int wanted = vsnprintf(raw + len, BK_ERR_TEXT - len, fmt, args);
+    return wanted < 0 || (size_t)wanted >= BK_ERR_TEXT - len;
+}
+
+static bool append_text(char *raw, const char *before, const char *text)
+{
+    size_t len = strlen(raw);
+    return !bk_fmt(raw + len, BK_ERR_TEXT - len, "%s%s", before, text);
+}
+
+/* The arguments may point into err->text: everything is composed beside it. */
 static void describe(bk_err_t *err, bk_rc_t rc, int sys, const char *fmt, va_list args)
 {
+    char raw[BK_ERR_TEXT] = "";
+    bool cut = append(raw, fmt, args);
+    if (sys != 0) {
+        char reason[128];
+        cut |= append_text(raw, ": ", strerror_r(sys, reason, sizeof reason));
+    }
     err->rc = rc;
     err->sys = sys;
-    int wanted = vsnprintf(err->text, sizeof err->text, fmt, args);
-    if (wanted < 0)
-        err->text[0] = '\0';
-    finish(err, wanted);
+    keep(err, raw, cut);
 }
 
 bk_rc_t bk_err_set(bk_err_t *err, bk_rc_t rc, const char *fmt, ...)
@@ -115,31 +144,38 @@ bk_rc_t bk_err_sys(bk_err_t *err, int errnum, const char *fmt, ...)
 {
     bk_rc_t rc = rc_of_errno(errnum);
     if (err != NULL) {
-        char buf[128];
         va_list args;
         va_start(args, fmt);
         describe(err, rc, errnum, fmt, args);
         va_end(args);
-        size_t len = strlen(err->text);
-        int wanted = snprintf(err->text + len, sizeof err->text - len, ": %s",
-                              strerror_r(errnum, buf, sizeof buf));
-        finish(err, (int)len + wanted);
     }
     return rc;
 }
 
 bk_rc_t bk_err_wrap(bk_err_t *err, const char *fmt, ...)
 {
-    char inner[BK_ERR_TEXT];
+    char raw[BK_ERR_TEXT] = "";
+    va_list args;
     if (err == NULL)
         return BK_FAILED;
-    memcpy(inner, err->text, sizeof inner);
-    va_list args;
     va_start(args, fmt);
-    describe(err, err->rc, err->sys, fmt, args);
+    bool cut = append(raw, fmt, args);
     va_end(args);
-    size_t len = strlen(err->text);
-    int wanted = snprintf(err->text + len, sizeof err->text - len, ": %s", inner);
-    finish(err, (int)len + wanted);
+    cut |= append_text(raw, ": ", err->text);
+    keep(err, raw, cut);
+    return err->rc != BK_OK ? err->rc : BK_FAILED;
+}
+
+bk_rc_t bk_err_remedy(bk_err_t *err, const char *fmt, ...)
+{
+    char raw[BK_ERR_TEXT] = "";
+    va_list args;
+    if (err == NULL)
+        return BK_FAILED;
+    bool cut = append_text(raw, err->text, "; ");
+    va_start(args, fmt);
+    cut |= append(raw, fmt, args);
+    va_end(args);
+    keep(err, raw, cut);
     return err->rc != BK_OK ? err->rc : BK_FAILED;
 }

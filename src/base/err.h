@@ -53,7 +53,7 @@ typedef enum {
 typedef struct {
     bk_rc_t rc;             /* BK_OK when nothing failed */
     int sys;                /* errno behind it, or 0 */
-    char text[BK_ERR_TEXT]; /* one sentence, outermost object first; control bytes are escaped */
+    char text[BK_ERR_TEXT]; /* one printable sentence, outermost object first */
 } bk_err_t;
 
 /* Facts of the table.  An unknown number is answered as BK_FAILED. */
@@ -83,5 +83,8 @@ bk_rc_t bk_err_sys(bk_err_t *err, int errnum, const char *fmt, ...)
 /* Put "context: " in front of the text that is there; rc and sys stay.  Returns err->rc (BK_FAILED
  * for NULL). */
 bk_rc_t bk_err_wrap(bk_err_t *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Put "; remedy" behind it: what the reader can do.  rc and sys stay, as with bk_err_wrap. */
+bk_rc_t bk_err_remedy(bk_err_t *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #endif

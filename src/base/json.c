@@ -43,10 +43,13 @@ void bk_want_begin(bk_want_t *want, json_t *object)
     *want = (bk_want_t){.object = object, .problems = json_array(), .known = json_object()};
 }
 
-/* RFC 6901: "~" is "~0", "/" is "~1". */
+/*
+ * RFC 6901: "~" is "~0", "/" is "~1".  What does not fit is cut at a whole character: jansson takes
+ * valid UTF-8 only, and a problem that is dropped would be a request believed.
+ */
 static void add_problem(bk_want_t *want, const char *name, const char *detail)
 {
-    char pointer[256] = "#/";
+    char pointer[256] = "#/", text[256], why[512];
     size_t at = 2;
     for (; *name != '\0' && at + 3 < sizeof pointer; name++) {
         if (*name == '~' || *name == '/') {
@@ -57,8 +60,9 @@ static void add_problem(bk_want_t *want, const char *name, const char *detail)
         }
     }
     pointer[at] = '\0';
-    json_array_append_new(want->problems,
-                          json_pack("{ss ss}", "pointer", pointer, "detail", detail));
+    bk_printable(text, sizeof text, pointer);
+    bk_printable(why, sizeof why, detail);
+    json_array_append_new(want->problems, json_pack("{ss ss}", "pointer", text, "detail", why));
 }
 
 void bk_want_problem(bk_want_t *want, const char *name, const char *fmt, ...)

@@ -6,6 +6,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "base/str.h"
+
 #define LINE_MAX_BYTES 2048
 
 static void to_stderr(void *data, bk_log_level_t level, const char *line)
@@ -31,15 +33,15 @@ void bk_log_set(bk_log_sink_t sink, void *data, bk_log_level_t most_verbose)
 
 void bk_log(bk_log_level_t level, const char *fmt, ...)
 {
-    char line[LINE_MAX_BYTES];
+    char raw[LINE_MAX_BYTES], line[LINE_MAX_BYTES];
     va_list args;
     if (level > current.most_verbose)
         return;
     va_start(args, fmt);
-    vsnprintf(line, sizeof line, fmt, args);
+    int n = vsnprintf(raw, sizeof raw, fmt, args);
     va_end(args);
-    for (char *p = line; *p != '\0'; p++)
-        if ((unsigned char)*p < 0x20 || *p == 0x7f)
-            *p = '?';
+    if (n < 0)
+        return;
+    bk_printable(line, sizeof line, raw);
     current.sink(current.data, level, line);
 }

@@ -1,5 +1,6 @@
 /*
- * base/publish.c: temporary, fsync, rename, fsync of the directory; in that order, here and nowhere else.
+ * base/publish.c: temporary, fsync, rename, fsync of the directory; in that order, here and nowhere
+ * else.
  */
 #include "base/publish.h"
 
@@ -12,12 +13,39 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/str.h"
 
 #define TMP_PREFIX ".tmp-"
+
+/* Network and FUSE file systems may be interrupted in any call. */
+static int open_at(int dirfd, const char *path, int flags, mode_t mode)
+{
+    int fd;
+    do {
+        fd = openat(dirfd, path, flags | O_CLOEXEC, mode);
+    } while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+static int sync_fd(int fd)
+{
+    int rc;
+    do {
+        rc = fsync(fd);
+    } while (rc != 0 && errno == EINTR);
+    return rc;
+}
+
+/* EINVAL: a file system without fsync of directories; there is nothing more to ask it for. */
+static int sync_directory(int fd)
+{
+    int rc = sync_fd(fd);
+    return rc != 0 && errno == EINVAL ? 0 : rc;
+}
 
 /* Split path into its directory (into dir, "." when there is none) and last component. */
 static bool split_path(const char *path, char *dir, size_t size, const char **name)
@@ -45,15 +73,12 @@ bk_rc_t bk_publish_open(bk_publish_t *pub, int dirfd, const char *path, mode_t m
     if (!split_path(path, dir, sizeof dir, &name) ||
         !bk_strcpy(pub->name, sizeof pub->name, name) || *name == '\0')
         return bk_err_set(err, BK_INVALID, "write %s: not a usable file name", path);
-    pub->dirfd = openat(dirfd, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    pub->dirfd = open_at(dirfd, dir, O_RDONLY | O_DIRECTORY, 0);
     if (pub->dirfd < 0)
         return bk_err_sys(err, errno, "write %s: open directory %s", path, dir);
     bk_ulid(ulid);
     bk_fmt(pub->tmp, sizeof pub->tmp, TMP_PREFIX "%s", ulid);
-    do {
-        pub->fd =
-            openat(pub->dirfd, pub->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
-    } while (pub->fd < 0 && errno == EINTR);
+    pub->fd = open_at(pub->dirfd, pub->tmp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
     if (pub->fd < 0) {
         int errnum = errno;
         pub->tmp[0] = '\0';
@@ -72,30 +97,36 @@ static int rename_exclusive(const bk_publish_t *pub)
     /* A file system without that flag: a link fails when the name is taken, too. */
     if (linkat(pub->dirfd, pub->tmp, pub->dirfd, pub->name, 0) != 0)
         return -1;
-    return unlinkat(pub->dirfd, pub->tmp, 0);
+    /* Published; a temporary that stays is swept later. */
+    unlinkat(pub->dirfd, pub->tmp, 0);
+    return 0;
 }
 
 bk_rc_t bk_publish_commit(bk_publish_t *pub, bool exclusive, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
-    if (fsync(pub->fd) != 0) {
+    if (sync_fd(pub->fd) != 0) {
         rc = bk_err_sys(err, errno, "write %s: fsync", pub->name);
         goto fail;
     }
-    if (close(pub->fd) != 0) {
-        pub->fd = -1;
+    int closed = close(pub->fd);
+    pub->fd = -1;
+    /* EINTR: Linux has closed it nevertheless, and fsync has told all there was to tell. */
+    if (closed != 0 && errno != EINTR) {
         rc = bk_err_sys(err, errno, "write %s: close", pub->name);
         goto fail;
     }
-    pub->fd = -1;
-    int moved =
-        exclusive ? rename_exclusive(pub) : renameat(pub->dirfd, pub->tmp, pub->dirfd, pub->name);
+    int moved;
+    do {
+        moved = exclusive ? rename_exclusive(pub)
+                          : renameat(pub->dirfd, pub->tmp, pub->dirfd, pub->name);
+    } while (moved != 0 && errno == EINTR);
     if (moved != 0) {
         rc = bk_err_sys(err, errno, "write %s: rename", pub->name);
         goto fail;
     }
     pub->tmp[0] = '\0';
-    if (fsync(pub->dirfd) != 0)
+    if (sync_directory(pub->dirfd) != 0)
         rc = bk_err_sys(err, errno, "write %s: fsync of its directory", pub->name);
 fail:
     bk_publish_abort(pub);
@@ -216,7 +247,7 @@ bk_rc_t bk_pread_all(int fd, void *data, size_t len, uint64_t offset, size_t *go
 
 bk_rc_t bk_read_file(int dirfd, const char *path, bk_buf_t *out, bk_err_t *err)
 {
-    int fd = openat(dirfd, path, O_RDONLY | O_CLOEXEC);
+    int fd = open_at(dirfd, path, O_RDONLY, 0);
     if (fd < 0)
         return bk_err_sys(err, errno, "read %s", path);
     bk_rc_t rc = BK_OK;
@@ -246,8 +277,9 @@ bk_rc_t bk_mkdirs(const char *path, mode_t mode, bk_err_t *err)
 {
     char part[4096];
     struct stat st;
-    if (!bk_strcpy(part, sizeof part, path))
-        return bk_err_set(err, BK_INVALID, "make directory %s: the path is too long", path);
+    if (*path == '\0' || !bk_strcpy(part, sizeof part, path))
+        return bk_err_set(err, BK_INVALID, "make directory %s: the path is %s", path,
+                          *path == '\0' ? "empty" : "too long");
     for (char *p = part + 1;; p++) {
         if (*p != '/' && *p != '\0')
             continue;
@@ -279,50 +311,69 @@ bk_rc_t bk_mkdirs(const char *path, mode_t mode, bk_err_t *err)
 
 bk_rc_t bk_fsync_dir(int dirfd, const char *path, bk_err_t *err)
 {
-    int fd = openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = open_at(dirfd, path, O_RDONLY | O_DIRECTORY, 0);
     if (fd < 0)
         return bk_err_sys(err, errno, "open directory %s", path);
     bk_rc_t rc = BK_OK;
-    if (fsync(fd) != 0)
+    if (sync_directory(fd) != 0)
         rc = bk_err_sys(err, errno, "fsync directory %s", path);
     close(fd);
     return rc;
 }
 
-/* Depth-first with descriptors, so that a directory swapped for a link is not followed.  Takes fd over. */
+/* Where something is mounted; a bind mount may well be on the same device. */
+static bool is_mount(const struct statx *st, dev_t device)
+{
+    return makedev(st->stx_dev_major, st->stx_dev_minor) != device ||
+           (st->stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
+}
+
+static bk_rc_t remove_below(int fd, dev_t device, unsigned depth, const char *what, bk_err_t *err);
+
+static bk_rc_t remove_entry(int dir, const char *name, dev_t device, unsigned depth,
+                            const char *what, bk_err_t *err)
+{
+    struct statx st;
+    if (statx(dir, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_TYPE, &st) != 0)
+        return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "remove %s: %s", what, name);
+    if (!S_ISDIR(st.stx_mode)) {
+        if (unlinkat(dir, name, 0) != 0 && errno != ENOENT)
+            return bk_err_sys(err, errno, "remove %s: remove %s", what, name);
+        return BK_OK;
+    }
+    if (is_mount(&st, device))
+        return bk_err_set(err, BK_IO, "remove %s: %s is a mount point", what, name);
+    if (depth == 0)
+        return bk_err_set(err, BK_IO, "remove %s: %s lies too deep", what, name);
+    int child = open_at(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    if (child < 0)
+        return bk_err_sys(err, errno, "remove %s: open %s", what, name);
+    bk_rc_t rc = remove_below(child, device, depth - 1, what, err);
+    if (rc == BK_OK && unlinkat(dir, name, AT_REMOVEDIR) != 0 && errno != ENOENT)
+        rc = bk_err_sys(err, errno, "remove %s: remove directory %s", what, name);
+    return rc;
+}
+
+/*
+ * Depth-first with descriptors, so that a directory swapped for a link is not followed.  Takes fd
+ * over.
+ */
 static bk_rc_t remove_below(int fd, dev_t device, unsigned depth, const char *what, bk_err_t *err)
 {
     DIR *d = fdopendir(fd);
     struct dirent *entry;
     bk_rc_t rc = BK_OK;
     if (d == NULL) {
+        int errnum = errno;
         close(fd);
-        return bk_err_sys(err, errno, "remove %s", what);
+        return bk_err_sys(err, errnum, "remove %s", what);
     }
-    while (rc == BK_OK && (entry = readdir(d)) != NULL) {
-        const char *name = entry->d_name;
-        struct stat st;
-        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
-            continue;
-        if (fstatat(dirfd(d), name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-            continue;
-        if (S_ISDIR(st.st_mode)) {
-            if (st.st_dev != device || depth == 0) {
-                rc = bk_err_set(err, BK_IO, "remove %s: %s is a mount point or too deep", what,
-                                name);
-                break;
-            }
-            int child = openat(dirfd(d), name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-            if (child < 0)
-                rc = bk_err_sys(err, errno, "remove %s: open %s", what, name);
-            else
-                rc = remove_below(child, device, depth - 1, what, err);
-            if (rc == BK_OK && unlinkat(dirfd(d), name, AT_REMOVEDIR) != 0)
-                rc = bk_err_sys(err, errno, "remove %s: remove directory %s", what, name);
-        } else if (unlinkat(dirfd(d), name, 0) != 0 && errno != ENOENT) {
-            rc = bk_err_sys(err, errno, "remove %s: remove %s", what, name);
-        }
+    while (rc == BK_OK && (errno = 0, entry = readdir(d)) != NULL) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            rc = remove_entry(dirfd(d), entry->d_name, device, depth, what, err);
     }
+    if (rc == BK_OK && errno != 0)
+        rc = bk_err_sys(err, errno, "remove %s: read the directory", what);
     closedir(d);
     return rc;
 }
@@ -330,7 +381,7 @@ static bk_rc_t remove_below(int fd, dev_t device, unsigned depth, const char *wh
 bk_rc_t bk_remove_tree(const char *dir, bool self, bk_err_t *err)
 {
     struct stat st;
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = open_at(AT_FDCWD, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
     if (fd < 0)
         return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "remove %s", dir);
     if (fstat(fd, &st) != 0) {

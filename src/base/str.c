@@ -84,7 +84,8 @@ int bk_unbase32(uint8_t *out, size_t out_size, const char *text)
             bits &= (1u << count) - 1;
         }
     }
-    return bits == 0 ? (int)len : -1;
+    /* Five bits or more left over: a digit that no encoder writes. */
+    return bits == 0 && count < 5 ? (int)len : -1;
 }
 
 void bk_ulid(char out[BK_ULID_LEN + 1])
@@ -173,31 +174,44 @@ static size_t utf8_length(const uint8_t *p, size_t left)
     return n;
 }
 
-size_t bk_name_escape(char *out, size_t size, const void *name, size_t len)
+/* How many of the len bytes fitted; *at: bytes written.  backslash: escape it, too. */
+static size_t escape(char *out, size_t size, const uint8_t *p, size_t len, bool backslash,
+                     size_t *at)
 {
-    const uint8_t *p = name;
-    size_t at = 0;
-    for (size_t i = 0; i < len && size > 0;) {
+    size_t i = 0;
+    *at = 0;
+    while (i < len && size > 0) {
         size_t n = utf8_length(p + i, len - i);
-        if (n == 1 && (p[i] < 0x20 || p[i] == 0x7f || p[i] == '\\'))
+        if (n == 1 && (p[i] < 0x20 || p[i] == 0x7f || (p[i] == '\\' && backslash)))
             n = 0;
+        if (*at + (n > 0 ? n : 4) >= size)
+            break;
         if (n == 0) {
-            if (at + 4 >= size)
-                break;
-            snprintf(out + at, 5, "\\x%02x", p[i]);
-            at += 4;
+            snprintf(out + *at, 5, "\\x%02x", p[i]);
+            *at += 4;
             i++;
         } else {
-            if (at + n >= size)
-                break;
-            memcpy(out + at, p + i, n);
-            at += n;
+            memcpy(out + *at, p + i, n);
+            *at += n;
             i += n;
         }
     }
     if (size > 0)
-        out[at] = '\0';
+        out[*at] = '\0';
+    return i;
+}
+
+size_t bk_name_escape(char *out, size_t size, const void *name, size_t len)
+{
+    size_t at;
+    escape(out, size, name, len, true, &at);
     return at;
+}
+
+bool bk_printable(char *out, size_t size, const char *text)
+{
+    size_t at, len = strlen(text);
+    return escape(out, size, (const uint8_t *)text, len, false, &at) == len;
 }
 
 int64_t bk_name_unescape(uint8_t *out, size_t size, const char *text)

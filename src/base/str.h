@@ -41,6 +41,11 @@ char *bk_strndup(const char *s, size_t n);
  */
 size_t bk_name_escape(char *out, size_t size, const void *name, size_t len);
 int64_t bk_name_unescape(uint8_t *out, size_t size, const char *text);
+/*
+ * The same for a sentence that is only read, never reversed: '\' stays, so that names escaped
+ * before stay as they are.  False when it was cut (at a whole character).
+ */
+bool bk_printable(char *out, size_t size, const char *text);
 
 /*
  * "10", "64k", "16m", "2g", "1t" (powers of 1024) to bytes; "30d", "6h", "15m", "10s", "250ms",

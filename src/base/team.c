@@ -1,6 +1,6 @@
 /*
- * base/team.c: one bounded stack of works under one lock.  A stack, not a queue: the newest work is the one whose data is still
- * in the cache, and whoever waits most likely waits for it.
+ * base/team.c: one bounded stack of works under one lock.  A stack, not a queue: the newest work is
+ * the one whose data is still in the cache, and whoever waits most likely waits for it.
  */
 #include "base/team.h"
 
@@ -145,7 +145,8 @@ void bk_team_submit(bk_team_t *team, bk_group_t *group, bk_work_fn fn, void *arg
     atomic_fetch_add(&group->pending, 1);
     pthread_mutex_lock(&team->lock);
     bool fits = team->lanes > 1 && team->count < team->max &&
-                (team->count == 0 || team->bytes + weight <= team->max_bytes);
+                (team->count == 0 ||
+                 (team->bytes <= team->max_bytes && weight <= team->max_bytes - team->bytes));
     if (fits) {
         team->stack[team->count++] = work;
         team->bytes += weight;
