@@ -26,12 +26,13 @@ static const cli_option_t offline_options[] = {OPT_STORAGE, OPT_KEY_FILE, OPT_PA
                                                OPT_COUNT};
 static const cli_option_t common_options[] = {OPT_JSON, OPT_QUIET, OPT_HELP, OPT_COUNT};
 
-#define OPTIONS(...) ((const cli_option_t[]){__VA_ARGS__ __VA_OPT__(, ) OPT_COUNT})
+#define OPTIONS(...) ((const cli_option_t[]){__VA_ARGS__, OPT_COUNT})
+#define NO_OPTIONS   ((const cli_option_t[]){OPT_COUNT})
 
 const cli_command_t cli_commands[] = {
-    {"status", "", 0, 0, "is everything as it should be?", cli_status, NULL, OPTIONS()},
+    {"status", "", 0, 0, "is everything as it should be?", cli_status, NULL, NO_OPTIONS},
     {"list", "", 0, 0, "list backups", cli_list, cli_offline_list, OPTIONS(OPT_TAG, OPT_LIMIT)},
-    {"show", "BACKUP-ID", 1, 1, "show one backup", cli_show, cli_offline_show, OPTIONS()},
+    {"show", "BACKUP-ID", 1, 1, "show one backup", cli_show, cli_offline_show, NO_OPTIONS},
     {"backup", "", 0, 0, "make a backup now", cli_backup, NULL,
      OPTIONS(OPT_TYPE, OPT_DESCRIPTION, OPT_TAG, OPT_NO_UPLOAD, OPT_WAIT, OPT_NO_WAIT)},
     {"recover", "", 0, 0, "get database and files back, in place or into a directory", cli_recover,
@@ -47,7 +48,7 @@ const cli_command_t cli_commands[] = {
     {"cleanup", "", 0, 0, "remove backups past their retention", cli_cleanup, NULL,
      OPTIONS(OPT_DRY_RUN, OPT_WAIT, OPT_NO_WAIT)},
     {"jobs", "[JOB-ID]", 0, 1, "list jobs, or show one", cli_jobs, NULL, OPTIONS(OPT_LIMIT)},
-    {"cancel", "JOB-ID", 1, 1, "cancel a job", cli_cancel, NULL, OPTIONS()},
+    {"cancel", "JOB-ID", 1, 1, "cancel a job", cli_cancel, NULL, NO_OPTIONS},
     {"key", "new FILE | list | add | remove SLOT", 1, 2,
      "make a key, or manage the keys of a repository (with --storage)", cli_key, cli_key,
      OPTIONS(OPT_LABEL, OPT_NEW_KEY_FILE, OPT_NEW_PASSPHRASE_FILE)},
