@@ -1,6 +1,7 @@
 /*
  * engine/backup.c: one backup: databases first, then files, then the snapshot that makes it exist.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,14 +9,21 @@
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/str.h"
 #include "engine/engine_private.h"
+#include "engine/protect.h"
 #include "files/backup.h"
 #include "repo/session.h"
 #include "sqlite/dump.h"
 
 #define UNREADABLE_SHOWN 100
-#define SKIP_MAX         1024
+#define ATTEMPTS         3 /* at an id that another host takes in the same second */
+
+static bool is_stop(bk_rc_t rc)
+{
+    return rc == BK_CANCELED || rc == BK_INTERRUPTED;
+}
 
 typedef struct {
     bk_job_t *job;
@@ -25,67 +33,75 @@ typedef struct {
     const bk_snapshot_t *previous;
     bk_snapshot_t snapshot;
     bk_files_stats_t files;
-    bk_inode_t skip[SKIP_MAX];
-    size_t skip_count;
+    bk_protected_t skip;
 } backup_t;
-
-/* --- what the file engine must not touch --- */
-
-static void skip_path(backup_t *b, const char *path)
-{
-    struct stat st;
-    if (path != NULL && b->skip_count < SKIP_MAX && stat(path, &st) == 0)
-        b->skip[b->skip_count++] = (bk_inode_t){.device = st.st_dev, .inode = st.st_ino};
-}
-
-static void collect_skip(backup_t *b)
-{
-    static const char *const companions[] = {"", "-wal", "-shm", "-journal"};
-    const bk_set_t *set = b->job->engine->set;
-    skip_path(b, set->base_dir);
-    skip_path(b, bk_storage_local_path(b->opened->storage));
-    for (size_t i = 0; i < set->db_count; i++)
-        for (size_t n = 0; n < 4; n++) {
-            char path[4096];
-            bk_fmt(path, sizeof path, "%s%s", set->dbs[i].path, companions[n]);
-            skip_path(b, path);
-        }
-}
 
 /* --- parts --- */
 
+static void forget_database(bk_snapshot_db_t *db)
+{
+    free(db->name);
+    free(db->path);
+    free(db->journal);
+    memset(db, 0, sizeof *db);
+}
+
+static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_t *out,
+                             bk_err_t *err)
+{
+    bk_rc_t rc = bk_db_dump(b->session, db->path, (unsigned)db->busy_timeout, b->job->team, out,
+                            b->job->ctl, err);
+    if (rc == BK_OK && db->wal == BK_WAL_REQUIRE && strcmp(out->journal, "wal") != 0)
+        rc = bk_err_set(err, BK_CONFIG,
+                        "journal_mode is %s, but the configuration says wal require: run \"PRAGMA "
+                        "journal_mode=WAL\" once, or write \"wal on\"",
+                        out->journal);
+    if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)
+        rc = bk_err_set(err, BK_NO_MEMORY, "out of memory");
+    return rc;
+}
+
+/* What concerns this one source; anything else (storage, space, a stop) ends the job. */
+static bool only_the_source(bk_rc_t rc)
+{
+    return rc == BK_NOT_FOUND || rc == BK_CORRUPT || rc == BK_BUSY || rc == BK_DENIED ||
+           rc == BK_CHANGED || rc == BK_IO || rc == BK_CONFIG;
+}
+
+/*
+ * A safety backup keeps what can be kept of what a recovery is about to replace: what is missing is
+ * no loss, and a database beyond reading is set aside as files by the recovery itself.
+ */
+static bk_rc_t leave_out(const backup_t *b, const char *what, const char *name, const char *path,
+                         const bk_err_t *why, bk_err_t *err)
+{
+    struct stat st;
+    if (!b->scope->lenient || !only_the_source(why->rc)) {
+        if (err != NULL)
+            *err = *why;
+        return why->rc;
+    }
+    if (stat(path, &st) != 0 && (errno == ENOENT || errno == ENOTDIR))
+        bk_log(BK_LOG_INFO, "backup %s: job %s: %s %s is not there, so there is nothing to save",
+               b->job->engine->set->name, b->job->id, what, name);
+    else
+        bk_ctl_note(b->job->ctl, "the safety backup has no %s %s: %s", what, name, why->text);
+    return BK_OK;
+}
+
 static bk_rc_t backup_database(backup_t *b, const bk_set_db_t *db, bk_err_t *err)
 {
-    bk_ctl_t *ctl = b->job->ctl;
     bk_err_t why = {0};
     bk_snapshot_db_t *out = &b->snapshot.dbs[b->snapshot.db_count];
-    bk_ctl_current(ctl, db->name);
-    bk_rc_t rc =
-        bk_db_dump(b->session, db->path, (unsigned)db->busy_timeout, b->job->team, out, ctl, &why);
-    if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)
-        rc = bk_err_set(&why, BK_NO_MEMORY, "database %s: out of memory", db->name);
-    bool wal = rc == BK_OK && strcmp(out->journal, "wal") == 0;
-    if (rc == BK_OK && !wal && db->wal == BK_WAL_REQUIRE)
-        rc = bk_err_set(
-            &why, BK_CONFIG,
-            "database %s: journal_mode is %s, but the configuration says wal require: run \"PRAGMA "
-            "journal_mode=WAL\" once, or write \"wal on\"",
-            db->name, out->journal);
-    b->snapshot.db_count += out->path != NULL;
-    if (rc == BK_OK || rc == BK_CANCELED || rc == BK_INTERRUPTED || !b->scope->lenient) {
-        if (rc != BK_OK && err != NULL)
-            *err = why;
-        return rc;
+    bk_ctl_current(b->job->ctl, db->name);
+    if (dump_database(b, db, out, &why) == BK_OK) {
+        b->snapshot.db_count++;
+        return BK_OK;
     }
-    /* A database that is to be recovered may be beyond reading: its files are set aside then. */
-    bk_ctl_note(ctl, "the safety backup has no database %s: %s", db->name, why.text);
-    free(out->name);
-    free(out->path);
-    free(out->journal);
-    if (out->path != NULL)
-        b->snapshot.db_count--;
-    memset(out, 0, sizeof *out);
-    return BK_OK;
+    forget_database(out);
+    if (strstr(why.text, db->path) == NULL && !is_stop(why.rc))
+        bk_err_wrap(&why, "database %s", db->name);
+    return leave_out(b, "database", db->name, db->path, &why, err);
 }
 
 static const bk_snapshot_tree_t *previous_tree(const backup_t *b, const bk_set_files_t *files)
@@ -116,34 +132,64 @@ static void add_stats(bk_files_stats_t *sum, const bk_files_stats_t *one)
     sum->unreadable += one->unreadable;
 }
 
+/* The last backup's figures stand for this one's until it is through. */
+static void expect(bk_ctl_t *ctl, const bk_snapshot_tree_t *like)
+{
+    if (like == NULL)
+        return;
+    atomic_fetch_add(&ctl->files_total, like->files);
+    atomic_fetch_add(&ctl->bytes_total, like->bytes);
+}
+
+static void settle(bk_ctl_t *ctl)
+{
+    atomic_store(&ctl->files_total, atomic_load(&ctl->files_done));
+    atomic_store(&ctl->bytes_total, atomic_load(&ctl->bytes_done));
+}
+
 static bk_rc_t backup_files(backup_t *b, const bk_set_files_t *files, bk_err_t *err)
 {
     bk_files_stats_t stats = {0};
+    bk_patterns_t exclude = {0};
+    bk_err_t why = {0};
+    bk_ctl_t *ctl = b->job->ctl;
+    const bk_snapshot_tree_t *previous = previous_tree(b, files);
     bk_snapshot_tree_t *tree = &b->snapshot.trees[b->snapshot.tree_count];
     bk_files_options_t options = {.name = files->name,
                                   .path = files->path,
                                   .match = &files->match_patterns,
-                                  .exclude = &files->exclude_patterns,
+                                  .exclude = &exclude,
                                   .max_size = files->max_size,
                                   .one_file_system = files->one_file_system,
                                   .cachedir = files->cachedir,
                                   .xattrs = files->xattrs,
-                                  .skip = b->skip,
-                                  .skip_count = b->skip_count,
-                                  .previous = b->scope->full ? NULL : previous_tree(b, files)};
-    bk_rc_t rc = bk_files_backup(b->session, &options, b->job->team, tree, &stats,
-                                 b->snapshot.unreadable, b->job->ctl, err);
-    add_stats(&b->files, &stats);
-    if (rc != BK_OK)
-        return rc;
+                                  .skip = b->skip.items,
+                                  .skip_count = b->skip.count,
+                                  .previous = b->scope->full ? NULL : previous};
+    expect(ctl, previous);
+    bk_rc_t rc = bk_protected_patterns(b->job->engine->set, files, &exclude, &why);
+    if (rc == BK_OK)
+        rc = bk_files_backup(b->session, &options, b->job->team, tree, &stats,
+                             b->snapshot.unreadable, ctl, &why);
+    settle(ctl);
+    bk_patterns_free(&exclude);
+    if (rc == BK_OK) {
+        free(tree->name);
+        tree->name = bk_strdup(files->name);
+        if (tree->path == NULL)
+            tree->path = bk_strdup(files->path);
+        if (tree->name == NULL || tree->path == NULL)
+            rc = bk_err_set(&why, BK_NO_MEMORY, "files %s: out of memory", files->name);
+    }
+    if (rc == BK_OK) {
+        add_stats(&b->files, &stats);
+        b->snapshot.tree_count++;
+        return BK_OK;
+    }
     free(tree->name);
-    tree->name = bk_strdup(files->name);
-    if (tree->path == NULL)
-        tree->path = bk_strdup(files->path);
-    b->snapshot.tree_count++;
-    return tree->name != NULL && tree->path != NULL
-               ? BK_OK
-               : bk_err_set(err, BK_NO_MEMORY, "files: out of memory");
+    free(tree->path);
+    memset(tree, 0, sizeof *tree);
+    return leave_out(b, "files", files->name, files->path, &why, err);
 }
 
 static bk_rc_t backup_parts(backup_t *b, bk_err_t *err)
@@ -189,7 +235,7 @@ static json_t *stats_json(const backup_t *b, const bk_session_stats_t *session)
         "dedup_ratio", session->bytes_new > 0 ? (double)seen / (double)session->bytes_new : 1.0);
 }
 
-static bk_rc_t commit(backup_t *b, json_t *result, bk_err_t *err)
+static bk_rc_t commit(backup_t *b, bk_err_t *err)
 {
     bk_snapshot_t *s = &b->snapshot;
     bk_job_t *job = b->job;
@@ -226,20 +272,30 @@ static bk_rc_t commit(backup_t *b, json_t *result, bk_err_t *err)
         bk_session_abort(b->session);
     b->session = NULL;
     bk_buf_free(&body);
-    if (rc == BK_OK)
-        json_object_set(result, "stats", s->stats);
     return rc;
 }
 
 /* What could not be read, for the job: a backup with holes is a warning, never a plain success. */
-static void report_unreadable(const backup_t *b, json_t *result)
+static void report_unreadable(const bk_snapshot_t *s, json_t *result)
 {
-    json_t *shown = json_array();
-    for (size_t i = 0; i < json_array_size(b->snapshot.unreadable) && i < UNREADABLE_SHOWN; i++)
-        json_array_append(shown, json_array_get(b->snapshot.unreadable, i));
-    json_object_set_new(result, "warnings", shown);
-    json_object_set_new(result, "unreadable_total", json_integer((json_int_t)b->files.unreadable));
-    json_object_set_new(result, "incomplete", json_boolean(b->files.unreadable > 0));
+    json_t *shown = json_array(), *item;
+    size_t i;
+    json_array_foreach(s->unreadable, i, item)
+    {
+        if (i < UNREADABLE_SHOWN)
+            json_array_append(shown, item);
+    }
+    json_object_set_new(result, "unreadable", shown);
+    json_object_set_new(result, "unreadable_total", json_integer((json_int_t)s->unreadable_total));
+    json_object_set_new(result, "incomplete", json_boolean(s->unreadable_total > 0));
+}
+
+static void report(const bk_snapshot_t *s, json_t *result)
+{
+    json_object_set_new(result, "backup_id", json_string(s->backup_id));
+    json_object_set(result, "stats", s->stats);
+    json_object_set(result, "total_size", json_object_get(s->stats, "bytes_source"));
+    report_unreadable(s, result);
 }
 
 static const bk_snapshot_t *find_previous(const bk_snapshot_list_t *list, const char *set,
@@ -254,11 +310,11 @@ static const bk_snapshot_t *find_previous(const bk_snapshot_list_t *list, const 
     return NULL;
 }
 
-/* The job's id, unless another host has used it in the same second. */
-static void choose_id(const bk_snapshot_list_t *list, char id[BK_BACKUP_ID])
+/* The wanted id, or with the first suffix that no backup has; another host may share the storage.
+ */
+static void choose_id(const bk_snapshot_list_t *list, const char *wanted, char id[BK_BACKUP_ID])
 {
-    char wanted[BK_BACKUP_ID];
-    bk_strcpy(wanted, sizeof wanted, id);
+    bk_strcpy(id, BK_BACKUP_ID, wanted);
     for (unsigned n = 2; n < 1000; n++) {
         bool taken = false;
         for (size_t i = 0; i < list->count; i++)
@@ -269,46 +325,75 @@ static void choose_id(const bk_snapshot_list_t *list, char id[BK_BACKUP_ID])
     }
 }
 
+static bk_rc_t make_snapshot(backup_t *b, json_t *result, bk_err_t *err)
+{
+    bk_engine_t *engine = b->job->engine;
+    bk_session_options_t options = {
+        .host = engine->host, .compression = engine->set->compression, .upload = b->scope->upload};
+    bk_snapshot_t *s = &b->snapshot;
+    s->started = bk_now();
+    bk_rc_t rc = bk_protected_init(&b->skip, engine->set, err);
+    if (rc == BK_OK)
+        rc = bk_session_begin(b->opened->repo, &options, b->job->ctl, &b->session, err);
+    if (rc == BK_OK)
+        rc = backup_parts(b, err);
+    bool empty = s->db_count + s->tree_count == 0;
+    if (rc == BK_OK && !empty)
+        rc = commit(b, err);
+    if (rc == BK_OK && !empty)
+        report(s, result);
+    bk_session_abort(b->session);
+    bk_protected_free(&b->skip);
+    return rc;
+}
+
+/* A resumed job whose backup was published just before it was cut off has nothing left to do. */
+static const bk_snapshot_t *made_already(const bk_snapshot_list_t *list, const bk_job_t *job,
+                                         const bk_backup_scope_t *scope)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        const bk_snapshot_t *s = &list->items[i];
+        if (strcmp(s->job, job->id) == 0 && strcmp(s->kind, scope->kind) == 0 &&
+            strcmp(s->set, job->engine->set->name) == 0 &&
+            strcmp(s->host, job->engine->host) == 0 && s->started >= job->created)
+            return s;
+    }
+    return NULL;
+}
+
 bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_t *scope,
                       json_t *result, bk_err_t *err)
 {
     bk_engine_t *engine = job->engine;
-    bk_snapshot_list_t list = {0};
-    char id[BK_BACKUP_ID];
-    bk_backup_scope_t chosen = *scope;
-    backup_t *b = calloc(1, sizeof *b);
-    if (b == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "backup: out of memory");
-    bk_snapshot_init(&b->snapshot);
-    b->job = job;
-    b->opened = opened;
-    b->scope = &chosen;
-    b->snapshot.started = bk_now();
     bk_rc_t rc = bk_engine_check_space(engine, err);
-    if (rc == BK_OK)
+    bool again = rc == BK_OK;
+    for (unsigned attempt = 1; again; attempt++) {
+        bk_snapshot_list_t list = {0};
+        backup_t *b = calloc(1, sizeof *b);
+        char id[BK_BACKUP_ID];
+        bk_backup_scope_t chosen = *scope;
+        if (b == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "backup: out of memory");
+        bk_snapshot_init(&b->snapshot);
         rc = bk_snapshot_list(opened->repo, engine->cache_dir, job->ctl, &list, err);
-    if (rc == BK_OK) {
-        bk_strcpy(id, sizeof id, scope->id);
-        choose_id(&list, id);
-        chosen.id = id;
-        b->previous = find_previous(&list, engine->set->name, engine->host);
-        collect_skip(b);
-        bk_session_options_t options = {
-            .host = engine->host, .compression = engine->set->compression, .upload = scope->upload};
-        rc = bk_session_begin(opened->repo, &options, job->ctl, &b->session, err);
+        const bk_snapshot_t *made = rc == BK_OK ? made_already(&list, job, scope) : NULL;
+        if (made != NULL) {
+            report(made, result);
+        } else if (rc == BK_OK) {
+            choose_id(&list, scope->id, id);
+            chosen.id = id;
+            b->job = job;
+            b->opened = opened;
+            b->scope = &chosen;
+            b->previous = find_previous(&list, engine->set->name, engine->host);
+            rc = make_snapshot(b, result, err);
+        }
+        bk_snapshot_free(&b->snapshot);
+        bk_snapshot_list_free(&list);
+        free(b);
+        /* Its content is stored, so that the next attempt is short. */
+        again = rc == BK_EXISTS && attempt < ATTEMPTS;
     }
-    if (rc == BK_OK)
-        rc = backup_parts(b, err);
-    if (rc == BK_OK)
-        rc = commit(b, result, err);
-    bk_session_abort(b->session);
-    if (rc == BK_OK) {
-        json_object_set_new(result, "backup_id", json_string(id));
-        report_unreadable(b, result);
-    }
-    bk_snapshot_free(&b->snapshot);
-    bk_snapshot_list_free(&list);
-    free(b);
     return rc;
 }
 
@@ -327,13 +412,12 @@ bk_rc_t bk_job_backup(bk_job_t *job, bk_err_t *err)
                                .databases = true,
                                .files = true,
                                .full = full,
-                               .upload = upload == NULL || json_is_true(upload)};
+                               .upload = !json_is_false(upload)};
     rc = bk_backup_run(job, &opened, &scope, job->result, err);
     if (rc == BK_OK) {
-        json_t *source = json_object_get(json_object_get(job->result, "stats"), "bytes_source");
-        json_object_set(job->result, "total_size", source);
         bk_err_t ignored = {0};
-        if (bk_engine_sync_from(job->engine, &opened, job->ctl, &ignored) != BK_OK)
+        bk_ctl_phase(job->ctl, "catalog");
+        if (bk_engine_sync_from(job->engine, &opened, NULL, &ignored) != BK_OK)
             bk_ctl_note(job->ctl, "the list of backups could not be refreshed: %s", ignored.text);
     }
     bk_engine_close_repo(&opened);

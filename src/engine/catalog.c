@@ -266,8 +266,8 @@ static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, 
 }
 
 /*
- * Lock held.  The equal job that makes this one needless.  Backups may follow each other, also within a second: only one
- * that already waits behind a running job stands for all later ones.
+ * Lock held.  The equal job that makes this one needless.  Backups may follow each other, also
+ * within a second: only one that already waits behind a running job stands for all later ones.
  */
 static bk_rc_t find_equal(bk_catalog_t *catalog, const bk_job_row_t *row, const char *body,
                           char id[BK_JOB_ID], bk_err_t *err)

@@ -1,7 +1,8 @@
 /*
- * engine/catalog.h: base_dir/catalog.db: jobs, idempotency keys, copies of the snapshots, a few values.  All but the history of jobs can be
- * rebuilt.  Several processes have it open at once (WAL); within a process one handle is shared under its own lock.  Calls take
- * milliseconds, never seconds.
+ * engine/catalog.h: base_dir/catalog.db: jobs, idempotency keys, copies of the snapshots, a few
+ * values.  All but the history of jobs can be rebuilt.  Several processes have it open at once
+ * (WAL); within a process one handle is shared under its own lock.  Calls take milliseconds, never
+ * seconds.
  */
 #ifndef BK_ENGINE_CATALOG_H
 #define BK_ENGINE_CATALOG_H
@@ -12,7 +13,8 @@
 
 typedef struct bk_catalog_s bk_catalog_t;
 
-/* A damaged catalog is set aside as catalog.db.damaged-<time> and a new one is made; *replaced tells. */
+/* A damaged catalog is set aside as catalog.db.damaged-<time> and a new one is made; *replaced
+ * tells. */
 bk_rc_t bk_catalog_open(const char *base_dir, bk_catalog_t **catalog, bool *replaced,
                         bk_err_t *err);
 void bk_catalog_close(bk_catalog_t *catalog);
@@ -32,8 +34,9 @@ typedef struct {
 void bk_job_row_free(bk_job_row_t *row);
 
 /*
- * Insert a queued job under id, "_2", "_3", … when that is taken; row->id is filled.  An equal job (kind, body) that is queued or
- * running: BK_CONFLICT and its id.  key (may be NULL) as bk_engine_submit says.
+ * Insert a queued job under id, "_2", "_3", … when that is taken; row->id is filled.  An equal job
+ * (kind, body) that is queued or running: BK_CONFLICT and its id.  key (may be NULL) as
+ * bk_engine_submit says.
  */
 bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *key, bool *replayed,
                           bk_err_t *err);
@@ -44,7 +47,8 @@ bk_rc_t bk_catalog_jobs(bk_catalog_t *catalog, int64_t before, unsigned limit, b
                         void *arg, uint64_t *total, bk_err_t *err);
 /* The oldest queued one becomes running; id "" when there is none. */
 bk_rc_t bk_catalog_take(bk_catalog_t *catalog, char id[BK_JOB_ID], bk_err_t *err);
-/* status, result (may be NULL) and completed = now for an ended one.  Queued: started is forgotten. */
+/* status, result (may be NULL) and completed = now for an ended one.  Queued: started is forgotten.
+ */
 bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t status,
                           const json_t *result, bk_err_t *err);
 /* Change status only when it is from now: BK_CONFLICT otherwise. */

@@ -1,6 +1,6 @@
 /*
- * engine/checks.c: the jobs that only look: validate-recovery, verify, and the self-test.  They write to scratch/ and, in the self-test, one
- * small object to the storage, which they remove.
+ * engine/checks.c: the jobs that only look: validate-recovery, verify, and the self-test.  They
+ * write to scratch/ and, in the self-test, one small object to the storage, which they remove.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -213,7 +213,7 @@ bk_rc_t bk_job_validate(bk_job_t *job, bk_err_t *err)
     if (rc == BK_OK) {
         rc = bk_snapshot_list(opened.repo, job->engine->cache_dir, job->ctl, &list, err);
         if (rc == BK_OK)
-            rc = bk_snapshot_find(&list, id != NULL ? id : "latest", &snapshot, err);
+            rc = bk_engine_find(job->engine, &list, id, &snapshot, err);
         if (rc == BK_OK)
             rc = validate(job, &opened, snapshot, result, err);
         bk_snapshot_list_free(&list);
@@ -261,7 +261,8 @@ static bk_rc_t test_storage(bk_storage_t *storage, bk_ctl_t *ctl, double *ms, bk
     return rc != BK_OK ? rc : removed;
 }
 
-/* The real road, small: read the databases, and recover the newest backup's smallest part into scratch. */
+/* The real road, small: read the databases, and recover the newest backup's smallest part into
+ * scratch. */
 static bk_rc_t test_recovery(bk_job_t *job, bk_opened_t *opened, json_t *checks, bk_err_t *err)
 {
     bk_snapshot_list_t list = {0};
@@ -272,7 +273,7 @@ static bk_rc_t test_recovery(bk_job_t *job, bk_opened_t *opened, json_t *checks,
         return BK_OK;
     }
     if (rc == BK_OK)
-        rc = bk_snapshot_find(&list, "latest", &snapshot, err);
+        rc = bk_engine_find(job->engine, &list, NULL, &snapshot, err);
     if (rc == BK_OK)
         rc = prove_databases(job, opened, snapshot, checks, err);
     bk_snapshot_list_free(&list);

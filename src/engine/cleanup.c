@@ -1,6 +1,6 @@
 /*
- * engine/cleanup.c: which backups may go, and why each of the others stays.  Removing a backup removes its snapshot; its data is
- * not collected in this version.
+ * engine/cleanup.c: which backups may go, and why each of the others stays.  Removing a backup
+ * removes its snapshot; its data is not collected in this version.
  */
 #include <stdio.h>
 #include <stdlib.h>

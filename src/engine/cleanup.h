@@ -6,7 +6,8 @@
 
 #include "engine/engine_private.h"
 
-/* Remove (or, dry, only name) the backups that nothing keeps; result as cleanup_result of docs/api.md. */
+/* Remove (or, dry, only name) the backups that nothing keeps; result as cleanup_result of
+ * docs/api.md. */
 bk_rc_t bk_cleanup_run(bk_job_t *job, bool dry_run, json_t *result, bk_err_t *err);
 /* What a recovery would do: fills job->result.  engine/recovery.c */
 bk_rc_t bk_recovery_plan(bk_job_t *job, bk_err_t *err);

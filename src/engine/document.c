@@ -1,5 +1,6 @@
 /*
- * engine/document.c: the JSON that clients see of jobs, backups and failures.  Computes; touches nothing.
+ * engine/document.c: the JSON that clients see of jobs, backups and failures.  Computes; touches
+ * nothing.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,6 @@
 /*
- * engine/engine.c: opening and owning a set, the queue, and running one job from its row to its result.
+ * engine/engine.c: opening and owning a set, the queue, and running one job from its row to its
+ * result.
  */
 #include "engine/engine.h"
 
@@ -129,7 +130,8 @@ static void find_running(void *arg, const bk_job_row_t *row)
     running->resumes[running->count++] = kinds[row->kind].resumes;
 }
 
-/* What was running when its process died.  A recovery is not repeated on its own: somebody may have mended things since. */
+/* What was running when its process died.  A recovery is not repeated on its own: somebody may have
+ * mended things since. */
 static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
 {
     running_t *running = calloc(1, sizeof *running);

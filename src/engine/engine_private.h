@@ -1,5 +1,6 @@
 /*
- * engine/engine_private.h: what the files of engine/ share: the engine, a running job, and the bodies of each kind of job.
+ * engine/engine_private.h: what the files of engine/ share: the engine, a running job, and the
+ * bodies of each kind of job.
  */
 #ifndef BK_ENGINE_ENGINE_PRIVATE_H
 #define BK_ENGINE_ENGINE_PRIVATE_H
@@ -25,8 +26,9 @@ struct bk_engine_s {
 typedef struct {
     bk_engine_t *engine;
     const char *id;
-    json_t *body;   /* checked request, borrowed */
-    json_t *result; /* object: members of the answer */
+    int64_t created; /* ns */
+    json_t *body;    /* checked request, borrowed */
+    json_t *result;  /* object: members of the answer */
     bk_team_t *team;
     bk_ctl_t *ctl;
 } bk_job_t;
@@ -64,6 +66,13 @@ typedef struct {
 bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_t *scope,
                       json_t *result, bk_err_t *err);
 
+/*
+ * By exact id; the newest of this set when id is NULL or "latest" (the storage may hold those of
+ * other sets).  BK_NOT_FOUND.
+ */
+bk_rc_t bk_engine_find(const bk_engine_t *engine, const bk_snapshot_list_t *list, const char *id,
+                       const bk_snapshot_t **found, bk_err_t *err);
+
 /* GET /backups/{id} from a snapshot; with "completed_ns" for the catalog. */
 json_t *bk_describe_snapshot(const bk_snapshot_t *snapshot, const char *storage);
 /* Snapshots of the storage into the catalog. */
@@ -72,7 +81,8 @@ bk_rc_t bk_engine_sync_from(bk_engine_t *engine, bk_opened_t *opened, bk_ctl_t *
 json_t *bk_describe_job(const bk_job_row_t *row, const char *set);
 
 /*
- * Is target inside a restore_root, links resolved?  root: that restore_root; below: the rest, in resolved.  BK_FORBIDDEN.
+ * Is target inside a restore_root, links resolved?  root: that restore_root; below: the rest, in
+ * resolved.  BK_FORBIDDEN.
  */
 bk_rc_t bk_target_check(const bk_set_t *set, const char *target, const char **root,
                         const char **below, char resolved[PATH_MAX], bk_err_t *err);

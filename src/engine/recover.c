@@ -1,5 +1,6 @@
 /*
- * engine/recover.c: the content of one backup to where it is wanted: trees through files/, databases as proved files.
+ * engine/recover.c: the content of one backup to where it is wanted: trees through files/,
+ * databases as proved files.
  */
 #include "engine/recover.h"
 
@@ -12,10 +13,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "base/publish.h"
 #include "base/str.h"
 #include "sqlite/dump.h"
+
+#define COPY_STEP (1u << 20)
 
 bool bk_overwrite_parse(const char *text, bk_overwrite_t *overwrite)
 {
@@ -46,24 +50,18 @@ static json_t *member_array(json_t *result, const char *name)
 
 /* --- files --- */
 
-/* The wanted paths that lie in this tree, relative to it, each ended by NUL in one block; whole: the tree itself is. */
+/* The wanted paths that lie in this tree, relative to it, each ended by NUL in one block; whole:
+ * the tree itself is. */
 typedef struct {
     char **items;
     size_t count;
     bool whole;
 } paths_t;
 
-static const char *strip(const char *path, const char *prefix)
+/* What of a wanted path lies in the tree, by the tree's name or by its directory; or NULL. */
+static const char *below_tree(const char *text, const bk_snapshot_tree_t *tree)
 {
-    size_t len = strlen(prefix);
-    while (len > 1 && prefix[len - 1] == '/')
-        len--;
-    if (strncmp(path, prefix, len) != 0 || (path[len] != '/' && path[len] != '\0'))
-        return NULL;
-    path += len;
-    while (*path == '/')
-        path++;
-    return path;
+    return bk_path_below(text, text[0] == '/' ? tree->path : tree->name);
 }
 
 static bk_rc_t paths_of_tree(const json_t *wanted, const bk_snapshot_tree_t *tree, paths_t *paths,
@@ -82,7 +80,7 @@ static bk_rc_t paths_of_tree(const json_t *wanted, const bk_snapshot_tree_t *tre
     json_array_foreach((json_t *)(uintptr_t)wanted, i, item)
     {
         const char *text = json_string_value(item);
-        const char *rest = strip(text, text[0] == '/' ? tree->path : tree->name);
+        const char *rest = below_tree(text, tree);
         uint8_t raw[PATH_MAX];
         if (rest == NULL)
             continue;
@@ -110,13 +108,27 @@ static void free_paths(paths_t *paths)
     free(paths->items);
 }
 
+/* In the application's own directory, what its backups leave out stays as it is. */
+static bk_rc_t kept_in_place(const bk_set_t *set, const bk_snapshot_tree_t *tree,
+                             bk_patterns_t *keep, bk_err_t *err)
+{
+    for (size_t i = 0; set != NULL && i < set->files_count; i++)
+        if (strcmp(set->files[i].name, tree->name) == 0)
+            return bk_protected_patterns(set, &set->files[i], keep, err);
+    return BK_OK;
+}
+
 static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options,
                             const bk_snapshot_tree_t *tree, bk_root_t *target, const char *subdir,
-                            bk_team_t *team, json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+                            bool in_place, bk_team_t *team, json_t *result, bk_ctl_t *ctl,
+                            bk_err_t *err)
 {
     bk_restore_stats_t stats = {0};
     paths_t paths;
+    bk_patterns_t keep = {0};
     bk_rc_t rc = paths_of_tree(options->paths, tree, &paths, err);
+    if (rc == BK_OK && in_place)
+        rc = kept_in_place(options->set, tree, &keep, err);
     if (rc == BK_OK && (paths.whole || paths.count > 0)) {
         bk_restore_options_t restore = {.tree = tree,
                                         .target = target,
@@ -128,7 +140,12 @@ static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options
                                         .delete_extra = options->delete_extra,
                                         .owners = options->owners,
                                         .dry_run = options->dry_run,
-                                        .job = options->job};
+                                        .job = options->job,
+                                        .keep = &keep};
+        if (options->skip != NULL) {
+            restore.skip = options->skip->items;
+            restore.skip_count = options->skip->count;
+        }
         rc = bk_files_restore(repo, &restore, team, &stats,
                               options->dry_run ? member_array(result, "plan") : NULL,
                               member_array(result, "files_failed"), ctl, err);
@@ -145,6 +162,7 @@ static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options
             json_object_set_new(result, "incomplete", json_true());
         }
     }
+    bk_patterns_free(&keep);
     free_paths(&paths);
     return rc;
 }
@@ -160,7 +178,7 @@ static bk_rc_t check_paths(const bk_recover_options_t *options, bk_err_t *err)
         const char *text = json_string_value(item);
         for (size_t n = 0; n < options->snapshot->tree_count; n++) {
             const bk_snapshot_tree_t *tree = &options->snapshot->trees[n];
-            found = found || strip(text, text[0] == '/' ? tree->path : tree->name) != NULL;
+            found = found || below_tree(text, tree) != NULL;
         }
         if (!found)
             return bk_err_set(err, BK_INVALID,
@@ -172,6 +190,22 @@ static bk_rc_t check_paths(const bk_recover_options_t *options, bk_err_t *err)
     return BK_OK;
 }
 
+bk_rc_t bk_root_open_nearest(const char *path, bk_root_t **root, const char **below, bk_err_t *err)
+{
+    char head[PATH_MAX];
+    struct stat st;
+    if (path[0] != '/' || !bk_strcpy(head, sizeof head, path))
+        return bk_err_set(err, BK_INVALID, "%s: must be an absolute path", path);
+    while (stat(head, &st) != 0 && (errno == ENOENT || errno == ENOTDIR) && head[1] != '\0') {
+        char *slash = strrchr(head, '/');
+        slash[slash == head] = '\0';
+    }
+    *below = path + strlen(head);
+    while (**below == '/')
+        (*below)++;
+    return bk_root_open(head, false, root, err);
+}
+
 bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options,
                          bk_recover_where_fn where, void *arg, bk_team_t *team, json_t *result,
                          bk_ctl_t *ctl, bk_err_t *err)
@@ -180,23 +214,19 @@ bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options,
     bk_rc_t rc = check_paths(options, err);
     for (size_t i = 0; i < options->snapshot->tree_count && rc == BK_OK; i++) {
         const bk_snapshot_tree_t *tree = &options->snapshot->trees[i];
-        const char *path = where(arg, tree->name);
+        const char *path = where(arg, tree->name), *below = "";
         bk_root_t *root = NULL;
-        struct stat st;
         if (path == NULL) {
             bk_ctl_note(ctl, "files %s is no longer configured: recover it into a target_directory",
                         tree->name);
             continue;
         }
-        if (options->dry_run && stat(path, &st) != 0) {
-            json_array_append_new(member_array(result, "plan"),
-                                  json_pack("{so ss}", "path", bk_json_name(path, strlen(path)),
-                                            "action", "mkdir and everything in it"));
-            continue;
-        }
-        rc = bk_root_open(path, true, &root, err);
+        if (options->dry_run)
+            rc = bk_root_open_nearest(path, &root, &below, err);
+        else if ((rc = bk_mkdirs(path, 0755, err)) == BK_OK)
+            rc = bk_root_open(path, true, &root, err);
         if (rc == BK_OK)
-            rc = recover_tree(repo, options, tree, root, "", team, result, ctl, err);
+            rc = recover_tree(repo, options, tree, root, below, true, team, result, ctl, err);
         bk_root_close(root);
     }
     return rc;
@@ -240,75 +270,210 @@ static bk_rc_t make_beneath(bk_root_t *root, const char *rel, int *fd, bk_err_t 
     return rc;
 }
 
-static bk_rc_t copy_image(const char *image, int dirfd, const char *name, uint32_t mode,
-                          bk_ctl_t *ctl, bk_err_t *err)
+/* The name of a database below a target: the last part of its path unless something else has it. */
+static bool database_file(const bk_snapshot_t *s, const bk_snapshot_db_t *db, char *out,
+                          size_t size)
+{
+    const char *slash = strrchr(db->path, '/'), *name = slash != NULL ? slash + 1 : db->path;
+    bool shared = false;
+    for (size_t i = 0; i < s->db_count; i++) {
+        const char *other = strrchr(s->dbs[i].path, '/');
+        other = other != NULL ? other + 1 : s->dbs[i].path;
+        shared = shared || (&s->dbs[i] != db && strcmp(other, name) == 0);
+    }
+    for (size_t i = 0; i < s->tree_count; i++)
+        shared = shared || strcmp(s->trees[i].name, name) == 0;
+    return *name != '\0' &&
+           bk_fmt(out, size, "%s%s%s", shared ? db->name : "", shared ? "-" : "", name);
+}
+
+typedef struct {
+    const bk_recover_options_t *options;
+    const bk_snapshot_db_t *db;
+    int dirfd;
+    const char *name;
+    const char *where; /* for messages */
+} place_t;
+
+/*
+ * What has the name is in use, or may be.  A log or journal beside it belongs to another content and
+ * would be played into this one.
+ */
+static bk_rc_t check_place(const place_t *place, bk_err_t *err)
+{
+    static const char *const companions[] = {"-wal", "-shm", "-journal"};
+    const bk_protected_t *skip = place->options->skip;
+    char name[NAME_MAX * 2];
+    struct stat st;
+    bool there = fstatat(place->dirfd, place->name, &st, AT_SYMLINK_NOFOLLOW) == 0;
+    for (size_t i = 0; there && skip != NULL && i < skip->count; i++)
+        if (skip->items[i].device == st.st_dev && skip->items[i].inode == st.st_ino)
+            return bk_err_set(err, BK_FORBIDDEN,
+                              "%s/%s is the application's own database: recover it in place "
+                              "(without target_directory), or choose another directory",
+                              place->where, place->name);
+    if (there && !S_ISREG(st.st_mode))
+        return bk_err_set(err, BK_EXISTS,
+                          "%s/%s is there and is no file: remove it, or choose another directory",
+                          place->where, place->name);
+    for (size_t i = 0; i < 3; i++) {
+        bk_fmt(name, sizeof name, "%s%s", place->name, companions[i]);
+        if (fstatat(place->dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+            return bk_err_set(err, BK_EXISTS,
+                              "%s/%s is there: a database of that name is or was in use; remove "
+                              "both, or choose another directory",
+                              place->where, name);
+    }
+    return BK_OK;
+}
+
+/* What becomes of a file that has the database's name already.  *skip: leave it. */
+static bk_rc_t make_way(const place_t *place, bool *skip, bk_err_t *err)
+{
+    bk_overwrite_t overwrite = place->options->overwrite;
+    char aside[NAME_MAX * 2];
+    struct stat st;
+    *skip = false;
+    if (fstatat(place->dirfd, place->name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return BK_OK;
+    int64_t mtime = (int64_t)st.st_mtim.tv_sec * BK_SEC + st.st_mtim.tv_nsec;
+    *skip = overwrite == BK_OVERWRITE_NEVER ||
+            (overwrite == BK_OVERWRITE_IF_NEWER && mtime >= place->db->instant);
+    if (overwrite != BK_OVERWRITE_RENAME)
+        return BK_OK;
+    bk_fmt(aside, sizeof aside, "%s.before-%s", place->name, place->options->job);
+    return renameat(place->dirfd, place->name, place->dirfd, aside) == 0
+               ? BK_OK
+               : bk_err_sys(err, errno, "rename %s in %s", place->name, place->where);
+}
+
+/* Owner and mode as they were, as far as this process may. */
+static bk_rc_t own(int fd, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
+{
+    const bk_snapshot_db_t *db = place->db;
+    if (place->options->owners && fchown(fd, db->uid, db->gid) != 0)
+        bk_ctl_note(ctl, "the owner of %s/%s could not be set", place->where, place->name);
+    return fchmod(fd, db->mode & 0777) == 0
+               ? BK_OK
+               : bk_err_sys(err, errno, "set the mode of %s/%s", place->where, place->name);
+}
+
+static bk_rc_t copy_image(int from, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_publish_t pub;
     size_t got = 1;
-    uint8_t *buffer = malloc(1u << 20);
-    int from = open(image, O_RDONLY | O_CLOEXEC);
-    bk_rc_t rc = buffer != NULL && from >= 0 ? BK_OK : bk_err_sys(err, errno, "open %s", image);
-    if (rc == BK_OK)
-        rc = bk_publish_open(&pub, dirfd, name, mode & 0777, err);
+    uint8_t *buffer = malloc(COPY_STEP);
+    if (buffer == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "recover database %s: out of memory", place->db->name);
+    bk_rc_t rc = bk_publish_open(&pub, place->dirfd, place->name, 0600, err);
     if (rc == BK_OK) {
         while (rc == BK_OK && got > 0) {
             rc = bk_ctl_check(ctl, err);
             if (rc == BK_OK)
-                rc = bk_read_all(from, buffer, 1u << 20, &got, image, err);
+                rc = bk_read_all(from, buffer, COPY_STEP, &got, place->db->name, err);
             if (rc == BK_OK)
-                rc = bk_write_all(pub.fd, buffer, got, name, err);
+                rc = bk_write_all(pub.fd, buffer, got, place->name, err);
         }
+        if (rc == BK_OK)
+            rc = own(pub.fd, place, ctl, err);
         if (rc == BK_OK)
             rc = bk_publish_commit(&pub, false, err);
         else
             bk_publish_abort(&pub);
     }
-    if (from >= 0)
-        close(from);
     free(buffer);
     return rc;
 }
 
-/* What becomes of a file that has the database's name already.  *skip: leave it. */
-static bk_rc_t make_way(const bk_recover_options_t *options, const bk_snapshot_db_t *db, int dirfd,
-                        const char *name, bool *skip, bk_err_t *err)
+/* The proved image under its name: the file itself, or a copy when it lies on another file system. */
+static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
 {
-    char aside[NAME_MAX * 2];
-    struct stat st;
-    *skip = false;
-    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-        return BK_OK;
-    int64_t mtime = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
-    *skip = options->overwrite == BK_OVERWRITE_NEVER ||
-            (options->overwrite == BK_OVERWRITE_IF_NEWER && mtime >= db->instant);
-    if (options->overwrite != BK_OVERWRITE_RENAME)
-        return BK_OK;
-    bk_fmt(aside, sizeof aside, "%s.before-%s", name, options->job);
-    return renameat(dirfd, name, dirfd, aside) == 0 ? BK_OK
-                                                    : bk_err_sys(err, errno, "rename %s", name);
+    int from = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (from < 0)
+        return bk_err_sys(err, errno, "open %s", image);
+    bk_rc_t rc = own(from, place, ctl, err);
+    if (rc == BK_OK && fsync(from) != 0)
+        rc = bk_err_sys(err, errno, "fsync %s", image);
+    if (rc == BK_OK) {
+        if (renameat(AT_FDCWD, image, place->dirfd, place->name) == 0)
+            rc = bk_fsync_dir(place->dirfd, ".", err);
+        else if (errno == EXDEV)
+            rc = copy_image(from, place, ctl, err);
+        else
+            rc = bk_err_sys(err, errno, "give %s its name in %s", place->name, place->where);
+    }
+    close(from);
+    return rc;
 }
 
-static bk_rc_t recover_database(bk_repo_t *repo, const bk_recover_options_t *options,
-                                const bk_snapshot_db_t *db, int dirfd, bk_team_t *team,
+static bk_rc_t recover_database(bk_repo_t *repo, const place_t *place, bk_team_t *team,
                                 json_t *result, bk_ctl_t *ctl, bk_err_t *err)
 {
     char image[PATH_MAX];
-    const char *slash = strrchr(db->path, '/'), *name = slash != NULL ? slash + 1 : db->path;
+    const bk_recover_options_t *options = place->options;
+    const bk_snapshot_db_t *db = place->db;
     bool skip = false;
     bk_ctl_current(ctl, db->name);
-    bk_fmt(image, sizeof image, "%s/%s-%s.db", options->scratch, options->job, db->name);
-    bk_rc_t rc = make_way(options, db, dirfd, name, &skip, err);
+    if (!bk_fmt(image, sizeof image, "%s/%s-%s.db", options->scratch, options->job, db->name))
+        return bk_err_set(err, BK_CONFIG, "%s: the path is too long", options->scratch);
+    bk_rc_t rc = check_place(place, err);
+    if (rc == BK_OK)
+        rc = make_way(place, &skip, err);
     if (rc == BK_OK && !skip) {
         rc = bk_db_materialise(repo, db, image, options->check, team, ctl, err);
         if (rc == BK_OK)
-            rc = copy_image(image, dirfd, name, db->mode, ctl, err);
+            rc = place_image(image, place, ctl, err);
         unlink(image);
     }
     if (rc == BK_OK)
         json_array_append_new(member_array(result, "databases"),
-                              json_pack("{ss ss so ss}", "name", db->name, "file", name,
+                              json_pack("{ss so so ss}", "name", db->name, "file",
+                                        bk_json_name(place->name, strlen(place->name)),
                                         "recovery_point", bk_json_time(db->instant), "action",
                                         skip ? "skipped" : "written"));
+    return rc;
+}
+
+static void plan_database(const bk_snapshot_db_t *db, const char *where, const char *name,
+                          json_t *result)
+{
+    char path[PATH_MAX];
+    bk_fmt(path, sizeof path, "%s/%s", where, name);
+    json_array_append_new(member_array(result, "plan"),
+                          json_pack("{so ss sI}", "path", bk_json_name(path, strlen(path)),
+                                    "action", "database", "size",
+                                    (json_int_t)(db->page_count * db->page_size)));
+}
+
+static bk_rc_t recover_databases(bk_repo_t *repo, const bk_recover_options_t *options,
+                                 bk_root_t *target, const char *subdir, bk_team_t *team,
+                                 json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+{
+    const bk_snapshot_t *s = options->snapshot;
+    char name[NAME_MAX + 1], where[PATH_MAX];
+    bk_rc_t rc = BK_OK;
+    int fd = -1;
+    bk_fmt(where, sizeof where, "%s%s%s", bk_root_path(target), *subdir != '\0' ? "/" : "", subdir);
+    for (size_t i = 0; i < s->db_count && rc == BK_OK; i++) {
+        const bk_snapshot_db_t *db = &s->dbs[i];
+        if (options->database != NULL && strcmp(options->database, db->name) != 0)
+            continue;
+        if (!database_file(s, db, name, sizeof name)) {
+            rc = bk_err_set(err, BK_UNSUPPORTED, "database %s: its path %s gives no file name",
+                            db->name, db->path);
+        } else if (options->dry_run) {
+            plan_database(db, where, name, result);
+        } else {
+            if (fd < 0)
+                rc = make_beneath(target, subdir, &fd, err);
+            place_t place = {
+                .options = options, .db = db, .dirfd = fd, .name = name, .where = where};
+            if (rc == BK_OK)
+                rc = recover_database(repo, &place, team, result, ctl, err);
+        }
+    }
+    if (fd >= 0)
+        close(fd);
     return rc;
 }
 
@@ -318,30 +483,18 @@ bk_rc_t bk_recover_into(bk_repo_t *repo, const bk_recover_options_t *options, bk
 {
     const bk_snapshot_t *s = options->snapshot;
     bk_rc_t rc = options->files ? check_paths(options, err) : BK_OK;
-    int fd = -1;
     bk_ctl_phase(ctl, "database");
-    for (size_t i = 0; options->databases && i < s->db_count && rc == BK_OK; i++) {
-        if (options->database != NULL && strcmp(options->database, s->dbs[i].name) != 0)
-            continue;
-        if (options->dry_run) {
-            json_array_append_new(
-                member_array(result, "plan"),
-                json_pack("{ss ss sI}", "path", s->dbs[i].path, "action", "database", "size",
-                          (json_int_t)(s->dbs[i].page_count * s->dbs[i].page_size)));
-            continue;
-        }
-        if (fd < 0)
-            rc = make_beneath(target, subdir, &fd, err);
-        if (rc == BK_OK)
-            rc = recover_database(repo, options, &s->dbs[i], fd, team, result, ctl, err);
-    }
-    if (fd >= 0)
-        close(fd);
+    if (rc == BK_OK && options->databases)
+        rc = recover_databases(repo, options, target, subdir, team, result, ctl, err);
     bk_ctl_phase(ctl, "files");
     for (size_t i = 0; options->files && i < s->tree_count && rc == BK_OK; i++) {
         char below[PATH_MAX];
-        bk_fmt(below, sizeof below, "%s%s%s", subdir, *subdir != '\0' ? "/" : "", s->trees[i].name);
-        rc = recover_tree(repo, options, &s->trees[i], target, below, team, result, ctl, err);
+        if (!bk_fmt(below, sizeof below, "%s%s%s", subdir, *subdir != '\0' ? "/" : "",
+                    s->trees[i].name))
+            rc = bk_err_set(err, BK_INVALID, "%s: the path is too long", subdir);
+        else
+            rc = recover_tree(repo, options, &s->trees[i], target, below, false, team, result, ctl,
+                              err);
     }
     return rc;
 }

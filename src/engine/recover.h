@@ -1,12 +1,15 @@
 /*
- * engine/recover.h: a backup's content into a directory, for the engine and for the command line that has no engine.
+ * engine/recover.h: a backup's content into a directory, for the engine and for the command line
+ * that has no engine.
  *
- * Below the directory lie one folder for each file tree, by its name, and each database as the last part of its path.
+ * Below the directory lie one folder for each file tree, by its name, and each database as the last
+ * part of its path.
  */
 #ifndef BK_ENGINE_RECOVER_H
 #define BK_ENGINE_RECOVER_H
 
 #include "base/team.h"
+#include "engine/protect.h"
 #include "files/fsaccess.h"
 #include "files/restore.h"
 #include "repo/snapshot.h"
@@ -17,6 +20,8 @@ typedef struct {
     const char *database;          /* only this one; NULL: all */
     const bk_patterns_t *patterns; /* NULL or empty: all files */
     json_t *paths;                 /* array of "TREE/rest", "TREE" or absolute paths; NULL: all */
+    const bk_set_t *set;           /* whose live files are left alone; NULL: there are none here */
+    const bk_protected_t *skip;    /* of set; NULL with it */
     bk_overwrite_t overwrite;
     bool delete_extra, owners, dry_run, check;
     const char *job;
@@ -24,17 +29,23 @@ typedef struct {
 } bk_recover_options_t;
 
 /*
- * result gets files_restored, bytes_restored, files_failed, databases, and plan for a dry run.  subdir: below target,
- * made when missing.
+ * result gets files_restored, bytes_restored, files_failed, databases, and plan for a dry run.
+ * subdir: below target, made when missing.
  */
 bk_rc_t bk_recover_into(bk_repo_t *repo, const bk_recover_options_t *options, bk_root_t *target,
                         const char *subdir, bk_team_t *team, json_t *result, bk_ctl_t *ctl,
                         bk_err_t *err);
-/* The trees alone, each to where(tree) with subdir "": recovery in place. */
+/* The trees alone, each to where(tree): recovery in place. */
 typedef const char *(*bk_recover_where_fn)(void *arg, const char *tree);
 bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options,
                          bk_recover_where_fn where, void *arg, bk_team_t *team, json_t *result,
                          bk_ctl_t *ctl, bk_err_t *err);
+
+/*
+ * The nearest directory that exists on the way to path, and what is below it in *below (points into
+ * path): so that a dry run can look at a target that is not made yet.
+ */
+bk_rc_t bk_root_open_nearest(const char *path, bk_root_t **root, const char **below, bk_err_t *err);
 
 /* "always", "if-newer", "never", "rename"; false for another word. */
 bool bk_overwrite_parse(const char *text, bk_overwrite_t *overwrite);

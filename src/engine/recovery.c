@@ -1,5 +1,6 @@
 /*
- * engine/recovery.c: the recovery job: which backup, what of it, where to; a safety backup first when something live is replaced.
+ * engine/recovery.c: the recovery job: which backup, what of it, where to; a safety backup first
+ * when something live is replaced.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -22,6 +23,7 @@ typedef struct {
     bk_opened_t opened;
     bk_snapshot_list_t list;
     bk_patterns_t patterns;
+    bk_protected_t skip;
     bk_recover_options_t options;
     bool in_place;
     const char *target;
@@ -50,7 +52,8 @@ static bk_rc_t read_request(recovery_t *r, bk_err_t *err)
     if (json_is_null(o->paths))
         o->paths = NULL;
     o->delete_extra = json_is_true(json_object_get(body, "delete_extra"));
-    /* Into a directory files belong to whoever looks at them; in place they come back as they were. */
+    /* Into a directory files belong to whoever looks at them; in place they come back as they were.
+     */
     o->owners = r->in_place || geteuid() == 0;
     check = json_object_get(body, "verify");
     o->check = check == NULL || !json_is_false(check);
@@ -64,7 +67,26 @@ static bk_rc_t read_request(recovery_t *r, bk_err_t *err)
             rc = bk_patterns_add(&r->patterns, json_string_value(item), err);
     }
     o->patterns = &r->patterns;
-    return rc;
+    o->set = r->job->engine->set;
+    o->skip = &r->skip;
+    return rc == BK_OK ? bk_protected_init(&r->skip, o->set, err) : rc;
+}
+
+/* What was asked for by name must be in the backup: nothing recovered is no success. */
+static bk_rc_t check_content(const bk_recover_options_t *o, bk_err_t *err)
+{
+    const bk_snapshot_t *s = o->snapshot;
+    bool found = o->database == NULL;
+    for (size_t i = 0; i < s->db_count; i++)
+        found = found || strcmp(s->dbs[i].name, o->database) == 0;
+    if (o->databases && !found)
+        return bk_err_set(err, BK_NOT_FOUND, "backup %s holds no database %s", s->backup_id,
+                          o->database);
+    if (o->databases && !o->files && s->db_count == 0)
+        return bk_err_set(err, BK_NOT_FOUND, "backup %s holds no database", s->backup_id);
+    if (o->files && !o->databases && s->tree_count == 0)
+        return bk_err_set(err, BK_NOT_FOUND, "backup %s holds no files", s->backup_id);
+    return BK_OK;
 }
 
 static bk_rc_t open_backup(recovery_t *r, bk_err_t *err)
@@ -76,14 +98,13 @@ static bk_rc_t open_backup(recovery_t *r, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_snapshot_list(r->opened.repo, engine->cache_dir, r->job->ctl, &r->list, err);
     if (rc == BK_OK)
-        rc = bk_snapshot_find(&r->list, id != NULL ? id : "latest", &r->options.snapshot, err);
+        rc = bk_engine_find(engine, &r->list, id, &r->options.snapshot, err);
     if (rc == BK_OK) {
         const bk_snapshot_t *s = r->options.snapshot;
         json_t *result = r->job->result;
         json_object_set_new(result, "source_backup", json_string(s->backup_id));
         json_object_set_new(result, "recovery_point", bk_json_time(s->instant));
-        if (r->options.databases && !r->options.files && s->db_count == 0)
-            rc = bk_err_set(err, BK_NOT_FOUND, "backup %s holds no database", s->backup_id);
+        rc = check_content(&r->options, err);
     }
     return rc;
 }
@@ -92,6 +113,7 @@ static void close_recovery(recovery_t *r)
 {
     bk_snapshot_list_free(&r->list);
     bk_patterns_free(&r->patterns);
+    bk_protected_free(&r->skip);
     bk_engine_close_repo(&r->opened);
 }
 
@@ -130,9 +152,9 @@ static bk_rc_t safety_backup(recovery_t *r, bk_err_t *err)
                                .upload = true,
                                .lenient = true};
     bk_rc_t rc = bk_backup_run(job, &r->opened, &scope, result, err);
-    if (rc == BK_OK)
+    if (rc == BK_OK && json_object_get(result, "backup_id") != NULL)
         json_object_set(job->result, "safety_backup", json_object_get(result, "backup_id"));
-    else if (rc != BK_CANCELED && rc != BK_INTERRUPTED)
+    else if (rc != BK_OK && rc != BK_CANCELED && rc != BK_INTERRUPTED)
         bk_err_wrap(err,
                     "safety backup (nothing was recovered; \"restore_safety off;\" leaves it out)");
     json_decref(result);
@@ -216,8 +238,10 @@ static bk_rc_t recover_to_target(recovery_t *r, bk_err_t *err)
     const char *root_path, *below;
     bk_root_t *root = NULL;
     bk_rc_t rc = bk_target_check(job->engine->set, r->target, &root_path, &below, resolved, err);
-    if (rc == BK_OK)
-        rc = bk_root_open(root_path, !r->options.dry_run, &root, err);
+    if (rc == BK_OK && r->options.dry_run)
+        rc = bk_root_open_nearest(resolved, &root, &below, err);
+    else if (rc == BK_OK)
+        rc = bk_root_open(root_path, true, &root, err);
     if (rc == BK_OK)
         rc = bk_recover_into(r->opened.repo, &r->options, root, below, job->team, job->result,
                              job->ctl, err);
@@ -244,15 +268,18 @@ bk_rc_t bk_job_recovery(bk_job_t *job, bk_err_t *err)
     recovery_t r = {.job = job};
     bk_rc_t rc = run(&r, err);
     if (rc == BK_OK) {
-        bk_err_t ignored = {0};
-        bk_engine_sync_from(job->engine, &r.opened, job->ctl, &ignored);
+        bool whole = !json_is_true(json_object_get(job->result, "incomplete"));
         json_object_set_new(
             job->result, "validation",
-            json_pack("{sb ss}", "valid", 1, "detail",
-                      "every chunk had its id; databases passed their digest and SQLite's check"));
+            json_pack("{sb ss}", "valid", (int)whole, "detail",
+                      whole ? "every chunk had its id; databases passed their digest and check"
+                            : "some files could not be recovered: files_failed lists them"));
         json_object_set_new(job->result, "rto_seconds",
                             json_real((double)(bk_mono() - job->ctl->started) / BK_SEC));
     }
+    /* The safety backup is in the list also when the recovery failed: it was made for that. */
+    if (r.opened.repo != NULL && bk_engine_sync_from(job->engine, &r.opened, NULL, NULL) != BK_OK)
+        bk_ctl_note(job->ctl, "the list of backups could not be refreshed");
     close_recovery(&r);
     return rc;
 }
@@ -307,8 +334,6 @@ bk_rc_t bk_recovery_plan(bk_job_t *job, bk_err_t *err)
                             json_boolean(job->engine->set->restore_safety));
     } else if (rc == BK_OK) {
         rc = recover_to_target(&r, err);
-        if (rc == BK_NOT_FOUND) /* the restore_root is made by the recovery itself */
-            rc = BK_OK;
     }
     json_object_set_new(job->result, "dry_run", json_true());
     close_recovery(&r);

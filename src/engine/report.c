@@ -1,5 +1,6 @@
 /*
- * engine/report.c: what the API answers without running a job: lists, single objects, status, health, and the plan of a dry run.
+ * engine/report.c: what the API answers without running a job: lists, single objects, status,
+ * health, and the plan of a dry run.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,6 +46,22 @@ bk_rc_t bk_engine_sync_from(bk_engine_t *engine, bk_opened_t *opened, bk_ctl_t *
     json_decref(totals);
     bk_snapshot_list_free(&list);
     return rc;
+}
+
+bk_rc_t bk_engine_find(const bk_engine_t *engine, const bk_snapshot_list_t *list, const char *id,
+                       const bk_snapshot_t **found, bk_err_t *err)
+{
+    if (id != NULL && strcmp(id, "latest") != 0)
+        return bk_snapshot_find(list, id, found, err);
+    for (size_t i = list->count; i-- > 0;) {
+        const bk_snapshot_t *s = &list->items[i];
+        if (strcmp(s->set, engine->set->name) == 0 && strcmp(s->kind, "safety") != 0) {
+            *found = s;
+            return BK_OK;
+        }
+    }
+    return bk_err_set(err, BK_NOT_FOUND, "there is no backup of %s yet%s", engine->set->name,
+                      list->count > 0 ? "; recover one of the others by its backup_id" : "");
 }
 
 /* --- lists --- */

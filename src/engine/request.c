@@ -1,5 +1,6 @@
 /*
- * engine/request.c: what a request may say.  No side effects; knows the set, the disk only to resolve a target directory.
+ * engine/request.c: what a request may say.  No side effects; knows the set, the disk only to
+ * resolve a target directory.
  */
 #include <limits.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 #include "base/json.h"
 #include "base/str.h"
 #include "engine/engine_private.h"
+#include "engine/protect.h"
 
 #define TAGS_MAX 32
 #define TEXT_MAX 1024
@@ -62,45 +64,64 @@ static bool plain_path(const char *path)
     return true;
 }
 
-/* Path without symbolic links, where its last parts need not exist yet. */
-static bool resolve(const char *path, char out[PATH_MAX])
+static bk_rc_t check_inside(const char *target, const char *resolved, const char *what,
+                            const char *dir, bk_err_t *err)
 {
-    char head[PATH_MAX];
-    bk_strcpy(head, sizeof head, path);
-    for (;;) {
-        if (realpath(head, out) != NULL) {
-            const char *rest = path + strlen(head);
-            size_t len = strlen(out);
-            while (*rest == '/')
-                rest++;
-            return *rest == '\0' ||
-                   bk_fmt(out + len, PATH_MAX - len, "%s%s", len > 1 ? "/" : "", rest);
+    char own[PATH_MAX];
+    if (dir == NULL || !bk_path_resolve(dir, own) || bk_path_below(resolved, own) == NULL)
+        return BK_OK;
+    return bk_err_set(err, BK_FORBIDDEN, "target_directory %s lies in %s %s: choose another",
+                      target, what, dir);
+}
+
+/* A directory below the target has a tree's name: it must not be where the application's files are. */
+static bk_rc_t check_live(const bk_set_t *set, const char *target, const char *resolved,
+                          bk_err_t *err)
+{
+    for (size_t i = 0; i < set->files_count; i++)
+        for (size_t n = 0; n < set->files_count; n++) {
+            char place[PATH_MAX], place_resolved[PATH_MAX], live[PATH_MAX];
+            if (bk_fmt(place, sizeof place, "%s/%s", resolved, set->files[i].name) &&
+                bk_path_resolve(place, place_resolved) &&
+                bk_path_resolve(set->files[n].path, live) && strcmp(place_resolved, live) == 0)
+                return bk_err_set(err, BK_FORBIDDEN,
+                                  "target_directory %s: files %s would be recovered onto the "
+                                  "application's own (%s): recover in place, or choose another "
+                                  "directory",
+                                  target, set->files[i].name, set->files[n].path);
         }
-        char *slash = strrchr(head, '/');
-        if (slash == NULL || (slash == head && head[1] == '\0'))
-            return false;
-        slash[slash == head] = '\0';
-    }
+    return BK_OK;
+}
+
+static bk_rc_t check_own(const bk_set_t *set, const char *target, const char *resolved,
+                         bk_err_t *err)
+{
+    bk_rc_t rc = check_inside(target, resolved, "base_dir", set->base_dir, err);
+    for (size_t i = 0; i < set->storage_count && rc == BK_OK; i++)
+        if (strcmp(set->storages[i].driver, "local") == 0)
+            rc = check_inside(target, resolved, "storage",
+                              bk_storage_config_get(&set->storages[i], "path"), err);
+    return rc == BK_OK ? check_live(set, target, resolved, err) : rc;
 }
 
 bk_rc_t bk_target_check(const bk_set_t *set, const char *target, const char **root,
                         const char **below, char resolved[PATH_MAX], bk_err_t *err)
 {
     char list[1024] = "";
-    if (!plain_path(target) || !resolve(target, resolved))
+    if (!plain_path(target) || !bk_path_resolve(target, resolved))
         return bk_err_set(err, BK_FORBIDDEN,
                           "target_directory %s: must be an absolute path without \".\" and \"..\"",
                           target);
     for (size_t i = 0; set->restore_roots != NULL && set->restore_roots[i] != NULL; i++) {
         char allowed[PATH_MAX];
-        if (!resolve(set->restore_roots[i], allowed))
-            continue;
-        size_t len = strlen(allowed), used = strlen(list);
-        if (strncmp(resolved, allowed, len) == 0 &&
-            (resolved[len] == '/' || resolved[len] == '\0')) {
+        size_t used = strlen(list);
+        const char *rest = bk_path_resolve(set->restore_roots[i], allowed)
+                               ? bk_path_below(resolved, allowed)
+                               : NULL;
+        if (rest != NULL) {
             *root = set->restore_roots[i];
-            *below = resolved + len + (resolved[len] == '/');
-            return BK_OK;
+            *below = rest;
+            return check_own(set, target, resolved, err);
         }
         bk_fmt(list + used, sizeof list - used, "%s%s", used > 0 ? ", " : "",
                set->restore_roots[i]);
@@ -175,7 +196,9 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
     want_backup_id(want);
     want_moment(want);
     want_tables(want);
-    if (bk_want_string(want, "database", &text)) {
+    /* Into a directory also what the configuration no longer has: the backup knows it. */
+    if (bk_want_string(want, "database", &text) &&
+        !json_is_string(json_object_get(want->object, "target_directory"))) {
         for (size_t i = 0; i < set->db_count; i++)
             found = found || strcmp(set->dbs[i].name, text) == 0;
         if (!found)
@@ -244,6 +267,10 @@ bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, 
         break;
     case BK_JOB_DELETE:
         want_backup_id(&want);
+        if (!json_is_string(json_object_get(object, "backup_id")))
+            bk_want_problem(&want, "backup_id", "is needed");
+        else if (strcmp(json_string_value(json_object_get(object, "backup_id")), "latest") == 0)
+            bk_want_problem(&want, "backup_id", "must name one backup: \"latest\" changes");
         break;
     case BK_JOB_TEST:
         break;

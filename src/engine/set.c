@@ -1,6 +1,6 @@
 /*
- * engine/set.c: one set as plain data: its defaults, its one validation, its redacted description.  Touches the disk only in
- * bk_set_check, and only to look.
+ * engine/set.c: one set as plain data: its defaults, its one validation, its redacted description.
+ * Touches the disk only in bk_set_check, and only to look.
  */
 #include "engine/set.h"
 
@@ -16,6 +16,7 @@
 #include "base/json.h"
 #include "base/str.h"
 #include "crypto/keyring.h"
+#include "engine/protect.h"
 
 #define DAY_MS 86400000ull
 
@@ -165,18 +166,11 @@ static bk_rc_t check_path(const char *what, const char *name, const char *direct
     return BK_OK;
 }
 
-/* inner is outer or lies below it; both without symbolic links where they exist. */
+/* inner is outer or lies below it; links are resolved as far as the paths exist. */
 static bool lies_in(const char *inner, const char *outer)
 {
     char a[PATH_MAX], b[PATH_MAX];
-    if (realpath(inner, a) == NULL)
-        bk_strcpy(a, sizeof a, inner);
-    if (realpath(outer, b) == NULL)
-        bk_strcpy(b, sizeof b, outer);
-    size_t len = strlen(b);
-    while (len > 1 && b[len - 1] == '/')
-        len--;
-    return strncmp(a, b, len) == 0 && (a[len] == '/' || a[len] == '\0' || len == 1);
+    return bk_path_resolve(inner, a) && bk_path_resolve(outer, b) && bk_path_below(a, b) != NULL;
 }
 
 static void warn(json_t *warnings, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
