@@ -1,10 +1,10 @@
 /*
  * t/lib/mkrepo.c: a small repository with every form the format has, and beside it what a restore must give back.
  *
- *   mkrepo DIRECTORY [raw | zstd | gzip]
+ *   mkrepo DIRECTORY [raw | zstd | gzip [encrypted]]
  *
  * Makes DIRECTORY/expected/<backup id>/{files/tree,databases/main} with ordinary system calls, and stores them through the
- * repository's API in DIRECTORY/storage, unencrypted.  How a file is stored follows from the first letter of its name:
+ * repository's API in DIRECTORY/storage; when encrypted, its key is in DIRECTORY/key.  How a file is stored follows from the first letter of its name:
  * i inline, c chunks, m map, s sparse.
  */
 #include <dirent.h>
@@ -351,11 +351,14 @@ int main(int argc, char **argv)
     bk_storage_config_t config = {0};
     bk_storage_t *storage;
     bk_repo_t *repo;
-    if (argc < 2 || argc > 3) {
-        fprintf(stderr, "usage: mkrepo DIRECTORY [raw | zstd | gzip]\n");
+    uint8_t key[BK_KEY_SIZE];
+    char text[80];
+    if (argc < 2 || argc > 4 || (argc == 4 && strcmp(argv[3], "encrypted") != 0)) {
+        fprintf(stderr, "usage: mkrepo DIRECTORY [raw | zstd | gzip [encrypted]]\n");
         return 2;
     }
-    const char *codec = argc == 3 ? argv[2] : "zstd";
+    bool encrypted = argc == 4;
+    const char *codec = argc >= 3 ? argv[2] : "zstd";
     bk_compression_t how = {.codec = strcmp(codec, "raw") == 0    ? BK_CODEC_RAW
                                      : strcmp(codec, "gzip") == 0 ? BK_CODEC_GZIP
                                                                   : BK_CODEC_ZSTD,
@@ -368,8 +371,18 @@ int main(int argc, char **argv)
     MUST(bk_storage_config_url(&config, url, &err));
     MUST(bk_storage_open(&config, &storage, &err));
     bk_storage_config_free(&config);
-    bk_repo_options_t options = {
-        .storage = storage, .cache_dir = cache, .spool_dir = spool, .create = true, .plain = true};
+    bk_repo_options_t options = {.storage = storage,
+                                 .cache_dir = cache,
+                                 .spool_dir = spool,
+                                 .create = true,
+                                 .plain = !encrypted,
+                                 .label = "sample"};
+    if (encrypted) {
+        bk_key_generate(key);
+        bk_key_encode(text, key);
+        write_file(argv[1], "key", text, strlen(text));
+        options.secret.key = key;
+    }
     MUST(bk_repo_open(&options, NULL, &repo, &err));
     back_up(repo, argv[1], 1, how);
     back_up(repo, argv[1], 2, how);
