@@ -193,7 +193,7 @@ static ngx_uint_t
 ngx_http_backup_equal(ngx_str_t *s, const char *text)
 {
     return s->len == ngx_strlen(text)
-           && ngx_memcmp(s->data, text, s->len) == 0;
+           && (s->len == 0 || ngx_memcmp(s->data, text, s->len) == 0);
 }
 
 

@@ -122,8 +122,11 @@ sub conf {
         }
         location = /health { backup_health app; }
 CONF
+    # A binary upgrade starts from the environment that nginx was told to keep.
+    my $env = join ' ', map { 'env ' . (split /=/)[0] . ';' } @preload;
     return <<CONF;
 load_module $module;
+$env
 daemon $daemon;
 pid $dir/nginx.pid;
 error_log $dir/error.log @{[ $self->{log_level} // 'notice' ]};
