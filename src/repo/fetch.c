@@ -22,6 +22,7 @@ typedef struct {
     bk_deliver_fn deliver;
     void *arg;
     bk_ctl_t *ctl;
+    const bk_group_t *group; /* of all reads: once one failed, the others need not go on */
 } job_t;
 
 typedef struct {
@@ -149,7 +150,7 @@ static bk_rc_t fetch_range(void *arg, bk_err_t *err)
     bk_rc_t rc = bk_ctl_check(job->ctl, err);
     if (rc == BK_OK && (bytes == NULL || raw == NULL))
         rc = bk_err_set(err, BK_NO_MEMORY, "read a pack: out of memory");
-    if (rc != BK_OK)
+    if (rc != BK_OK || bk_group_failed(job->group))
         goto done;
     bk_pack_object_name(name, &first->where.pack, first->where.kind);
     rc = bk_repo_pack_key(job->repo, &first->where.pack, first->where.kind, &key, job->ctl,
@@ -167,7 +168,7 @@ static bk_rc_t fetch_range(void *arg, bk_err_t *err)
         rc = deliver_otherwise(job, first, range->count, &failure, err);
         goto done;
     }
-    for (size_t i = 0, n; i < range->count && rc == BK_OK; i += n) {
+    for (size_t i = 0, n; i < range->count && rc == BK_OK && !bk_group_failed(job->group); i += n) {
         const place_t *place = &first[i];
         size_t offset = place->where.entry.offset - start;
         for (n = 1;
@@ -231,8 +232,8 @@ static bk_rc_t submit_pack(job_t *job, bk_team_t *team, bk_group_t *group, place
 bk_rc_t bk_repo_fetch(bk_repo_t *repo, bk_want_chunk_t *wants, size_t count, bk_team_t *team,
                       bk_deliver_fn deliver, void *arg, bk_ctl_t *ctl, bk_err_t *err)
 {
-    job_t job = {.repo = repo, .deliver = deliver, .arg = arg, .ctl = ctl};
     bk_group_t group;
+    job_t job = {.repo = repo, .deliver = deliver, .arg = arg, .ctl = ctl, .group = &group};
     bk_index_t *index;
     size_t found = 0;
 
