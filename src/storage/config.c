@@ -24,17 +24,18 @@ void bk_storage_config_free(bk_storage_config_t *config)
 bk_rc_t bk_storage_config_set(bk_storage_config_t *config, const char *key, const char *value,
                               bk_err_t *err)
 {
+    const char *name = config->name != NULL ? config->name : "";
     if (bk_storage_config_get(config, key) != NULL)
-        return bk_err_set(err, BK_CONFIG, "storage %s: \"%s\" is given twice", config->name, key);
+        return bk_err_set(err, BK_CONFIG, "storage %s: \"%s\" is given twice", name, key);
     void *more = realloc(config->settings, (config->count + 1) * sizeof *config->settings);
     if (more == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "storage %s: out of memory", config->name);
+        return bk_err_set(err, BK_NO_MEMORY, "storage %s: out of memory", name);
     config->settings = more;
     char *k = bk_strdup(key), *v = bk_strdup(value);
     if (k == NULL || v == NULL) {
         free(k);
         free(v);
-        return bk_err_set(err, BK_NO_MEMORY, "storage %s: out of memory", config->name);
+        return bk_err_set(err, BK_NO_MEMORY, "storage %s: out of memory", name);
     }
     config->settings[config->count].key = k;
     config->settings[config->count].value = v;

@@ -23,13 +23,13 @@ static const bk_storage_driver_t *find_driver(const char *name, bk_err_t *err)
 {
     char known[128] = "";
     for (size_t i = 0; i < DRIVERS; i++) {
-        if (strcmp(drivers[i]->driver, name) == 0)
+        if (name != NULL && strcmp(drivers[i]->driver, name) == 0)
             return drivers[i];
         size_t len = strlen(known);
         bk_fmt(known + len, sizeof known - len, "%s%s", i > 0 ? ", " : "", drivers[i]->driver);
     }
-    bk_err_set(err, BK_UNSUPPORTED, "this build has no storage driver \"%s\"; it has: %s", name,
-               known);
+    bk_err_set(err, BK_UNSUPPORTED, "this build has no storage driver \"%s\"; it has: %s",
+               name != NULL ? name : "", known);
     return NULL;
 }
 
@@ -73,14 +73,15 @@ bk_rc_t bk_storage_open(const bk_storage_config_t *config, bk_storage_t **st, bk
     if (driver == NULL)
         return BK_UNSUPPORTED;
     bk_storage_t *storage = calloc(1, sizeof *storage);
-    if (storage == NULL || (storage->name = bk_strdup(config->name)) == NULL) {
+    const char *name = config->name != NULL ? config->name : driver->driver;
+    if (storage == NULL || (storage->name = bk_strdup(name)) == NULL) {
         free(storage);
-        return bk_err_set(err, BK_NO_MEMORY, "open storage %s: out of memory", config->name);
+        return bk_err_set(err, BK_NO_MEMORY, "open storage %s: out of memory", name);
     }
     storage->driver = driver;
     bk_rc_t rc = driver->open(config, &storage->self, err);
     if (rc != BK_OK) {
-        bk_err_wrap(err, "%s %s", driver->driver, config->name);
+        bk_err_wrap(err, "%s %s", driver->driver, name);
         free(storage->name);
         free(storage);
         return rc;
@@ -118,9 +119,7 @@ const char *bk_storage_local_path(const bk_storage_t *st)
     return st->driver->local_path != NULL ? st->driver->local_path(st->self) : NULL;
 }
 
-/* What may be an object name: letters, digits and . _ - in components that are not ".", "..", empty
- * or temporary. */
-static bool name_valid(const char *name, bool prefix)
+bool bk_storage_name_valid(const char *name, bool prefix)
 {
     size_t len = strlen(name), start = 0;
     if (len >= BK_STORAGE_NAME || (len == 0 && !prefix))
@@ -143,7 +142,7 @@ static bool name_valid(const char *name, bool prefix)
 
 static bk_rc_t check_name(const bk_storage_t *st, const char *name, bk_err_t *err)
 {
-    if (name_valid(name, false))
+    if (bk_storage_name_valid(name, false))
         return BK_OK;
     return bk_err_set(err, BK_INVALID, "%s %s: \"%s\" is not an object name", st->driver->driver,
                       st->name, name);
@@ -152,8 +151,15 @@ static bk_rc_t check_name(const bk_storage_t *st, const char *name, bk_err_t *er
 static bk_rc_t explain(const bk_storage_t *st, const char *operation, const char *name, bk_rc_t rc,
                        bk_err_t *err)
 {
-    if (rc != BK_OK)
-        bk_err_wrap(err, "%s %s: %s %s", st->driver->driver, st->name, operation, name);
+    if (rc == BK_OK)
+        return rc;
+    if (rc == BK_IO)
+        rc = BK_STORAGE;
+    if (err != NULL) {
+        err->rc = rc;
+        bk_err_wrap(err, "%s %s: %s%s%s", st->driver->driver, st->name, operation,
+                    *name != '\0' ? " " : "", name);
+    }
     return rc;
 }
 
@@ -187,29 +193,50 @@ bk_rc_t bk_storage_get(bk_storage_t *st, const char *name, uint64_t offset, size
                    st->driver->get(st->self, name, offset, len, out, got, ctl, err), err);
 }
 
-bk_rc_t bk_storage_get_all(bk_storage_t *st, const char *name, bk_buf_t *out, bk_ctl_t *ctl,
-                           bk_err_t *err)
+/* What follows the first bytes in out: of an object too large to be replaced under its name. */
+static bk_rc_t get_rest(bk_storage_t *st, const char *name, size_t have, bk_buf_t *out,
+                        bk_ctl_t *ctl, bk_err_t *err)
 {
     uint64_t size;
     size_t got = 0;
     bk_rc_t rc = bk_storage_size(st, name, &size, ctl, err);
-    if (rc != BK_OK)
+    if (rc != BK_OK || size == have)
         return rc;
-    if (size > out->max - out->len)
+    if (size > have && size - have > out->max - out->len)
         return bk_err_set(err, BK_TOO_LARGE,
                           "%s %s: read %s: it has %llu bytes, more than expected",
                           st->driver->driver, st->name, name, (unsigned long long)size);
-    uint8_t *room = bk_buf_room(out, (size_t)size);
+    size_t rest = size > have ? (size_t)(size - have) : 0;
+    uint8_t *room = bk_buf_room(out, rest);
     if (room == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "%s %s: read %s: out of memory", st->driver->driver,
                           st->name, name);
-    if (size > 0)
-        rc = bk_storage_get(st, name, 0, (size_t)size, room, &got, ctl, err);
-    if (rc == BK_OK && got != size)
+    if (rest > 0)
+        rc = bk_storage_get(st, name, have, rest, room, &got, ctl, err);
+    if (rc == BK_OK && (rest == 0 || got != rest))
         rc = bk_err_set(err, BK_CORRUPT, "%s %s: read %s: it became shorter meanwhile",
                         st->driver->driver, st->name, name);
     if (rc == BK_OK)
         out->len += got;
+    return rc;
+}
+
+/* Most objects read so are small: one request tells their content and their end. */
+bk_rc_t bk_storage_get_all(bk_storage_t *st, const char *name, bk_buf_t *out, bk_ctl_t *ctl,
+                           bk_err_t *err)
+{
+    size_t before = out->len, left = out->max - out->len, got = 0;
+    size_t first = left < BK_STORAGE_SMALL + 1 ? left : BK_STORAGE_SMALL + 1;
+    uint8_t *room = bk_buf_room(out, first);
+    if (room == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "%s %s: read %s: out of memory", st->driver->driver,
+                          st->name, name);
+    bk_rc_t rc = bk_storage_get(st, name, 0, first, room, &got, ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    out->len += got;
+    if (got == first && (rc = get_rest(st, name, got, out, ctl, err)) != BK_OK)
+        out->len = before;
     return rc;
 }
 
@@ -222,16 +249,33 @@ bk_rc_t bk_storage_size(bk_storage_t *st, const char *name, uint64_t *size, bk_c
     return explain(st, "look at", name, st->driver->size(st->self, name, size, ctl, err), err);
 }
 
+/* Tells a failure of the caller's function from one of the driver. */
+typedef struct {
+    bk_storage_list_fn fn;
+    void *arg;
+    bool stopped;
+} visit_t;
+
+static bk_rc_t visit(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    visit_t *v = arg;
+    bk_rc_t rc = v->fn(v->arg, item, err);
+    v->stopped = rc != BK_OK;
+    return rc;
+}
+
 bk_rc_t bk_storage_list(bk_storage_t *st, const char *prefix, bk_storage_list_fn fn, void *arg,
                         bk_ctl_t *ctl, bk_err_t *err)
 {
+    visit_t v = {.fn = fn, .arg = arg};
     bk_rc_t rc = bk_ctl_check(ctl, err);
     if (rc != BK_OK)
         return rc;
-    if (!name_valid(prefix, true))
+    if (!bk_storage_name_valid(prefix, true))
         return bk_err_set(err, BK_INVALID, "%s %s: \"%s\" is not a prefix of object names",
                           st->driver->driver, st->name, prefix);
-    return st->driver->list(st->self, prefix, fn, arg, ctl, err);
+    rc = st->driver->list(st->self, prefix, visit, &v, ctl, err);
+    return v.stopped ? rc : explain(st, "list", prefix, rc, err);
 }
 
 bk_rc_t bk_storage_remove(bk_storage_t *st, const char *name, bk_ctl_t *ctl, bk_err_t *err)
@@ -247,5 +291,5 @@ bk_rc_t bk_storage_free_space(bk_storage_t *st, uint64_t *bytes, bk_err_t *err)
     *bytes = UINT64_MAX;
     if (st->driver->free_space == NULL)
         return BK_OK;
-    return explain(st, "free space", "", st->driver->free_space(st->self, bytes, err), err);
+    return explain(st, "ask for free space", "", st->driver->free_space(st->self, bytes, err), err);
 }

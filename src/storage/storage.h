@@ -1,7 +1,7 @@
 /*
  * storage/storage.h: the contract of a storage driver, and how the rest of the project uses one.
  *
- * A storage keeps immutable objects under relative names of [a-z0-9._/-] ("packs/ab/ab12…").
+ * A storage keeps immutable objects under relative names of [A-Za-z0-9._/-] ("packs/ab/ab12…").
  * Publishing is atomic: under a name there is nothing or the whole object, also after a crash; a
  * call that returned BK_OK survives power loss. A driver is one file, one row in registry.c, one
  * docs page, and passes t/unit/storage/conformance unchanged.
@@ -83,7 +83,11 @@ bk_rc_t bk_storage_put_file(bk_storage_t *st, const char *name, const char *path
 /* Bytes [offset, offset + len) into out; *got < len only when the object ends there. */
 bk_rc_t bk_storage_get(bk_storage_t *st, const char *name, uint64_t offset, size_t len, void *out,
                        size_t *got, bk_ctl_t *ctl, bk_err_t *err);
-/* The whole object, appended to out (limited by its maximum: BK_TOO_LARGE). */
+/*
+ * The whole object, appended to out (limited by its maximum: BK_TOO_LARGE).  An object of up to
+ * BK_STORAGE_SMALL bytes comes from one state also while it is being replaced.
+ */
+#define BK_STORAGE_SMALL 16384
 bk_rc_t bk_storage_get_all(bk_storage_t *st, const char *name, bk_buf_t *out, bk_ctl_t *ctl,
                            bk_err_t *err);
 bk_rc_t bk_storage_size(bk_storage_t *st, const char *name, uint64_t *size, bk_ctl_t *ctl,
@@ -98,8 +102,8 @@ bk_rc_t bk_storage_free_space(bk_storage_t *st, uint64_t *bytes, bk_err_t *err);
 
 /*
  * What a driver implements.  Required unless marked; self is the driver's own state.
- * The bk_storage_* functions above check names and add "driver name: operation object: " to
- * failures.
+ * The bk_storage_* functions above check names, add "driver name: operation object: " to failures
+ * and turn BK_IO into BK_STORAGE.
  */
 typedef struct {
     const char *driver;
