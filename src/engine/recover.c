@@ -110,11 +110,14 @@ static void free_paths(paths_t *paths)
 
 /* In the application's own directory, what its backups leave out stays as it is. */
 static bk_rc_t kept_in_place(const bk_set_t *set, const bk_snapshot_tree_t *tree,
-                             bk_patterns_t *keep, bk_err_t *err)
+                             bk_patterns_t *keep, const bk_set_files_t **files, bk_err_t *err)
 {
-    for (size_t i = 0; set != NULL && i < set->files_count; i++)
-        if (strcmp(set->files[i].name, tree->name) == 0)
+    for (size_t i = 0; set != NULL && i < set->files_count; i++) {
+        if (strcmp(set->files[i].name, tree->name) == 0) {
+            *files = &set->files[i];
             return bk_protected_patterns(set, &set->files[i], keep, err);
+        }
+    }
     return BK_OK;
 }
 
@@ -126,9 +129,10 @@ static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options
     bk_restore_stats_t stats = {0};
     paths_t paths;
     bk_patterns_t keep = {0};
+    const bk_set_files_t *files = NULL;
     bk_rc_t rc = paths_of_tree(options->paths, tree, &paths, err);
     if (rc == BK_OK && in_place)
-        rc = kept_in_place(options->set, tree, &keep, err);
+        rc = kept_in_place(options->set, tree, &keep, &files, err);
     if (rc == BK_OK && (paths.whole || paths.count > 0)) {
         bk_restore_options_t restore = {.tree = tree,
                                         .target = target,
@@ -142,6 +146,10 @@ static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options
                                         .dry_run = options->dry_run,
                                         .job = options->job,
                                         .keep = &keep};
+        if (files != NULL) {
+            restore.keep_match = &files->match_patterns;
+            restore.keep_larger = files->max_size;
+        }
         if (options->skip != NULL) {
             restore.skip = options->skip->items;
             restore.skip_count = options->skip->count;

@@ -22,9 +22,6 @@
 #define SLOTS_MAX     16384u /* alive: about 16 MiB with their content */
 #define BATCH_FULL    32u
 #define BATCH_COMPARE 256u
-#define CACHEDIR_NAME "CACHEDIR.TAG"
-/* https://bford.info/cachedir/ */
-#define CACHEDIR_SIGNATURE "Signature: 8a477f597d28d172789f06886806bc55"
 
 /* Where lane 0 is in one directory. */
 typedef struct {
@@ -39,23 +36,11 @@ typedef struct {
     size_t count, cap;
 } stack_t_; /* stack_t is POSIX's */
 
-static bool is_cache(int fd)
-{
-    char text[sizeof CACHEDIR_SIGNATURE - 1];
-    size_t got = 0;
-    int tag = openat(fd, CACHEDIR_NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (tag < 0)
-        return false;
-    bk_rc_t rc = bk_read_all(tag, text, sizeof text, &got, CACHEDIR_NAME, NULL);
-    close(tag);
-    return rc == BK_OK && got == sizeof text && memcmp(text, CACHEDIR_SIGNATURE, got) == 0;
-}
-
 /* Of a cache only the tag is kept. */
 static void keep_tag(bk_walk_t *walk, bk_frame_t *frame)
 {
     for (size_t i = 0; i < frame->names.count; i++) {
-        if (strcmp(bk_listing_name(&frame->names, i), CACHEDIR_NAME) != 0)
+        if (strcmp(bk_listing_name(&frame->names, i), BK_CACHEDIR_TAG) != 0)
             continue;
         pthread_mutex_lock(&walk->lock);
         walk->stats.excluded += frame->names.count - 1;
@@ -217,7 +202,7 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
         else if (errnum != 0)
             bk_walk_unreadable(walk, frame->path, errnum, "list directory");
     }
-    if (rc == BK_OK && options->cachedir && frame->names.count > 1 && is_cache(fd))
+    if (rc == BK_OK && options->cachedir && frame->names.count > 1 && bk_listing_is_cache(fd))
         keep_tag(walk, frame);
     if (rc == BK_OK)
         rc = describe_dir(walk, frame->slot, fd, &st, errnum == 0, err);

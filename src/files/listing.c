@@ -5,9 +5,15 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/publish.h"
+
+/* https://bford.info/cachedir/ */
+#define SIGNATURE "Signature: 8a477f597d28d172789f06886806bc55"
 #define NAMES_MAX (1u << 30) /* bytes of one directory's names */
 
 typedef struct {
@@ -96,4 +102,16 @@ void bk_listing_free(bk_listing_t *listing)
     free(listing->names);
     free(listing->places);
     *listing = (bk_listing_t){0};
+}
+
+bool bk_listing_is_cache(int fd)
+{
+    char text[sizeof SIGNATURE - 1];
+    size_t got = 0;
+    int tag = openat(fd, BK_CACHEDIR_TAG, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (tag < 0)
+        return false;
+    bk_rc_t rc = bk_read_all(tag, text, sizeof text, &got, BK_CACHEDIR_TAG, NULL);
+    close(tag);
+    return rc == BK_OK && got == sizeof text && memcmp(text, SIGNATURE, got) == 0;
 }

@@ -19,6 +19,10 @@ typedef struct {
 int bk_listing_read(int fd, bk_listing_t *listing);
 void bk_listing_free(bk_listing_t *listing);
 
+/* Whether the directory fd holds a valid CACHEDIR.TAG: what is in it can be made again. */
+#define BK_CACHEDIR_TAG "CACHEDIR.TAG"
+bool bk_listing_is_cache(int fd);
+
 static inline const char *bk_listing_name(const bk_listing_t *listing, size_t i)
 {
     return listing->names + (listing->places[i] & (SIZE_MAX >> 8));

@@ -319,14 +319,33 @@ bk_rc_t bk_place_publish(bk_restore_t *restore, int dir, const char *temporary, 
     return rc;
 }
 
+/* Would a backup with these match patterns hold it? */
+static bool would_match(const bk_patterns_t *match, const char *path, bool directory)
+{
+    size_t len = strlen(path);
+    for (const char *slash = strchr(path, '/'); slash != NULL; slash = strchr(slash + 1, '/'))
+        if (bk_patterns_take_tree(match, path, (size_t)(slash - path)))
+            return true;
+    if (directory)
+        return bk_patterns_take_tree(match, path, len) ||
+               bk_patterns_may_match_below(match, path, len);
+    return bk_patterns_match(match, path, len, false);
+}
+
 bool bk_place_protected(const bk_restore_t *restore, const char *path, const struct stat *st)
 {
     const bk_restore_options_t *options = restore->options;
+    bool directory = S_ISDIR(st->st_mode);
     for (size_t i = 0; i < options->skip_count; i++)
         if (options->skip[i].inode == st->st_ino && options->skip[i].device == st->st_dev)
             return true;
-    return options->keep != NULL && options->keep->count > 0 &&
-           bk_patterns_match(options->keep, path, strlen(path), S_ISDIR(st->st_mode));
+    if (options->keep != NULL && bk_patterns_match(options->keep, path, strlen(path), directory))
+        return true;
+    if (options->keep_match != NULL && options->keep_match->count > 0 &&
+        !would_match(options->keep_match, path, directory))
+        return true;
+    return S_ISREG(st->st_mode) && options->keep_larger > 0 &&
+           (uint64_t)st->st_size > options->keep_larger;
 }
 
 static void count_deleted(bk_restore_t *restore)

@@ -305,7 +305,8 @@ static void look_inside(run_t *run, level_t *level)
     for (size_t i = 0; i < level->extra.count && !options->dry_run; i++)
         sweep(level->fd, bk_listing_name(&level->extra, i), bk_listing_kind(&level->extra, i));
     level->remove_extra = ok && options->delete_extra && is_wanted(run, level) &&
-                          !(level->entry.flags & BK_ENTRY_DAMAGED);
+                          !level->place->other && !(level->entry.flags & BK_ENTRY_DAMAGED) &&
+                          !bk_listing_is_cache(level->fd);
     if (!level->remove_extra)
         bk_listing_free(&level->extra);
 }

@@ -40,14 +40,16 @@ typedef struct {
     size_t path_count;
     bk_overwrite_t overwrite;
     bool delete_extra; /* in what was selected as whole directories, remove what the backup has not:
-                          not sockets and devices, nor anything in a directory that the backup could
-                          not read */
+                          not sockets and devices, nor anything in a cache (CACHEDIR.TAG), on another
+                          file system, or in a directory that the backup could not read */
     bool owners;  /* set uid and gid (by name first when the name exists here); failing is a note */
     bool dry_run; /* touch nothing, fill stats and plan */
     const char *job; /* for .before-<job> and temporary names */
-    /* Never replaced nor removed: what the backup leaves out on purpose.  Both may be NULL. */
-    const bk_patterns_t *keep; /* the exclude patterns of the files block */
-    const bk_inode_t *skip;    /* databases and their companions, base_dir, storages */
+    /* Never replaced nor removed: what the backup leaves out on purpose.  All may be NULL or 0. */
+    const bk_patterns_t *keep;       /* the exclude patterns of the files block */
+    const bk_patterns_t *keep_match; /* its match patterns: what they do not select stays */
+    uint64_t keep_larger;            /* its max_size */
+    const bk_inode_t *skip;          /* databases and their companions, base_dir, storages */
     size_t skip_count;
 } bk_restore_options_t;
 
