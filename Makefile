@@ -35,7 +35,8 @@ endif
 objects = $(patsubst %,$(BUILD)/obj/$(1)/%.o,$(call list,$(1)))
 
 .PHONY: all cli helper module unit clean
-all: module cli helper
+# Where NGINX_SRC has the whole server (Debian's nginx-dev has only its headers), tests run that one.
+all: module cli helper $(if $(wildcard $(NGINX_SRC)/src/core/nginx.c),nginx)
 
 $(BUILD)/obj/%.o: src/%.c Makefile VERSION
 	@mkdir -p $(@D)

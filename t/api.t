@@ -114,6 +114,8 @@ problem_is('a target outside every restore_root',
     $t->post('/recovery', {recovery_type => 'files', restore_to_original => JSON::PP::false, target_directory => '/etc/x'}), 403,
     'Forbidden');
 
+problem_is('a very long Idempotency-Key', $t->post('/create', {}, headers => {'Idempotency-Key' => 'k' x 300}), 422, 'Invalid');
+
 # Sizes: 64 KiB is the limit however the body comes, and a body in a temporary file is read like any other.
 my $fits = {backup_type => 'weird', description => 'x' x 60_000};
 problem_is('a large body in memory', $t->post('/create', $fits), 422, 'Invalid');

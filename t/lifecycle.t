@@ -175,6 +175,34 @@ subtest 'a binary upgrade during a job' => sub {
     $t->finish;
 };
 
+subtest 'a set that cannot run says why, and runs when it can' => sub {
+    my $t = NgxBackup->new(user => 'www-data');
+    mkdir "$t->{dir}/backups/catalog.db";
+    $t->own('backups/catalog.db');
+    $t->start;
+    my $r = $t->wait_until(20, 'the reason', sub {
+        my $r = $t->get('/status');
+        return $r->{status} == 503 && $r->{json}{detail} =~ /catalog/ && $r;
+    });
+    ok($r, 'status is 503 with the reason') or diag(explain($t->get('/status')));
+    is($t->get('//health', token => '')->{status}, 503, 'health fails');
+    like($t->get('/health')->{json}{output}, qr/catalog/, 'and says why to whom it may');
+    cmp_ok($t->post('/create', {})->{status}, '>=', 500, 'nothing is accepted');
+    is($t->get('')->{status}, 200, 'nginx is alive');
+    ok((grep { /cannot run.*catalog/ } $t->log_lines), 'the log says why');
+    rmdir "$t->{dir}/backups/catalog.db";
+    ok($t->wait_until(20, 'status', sub { $t->get('/status')->{status} == 200 }), 'it runs when the cause is gone');
+    is($t->backup->{status}, 'completed', 'and backs up');
+    $t->finish;
+};
+
+subtest 'one process' => sub {
+    my $t = NgxBackup->new(user => 'www-data', main => 'thread_pool backup threads=2; master_process off;');
+    $t->start;
+    is($t->backup->{status}, 'completed', 'a backup under master_process off');
+    $t->finish;
+};
+
 subtest 'sets come and go with the configuration' => sub {
     my $t = NgxBackup->new(user => 'www-data');
     $t->start;

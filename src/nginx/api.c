@@ -288,7 +288,8 @@ ngx_http_backup_refuse(ngx_http_request_t *r, ngx_uint_t status, bk_rc_t rc,
     bk_err_clear(&err);
     bk_err_set(&err, rc, "%s", text);
 
-    ngx_http_backup_audit(r, status, NULL);
+    ngx_http_backup_audit(r, status ? status : (ngx_uint_t) bk_rc_http(rc),
+                          NULL);
 
     return ngx_http_backup_problem(r, &err, status, NULL);
 }
@@ -547,6 +548,7 @@ ngx_http_backup_dispatch(ngx_http_request_t *r, ngx_http_backup_route_t *route,
     ngx_str_t part[3])
 {
     ngx_int_t                rc;
+    ngx_str_t               *key;
     ngx_http_backup_ctx_t   *ctx;
     ngx_http_backup_call_t  *call;
 
@@ -564,6 +566,14 @@ ngx_http_backup_dispatch(ngx_http_request_t *r, ngx_http_backup_route_t *route,
                                       "This process has no threads for "
                                       "backups: restart nginx with "
                                       "master_process on");
+    }
+
+    key = ngx_http_backup_find_header(r, "idempotency-key");
+
+    if (key && key->len > NGX_HTTP_BACKUP_KEY) {
+        return ngx_http_backup_refuse(r, 0, BK_INVALID,
+                                      "Idempotency-Key must have at most "
+                                      "255 characters");
     }
 
     call = ngx_http_backup_call_new(r, route->op);

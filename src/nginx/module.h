@@ -27,6 +27,7 @@
 
 
 #define NGX_HTTP_BACKUP_BODY     65536
+#define NGX_HTTP_BACKUP_KEY      255        /* bytes of Idempotency-Key */
 #define NGX_HTTP_BACKUP_WAIT     25000      /* ms, longest wait for a job */
 #define NGX_HTTP_BACKUP_STALE    60         /* s without a sign of the runner */
 

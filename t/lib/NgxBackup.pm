@@ -7,7 +7,8 @@ package NgxBackup;
 #   my $r = $t->post('/create', {backup_type => 'full'});        # {status, headers, json, content}
 #   $t->wait_job($r->{json}{id});
 #
-# $NGINX and $NGX_MODULE choose the binaries; $NGX_BACKUP_BUILD the build directory (default build).  Everything is awaited
+# $NGINX and $NGX_MODULE choose the binaries; $NGX_BACKUP_BUILD the build directory (default build), whose own nginx is
+# taken when there is one.  Everything is awaited
 # with a bound.  The end of the object stops nginx and fails the test when the log has an [alert], [emerg] or "unknown
 # process", or when a process is left: say allow_log(qr/…/) for what a test provokes itself.
 
@@ -28,7 +29,7 @@ use Time::HiRes qw(sleep time);
 
 my $root = abs_path(dirname(__FILE__) . '/../..');
 my $build = abs_path($ENV{NGX_BACKUP_BUILD} // "$root/build") // "$root/build";
-our $nginx = $ENV{NGINX} // (-x '/usr/sbin/nginx' ? '/usr/sbin/nginx' : 'nginx');
+our $nginx = $ENV{NGINX} // (grep { -x } "$build/nginx/objs/nginx", '/usr/sbin/nginx')[0] // 'nginx';
 our $module = $ENV{NGX_MODULE} // "$build/ngx_http_backup_module.so";
 our $cli = "$build/ngx-backup";
 our $json = JSON::PP->new->canonical->allow_nonref;
