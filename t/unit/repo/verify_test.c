@@ -109,9 +109,8 @@ static void back_up(fixture_t *f, const char *id, size_t n, uint64_t seed)
     s.tree_count = s.db_count = 1;
     s.trees[0] = (bk_snapshot_tree_t){.name = bk_strdup("t"), .path = bk_strdup("/t")};
     OK(bk_tree_builder_finish(top, &s.trees[0].root, &s.trees[0].entries, &f->err), &f->err);
-    s.dbs[0] = (bk_snapshot_db_t){.name = bk_strdup("app"),
-                                  .path = bk_strdup("/app.db"),
-                                  .journal = bk_strdup("wal")};
+    s.dbs[0] = (bk_snapshot_db_t){
+        .name = bk_strdup("app"), .path = bk_strdup("/app.db"), .journal = bk_strdup("wal")};
     s.dbs[0].page_size = 4096;
     s.dbs[0].block_size = 65536;
     s.dbs[0].page_count = n * 16;
