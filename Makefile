@@ -110,7 +110,7 @@ NGX_FLAGS  := $(if $(wildcard $(NGINX_SRC)/conf_flags),$(shell bash -c \
     '. $(NGINX_SRC)/conf_flags; echo "$${NGX_CONF_FLAGS[@]}"'),--with-compat --with-threads --with-debug \
     --with-http_ssl_module --with-http_v2_module --with-http_realip_module --with-http_auth_request_module \
     --with-http_stub_status_module)
-NGX_CC_OPT := $(CFLAGS) -Wformat=2 -Wshadow -fstack-protector-strong
+NGX_CC_OPT := $(CFLAGS) -Wformat -Werror=format-security -fstack-protector-strong
 NGX_LD_OPT := -Wl,-z,relro -Wl,-z,now
 ifdef SAN
 NGX_CC_OPT += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
