@@ -278,13 +278,18 @@ static bk_rc_t commit(backup_t *b, bk_err_t *err)
 /* What could not be read, for the job: a backup with holes is a warning, never a plain success. */
 static void report_unreadable(const bk_snapshot_t *s, json_t *result)
 {
-    json_t *shown = json_array(), *item;
+    json_t *shown = json_array(), *warnings = json_array(), *item;
     size_t i;
     json_array_foreach(s->unreadable, i, item)
     {
-        if (i < UNREADABLE_SHOWN)
-            json_array_append(shown, item);
+        if (i == UNREADABLE_SHOWN)
+            break;
+        json_array_append(shown, item);
+        json_array_append_new(
+            warnings, json_sprintf("%s: %s", json_string_value(json_object_get(item, "path")),
+                                   json_string_value(json_object_get(item, "error"))));
     }
+    json_object_set_new(result, "warnings", warnings);
     json_object_set_new(result, "unreadable", shown);
     json_object_set_new(result, "unreadable_total", json_integer((json_int_t)s->unreadable_total));
     json_object_set_new(result, "incomplete", json_boolean(s->unreadable_total > 0));

@@ -8,12 +8,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/publish.h"
 #include "base/str.h"
 
 #define SCHEMA_VERSION 1
+#define BUSY_MS        10000
+#define BUSY_STEP_MS   20
 #define JSON_MAX       (64u << 20)
 #define DAY            (86400 * BK_SEC)
 
@@ -28,11 +32,11 @@ static const char schema[] =
     " kind INTEGER NOT NULL, status INTEGER NOT NULL, body TEXT NOT NULL, result TEXT, trigger "
     "TEXT,"
     " requested_by TEXT, request_id TEXT, created INTEGER NOT NULL, started INTEGER, completed "
-    "INTEGER);"
+    "INTEGER, crashes INTEGER NOT NULL DEFAULT 0);"
     "CREATE INDEX jobs_status ON jobs(status, sequence);"
     "CREATE TABLE idempotency(key TEXT PRIMARY KEY, body TEXT NOT NULL, job TEXT NOT NULL,"
     " created INTEGER NOT NULL);"
-    "CREATE TABLE backups(id TEXT PRIMARY KEY, completed INTEGER NOT NULL, seen INTEGER NOT NULL,"
+    "CREATE TABLE backups(id TEXT PRIMARY KEY, completed INTEGER NOT NULL,"
     " document TEXT NOT NULL);"
     "CREATE INDEX backups_completed ON backups(completed);"
     "CREATE TABLE state(key TEXT PRIMARY KEY, value TEXT NOT NULL, updated INTEGER NOT NULL);"
@@ -82,6 +86,38 @@ static bk_rc_t finish(bk_catalog_t *catalog, sqlite3_stmt *statement, bk_err_t *
     return rc;
 }
 
+/* The first to open a new catalog changes its mode; the others may find it locked for a moment. */
+static bk_rc_t enter_wal_mode(bk_catalog_t *catalog, bk_err_t *err)
+{
+    bk_rc_t rc = BK_BUSY;
+    for (int i = 0; i < BUSY_MS / BUSY_STEP_MS && rc == BK_BUSY; i++) {
+        if (i > 0)
+            bk_sleep_ms(BUSY_STEP_MS);
+        rc = run(catalog, "PRAGMA journal_mode=WAL", err);
+    }
+    return rc;
+}
+
+/* It is small: damage is better found now than by the statement that meets it. */
+static bk_rc_t check_pages(bk_catalog_t *catalog, bk_err_t *err)
+{
+    sqlite3_stmt *statement;
+    bk_rc_t rc = prepare(catalog, "PRAGMA quick_check(1)", &statement, err);
+    if (rc != BK_OK)
+        return rc;
+    int code = sqlite3_step(statement);
+    if (code != SQLITE_ROW) {
+        rc = failed(catalog, code, "check", err);
+    } else {
+        const char *found = (const char *)sqlite3_column_text(statement, 0);
+        if (found == NULL || strcmp(found, "ok") != 0)
+            rc = bk_err_set(err, BK_CORRUPT, "catalog %s is damaged: %s", catalog->path,
+                            found != NULL ? found : "?");
+    }
+    sqlite3_finalize(statement);
+    return rc;
+}
+
 static bk_rc_t open_database(bk_catalog_t *catalog, bk_err_t *err)
 {
     sqlite3_stmt *statement;
@@ -91,9 +127,12 @@ static bk_rc_t open_database(bk_catalog_t *catalog, bk_err_t *err)
                         SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL);
     if (code != SQLITE_OK)
         return failed(catalog, code, "open", err);
-    sqlite3_busy_timeout(catalog->db, 10000);
-    bk_rc_t rc =
-        run(catalog, "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; BEGIN IMMEDIATE", err);
+    sqlite3_busy_timeout(catalog->db, BUSY_MS);
+    bk_rc_t rc = enter_wal_mode(catalog, err);
+    if (rc == BK_OK)
+        rc = check_pages(catalog, err);
+    if (rc == BK_OK)
+        rc = run(catalog, "PRAGMA synchronous=FULL; BEGIN IMMEDIATE", err);
     if (rc != BK_OK)
         return rc;
     rc = prepare(catalog, "PRAGMA user_version", &statement, err);
@@ -132,6 +171,32 @@ static void set_aside(const bk_catalog_t *catalog)
     }
 }
 
+/* One process sets it aside; the others find the new one when they have the lock. */
+static bk_rc_t replace_damaged(bk_catalog_t *catalog, bool *replaced, bk_err_t *err)
+{
+    char path[4096];
+    int fd = -1;
+    bk_rc_t rc = BK_LOCKED;
+    bk_fmt(path, sizeof path, "%s.lock", catalog->path);
+    for (int i = 0; i < BUSY_MS / BUSY_STEP_MS && rc == BK_LOCKED; i++) {
+        if (i > 0)
+            bk_sleep_ms(BUSY_STEP_MS);
+        rc = bk_lock_file(path, &fd, err);
+    }
+    if (rc != BK_OK)
+        return rc;
+    close_database(catalog);
+    rc = open_database(catalog, err);
+    if (rc == BK_CORRUPT) {
+        close_database(catalog);
+        set_aside(catalog);
+        *replaced = true;
+        rc = open_database(catalog, err);
+    }
+    close(fd);
+    return rc;
+}
+
 bk_rc_t bk_catalog_open(const char *base_dir, bk_catalog_t **result, bool *replaced, bk_err_t *err)
 {
     char path[4096];
@@ -144,12 +209,8 @@ bk_rc_t bk_catalog_open(const char *base_dir, bk_catalog_t **result, bool *repla
     }
     pthread_mutex_init(&catalog->lock, NULL);
     bk_rc_t rc = open_database(catalog, err);
-    if (rc == BK_CORRUPT) {
-        close_database(catalog);
-        set_aside(catalog);
-        *replaced = true;
-        rc = open_database(catalog, err);
-    }
+    if (rc == BK_CORRUPT)
+        rc = replace_damaged(catalog, replaced, err);
     if (rc != BK_OK)
         bk_catalog_close(catalog);
     else
@@ -498,6 +559,24 @@ bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t
     return rc;
 }
 
+bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bk_err_t *err)
+{
+    sqlite3_stmt *statement;
+    char count[32] = "0";
+    pthread_mutex_lock(&catalog->lock);
+    bk_rc_t rc = prepare(catalog,
+                         "UPDATE jobs SET status = 0, started = NULL, crashes = crashes + 1"
+                         " WHERE id = ?1 RETURNING crashes",
+                         &statement, err);
+    if (rc == BK_OK) {
+        bind_text(statement, 1, id);
+        rc = find_text(catalog, statement, count, sizeof count, err);
+    }
+    pthread_mutex_unlock(&catalog->lock);
+    *crashes = (unsigned)strtoul(count, NULL, 10);
+    return rc == BK_NOT_FOUND ? bk_err_set(err, rc, "there is no job \"%s\"", id) : rc;
+}
+
 bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t from,
                           bk_job_status_t to, bk_err_t *err)
 {
@@ -556,38 +635,116 @@ bk_rc_t bk_catalog_prune(bk_catalog_t *catalog, unsigned keep, bk_err_t *err)
 
 /* --- backups --- */
 
-bk_rc_t bk_catalog_backups_begin(bk_catalog_t *catalog, bk_err_t *err)
+typedef struct {
+    const char *id; /* borrowed from the object */
+    json_int_t completed;
+    char *text;
+} document_t;
+
+static void free_documents(document_t *documents, size_t count)
 {
-    pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = run(catalog, "UPDATE backups SET seen = 0", err);
-    pthread_mutex_unlock(&catalog->lock);
-    return rc;
+    for (size_t i = 0; documents != NULL && i < count; i++)
+        free(documents[i].text);
+    free(documents);
 }
 
-bk_rc_t bk_catalog_backups_end(bk_catalog_t *catalog, bk_err_t *err)
-{
-    pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = run(catalog, "DELETE FROM backups WHERE seen = 0", err);
-    pthread_mutex_unlock(&catalog->lock);
-    return rc;
-}
-
-bk_rc_t bk_catalog_backup_put(bk_catalog_t *catalog, const json_t *backup, bk_err_t *err)
+/* Lock held.  Is that what the row says already? */
+static bool same_document(bk_catalog_t *catalog, const document_t *document)
 {
     sqlite3_stmt *statement;
-    char *text = dump(backup);
-    pthread_mutex_lock(&catalog->lock);
+    bool same = false;
+    if (prepare(catalog, "SELECT document FROM backups WHERE id = ?1", &statement, NULL) != BK_OK)
+        return false;
+    bind_text(statement, 1, document->id);
+    if (sqlite3_step(statement) == SQLITE_ROW)
+        same = strcmp((const char *)sqlite3_column_text(statement, 0), document->text) == 0;
+    sqlite3_finalize(statement);
+    return same;
+}
+
+static bk_rc_t put_document(bk_catalog_t *catalog, const document_t *document, bk_err_t *err)
+{
+    sqlite3_stmt *statement;
     bk_rc_t rc =
-        prepare(catalog, "INSERT OR REPLACE INTO backups VALUES(?1, ?2, 1, ?3)", &statement, err);
+        prepare(catalog, "INSERT OR REPLACE INTO backups VALUES(?1, ?2, ?3)", &statement, err);
+    if (rc != BK_OK)
+        return rc;
+    bind_text(statement, 1, document->id);
+    sqlite3_bind_int64(statement, 2, document->completed);
+    bind_text(statement, 3, document->text);
+    return finish(catalog, statement, err);
+}
+
+/* Lock held.  Remove the rows whose id is no member of known. */
+static bk_rc_t drop_unknown(bk_catalog_t *catalog, const json_t *known, bool *changed,
+                            bk_err_t *err)
+{
+    sqlite3_stmt *statement;
+    json_t *gone = json_array(), *id;
+    size_t i;
+    bk_rc_t rc = prepare(catalog, "SELECT id FROM backups", &statement, err);
     if (rc == BK_OK) {
-        bind_text(statement, 1, json_string_value(json_object_get(backup, "backup_id")));
-        sqlite3_bind_int64(statement, 2,
-                           json_integer_value(json_object_get(backup, "completed_ns")));
-        bind_text(statement, 3, text);
-        rc = finish(catalog, statement, err);
+        int code;
+        while ((code = sqlite3_step(statement)) == SQLITE_ROW) {
+            const char *text = (const char *)sqlite3_column_text(statement, 0);
+            if (text != NULL && json_object_get(known, text) == NULL)
+                json_array_append_new(gone, json_string(text));
+        }
+        if (code != SQLITE_DONE)
+            rc = failed(catalog, code, "read", err);
+        sqlite3_finalize(statement);
+    }
+    json_array_foreach(gone, i, id)
+    {
+        if (rc == BK_OK)
+            rc = prepare(catalog, "DELETE FROM backups WHERE id = ?1", &statement, err);
+        if (rc == BK_OK) {
+            bind_text(statement, 1, json_string_value(id));
+            rc = finish(catalog, statement, err);
+            *changed = true;
+        }
+    }
+    json_decref(gone);
+    return rc;
+}
+
+bk_rc_t bk_catalog_backups_replace(bk_catalog_t *catalog, const json_t *backups, bk_err_t *err)
+{
+    size_t count = json_array_size(backups);
+    document_t *documents = calloc(count + 1, sizeof *documents);
+    json_t *known = json_object();
+    bool changed = false, whole = documents != NULL && known != NULL;
+    for (size_t i = 0; whole && i < count; i++) {
+        const json_t *backup = json_array_get(backups, i);
+        documents[i].id = json_string_value(json_object_get(backup, "backup_id"));
+        documents[i].completed = json_integer_value(json_object_get(backup, "completed_ns"));
+        documents[i].text = dump(backup);
+        whole = documents[i].id != NULL && documents[i].text != NULL &&
+                json_object_set_new(known, documents[i].id, json_true()) == 0;
+    }
+    if (!whole) {
+        free_documents(documents, count);
+        json_decref(known);
+        return bk_err_set(err, BK_NO_MEMORY, "catalog: out of memory");
+    }
+    pthread_mutex_lock(&catalog->lock);
+    bk_rc_t rc = run(catalog, "BEGIN IMMEDIATE", err);
+    if (rc == BK_OK) {
+        for (size_t i = 0; rc == BK_OK && i < count; i++)
+            if (!same_document(catalog, &documents[i])) {
+                rc = put_document(catalog, &documents[i], err);
+                changed = true;
+            }
+        if (rc == BK_OK)
+            rc = drop_unknown(catalog, known, &changed, err);
+        bool commit = rc == BK_OK && changed;
+        bk_rc_t end = run(catalog, commit ? "COMMIT" : "ROLLBACK", rc == BK_OK ? err : NULL);
+        if (rc == BK_OK)
+            rc = end;
     }
     pthread_mutex_unlock(&catalog->lock);
-    free(text);
+    free_documents(documents, count);
+    json_decref(known);
     return rc;
 }
 
@@ -596,12 +753,7 @@ bk_rc_t bk_catalog_backup(bk_catalog_t *catalog, const char *id, json_t **backup
     sqlite3_stmt *statement;
     *backup = NULL;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc = prepare(catalog,
-                         strcmp(id, "latest") == 0
-                             ? "SELECT document FROM backups WHERE id NOT LIKE 'safety%'"
-                               " ORDER BY completed DESC, id DESC LIMIT 1"
-                             : "SELECT document FROM backups WHERE id = ?1",
-                         &statement, err);
+    bk_rc_t rc = prepare(catalog, "SELECT document FROM backups WHERE id = ?1", &statement, err);
     if (rc == BK_OK) {
         bind_text(statement, 1, id);
         if (sqlite3_step(statement) == SQLITE_ROW)

@@ -51,6 +51,8 @@ bk_rc_t bk_catalog_take(bk_catalog_t *catalog, char id[BK_JOB_ID], bk_err_t *err
  */
 bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t status,
                           const json_t *result, bk_err_t *err);
+/* A running job whose process died is queued again; *crashes: how often that has happened to it. */
+bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bk_err_t *err);
 /* Change status only when it is from now: BK_CONFLICT otherwise. */
 bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t from,
                           bk_job_status_t to, bk_err_t *err);
@@ -62,10 +64,11 @@ bk_rc_t bk_catalog_last(bk_catalog_t *catalog, bk_job_kind_t kind, bk_job_row_t 
 /* Drop ended jobs but the newest keep, and idempotency keys older than a day. */
 bk_rc_t bk_catalog_prune(bk_catalog_t *catalog, unsigned keep, bk_err_t *err);
 
-/* Backups: one JSON object each, as GET /backups/{id} shows it. */
-bk_rc_t bk_catalog_backups_begin(bk_catalog_t *catalog, bk_err_t *err); /* mark all as unseen */
-bk_rc_t bk_catalog_backup_put(bk_catalog_t *catalog, const json_t *backup, bk_err_t *err);
-bk_rc_t bk_catalog_backups_end(bk_catalog_t *catalog, bk_err_t *err); /* drop the unseen */
+/*
+ * Backups: one JSON object each, as GET /backups/{id} shows it, with "completed_ns".  replace puts
+ * the whole list (array) in place of the old one, at once; what is the same is not written.
+ */
+bk_rc_t bk_catalog_backups_replace(bk_catalog_t *catalog, const json_t *backups, bk_err_t *err);
 bk_rc_t bk_catalog_backup(bk_catalog_t *catalog, const char *id, json_t **backup, bk_err_t *err);
 /* Newest first; every one is parsed and given to fn, which answers false to stop. */
 typedef bool (*bk_catalog_backup_fn)(void *arg, json_t *backup);

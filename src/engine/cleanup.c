@@ -1,95 +1,192 @@
 /*
- * engine/cleanup.c: which backups may go, and why each of the others stays.  Removing a backup
- * removes its snapshot; its data is not collected in this version.
+ * engine/cleanup.c: which backups may go, and why each of the others stays; and what recoveries and
+ * damaged catalogs left aside.  Removing a backup removes its snapshot; its data is not collected in
+ * this version.
  */
+#include "engine/cleanup.h"
+
+#include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "base/str.h"
-#include "engine/cleanup.h"
 #include "engine/engine_private.h"
 
 #define NOT_COLLECTED                                                                              \
     "space of removed backups is not freed by this version: their data stays on the storage"
 
-/* Why it stays, as an array; empty: it may go. */
-static json_t *reasons(const bk_set_t *set, const bk_snapshot_t *s, const bk_snapshot_t *newest,
-                       int64_t now)
+/* --- backups --- */
+
+typedef struct {
+    const bk_snapshot_t *newest, *newest_whole, *newest_full; /* of this set; safety ones are not */
+} keepers_t;
+
+static keepers_t find_keepers(const bk_set_t *set, const bk_snapshot_list_t *list)
 {
-    json_t *why = json_array();
-    uint64_t keep = s->db_count > 0 ? set->retention_db : 0;
-    bool for_ever = (s->db_count > 0 && set->retention_db == 0) ||
-                    (s->tree_count > 0 && set->retention_files == 0);
-    if (s->tree_count > 0 && set->retention_files > keep)
-        keep = set->retention_files;
-    if (strcmp(s->set, set->name) != 0)
-        json_array_append_new(why, json_string("belongs to another set"));
-    if (s->pinned)
-        json_array_append_new(why, json_string("pinned"));
-    if (s == newest)
-        json_array_append_new(why, json_string("the newest backup"));
-    if (for_ever)
-        json_array_append_new(why, json_string("retention keeps it for ever"));
-    else if (now - s->completed < (int64_t)keep * BK_MS)
-        json_array_append_new(why, json_string("younger than retention"));
-    return why;
+    keepers_t k = {0};
+    for (size_t i = 0; i < list->count; i++) {
+        const bk_snapshot_t *s = &list->items[i];
+        if (strcmp(s->set, set->name) != 0 || strcmp(s->kind, "safety") == 0)
+            continue;
+        k.newest = s;
+        if (s->unreadable_total > 0)
+            continue;
+        k.newest_whole = s;
+        if (strcmp(s->kind, "full") == 0)
+            k.newest_full = s;
+    }
+    return k;
 }
 
-static const bk_snapshot_t *find_newest(const bk_set_t *set, const bk_snapshot_list_t *list)
+static void add_reason(json_t *reasons, bool holds, const char *text)
 {
-    for (size_t i = list->count; i-- > 0;)
-        if (strcmp(list->items[i].kind, "safety") != 0 &&
-            strcmp(list->items[i].set, set->name) == 0)
-            return &list->items[i];
-    return NULL;
+    if (holds)
+        json_array_append_new(reasons, json_string(text));
 }
+
+/* Why it stays, as an array; empty: it may go. */
+static json_t *reasons_of(const bk_set_t *set, const bk_snapshot_t *s, const keepers_t *k,
+                          int64_t now)
+{
+    json_t *reasons = json_array();
+    bool dbs = s->db_count > 0, files = s->tree_count > 0;
+    bool for_ever =
+        (dbs && set->retention_db == 0) || (files && set->retention_files == 0) || (!dbs && !files);
+    uint64_t keep = dbs ? set->retention_db : 0;
+    if (files && set->retention_files > keep)
+        keep = set->retention_files;
+    int64_t age_ms = (now - s->completed) / BK_MS;
+    add_reason(reasons, strcmp(s->set, set->name) != 0, "belongs to another set");
+    add_reason(reasons, s->pinned, "pinned");
+    add_reason(reasons, s == k->newest, "the newest backup");
+    add_reason(reasons, s == k->newest_whole, "the newest backup without warnings");
+    add_reason(reasons, s == k->newest_full, "the newest full backup without warnings");
+    add_reason(reasons, for_ever, "retention keeps it for ever");
+    add_reason(reasons, !for_ever && age_ms < (int64_t)keep, "younger than retention");
+    return reasons;
+}
+
+static bk_rc_t clean_backups(bk_job_t *job, bk_opened_t *opened, bool dry_run, json_t *kept,
+                             json_t *deleted, bk_err_t *err)
+{
+    bk_engine_t *engine = job->engine;
+    bk_snapshot_list_t list;
+    int64_t now = bk_now();
+    bk_rc_t rc = bk_snapshot_list(opened->repo, engine->cache_dir, job->ctl, &list, err);
+    if (rc != BK_OK)
+        return rc;
+    keepers_t keepers = find_keepers(engine->set, &list);
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++) {
+        const bk_snapshot_t *s = &list.items[i];
+        json_t *reasons = reasons_of(engine->set, s, &keepers, now);
+        rc = bk_ctl_check(job->ctl, err);
+        if (rc == BK_OK && json_array_size(reasons) > 0) {
+            json_array_append_new(kept, json_pack("{ss so sO}", "id", s->backup_id, "completed",
+                                                  bk_json_time(s->completed), "reasons", reasons));
+        } else if (rc == BK_OK) {
+            if (!dry_run)
+                rc = bk_snapshot_remove(opened->repo, s, job->ctl, err);
+            if (rc == BK_OK)
+                json_array_append_new(deleted, json_string(s->backup_id));
+        }
+        json_decref(reasons);
+    }
+    bk_snapshot_list_free(&list);
+    return rc;
+}
+
+/* --- what was set aside --- */
+
+/* Files of dir whose names begin with prefix and that got their name longer than age ago. */
+static void clean_aside(const char *dir, const char *prefix, int64_t age_ns, bool dry_run,
+                        json_t *removed)
+{
+    DIR *stream = opendir(dir);
+    if (stream == NULL)
+        return;
+    for (const struct dirent *entry; (entry = readdir(stream)) != NULL;) {
+        char path[PATH_MAX];
+        struct stat st;
+        if (strncmp(entry->d_name, prefix, strlen(prefix)) != 0 ||
+            !bk_fmt(path, sizeof path, "%s/%s", dir, entry->d_name) ||
+            fstatat(dirfd(stream), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
+            !S_ISREG(st.st_mode))
+            continue;
+        int64_t renamed = (int64_t)st.st_ctim.tv_sec * BK_SEC + st.st_ctim.tv_nsec;
+        if (bk_now() - renamed < age_ns)
+            continue;
+        if (dry_run || unlinkat(dirfd(stream), entry->d_name, 0) == 0)
+            json_array_append_new(removed, bk_json_name(path, strlen(path)));
+        else
+            bk_log(BK_LOG_WARN, "cleanup: %s could not be removed", path);
+    }
+    closedir(stream);
+}
+
+/* Damaged catalogs, and databases that recoveries replaced, once retention has passed. */
+static void clean_leftovers(const bk_set_t *set, bool dry_run, json_t *removed)
+{
+    if (set->retention_db == 0)
+        return;
+    int64_t age = (int64_t)set->retention_db * BK_MS;
+    clean_aside(set->base_dir, "catalog.db.damaged-", age, dry_run, removed);
+    for (size_t i = 0; i < set->db_count; i++) {
+        char dir[PATH_MAX], prefix[NAME_MAX * 2];
+        bk_strcpy(dir, sizeof dir, set->dbs[i].path);
+        char *slash = strrchr(dir, '/');
+        if (slash == NULL || slash == dir)
+            continue;
+        *slash = '\0';
+        static const char *const companions[] = {"", "-wal", "-shm", "-journal"};
+        for (size_t n = 0; n < 4; n++) {
+            bk_fmt(prefix, sizeof prefix, "%s%s.before-recovery_", slash + 1, companions[n]);
+            clean_aside(dir, prefix, age, dry_run, removed);
+        }
+    }
+}
+
+/* --- the whole --- */
 
 bk_rc_t bk_cleanup_run(bk_job_t *job, bool dry_run, json_t *result, bk_err_t *err)
 {
     bk_engine_t *engine = job->engine;
     bk_opened_t opened;
-    bk_snapshot_list_t list = {0};
-    json_t *kept = json_array(), *deleted = json_array();
-    int64_t now = bk_now();
-    json_object_set_new(result, "started", bk_json_time(now));
+    json_t *kept = json_array(), *deleted = json_array(), *leftovers = json_array();
+    json_object_set_new(result, "started", bk_json_time(bk_now()));
     json_object_set_new(result, "dry_run", json_boolean(dry_run));
     json_object_set_new(result, "kept", kept);
     json_object_set_new(result, "deleted", deleted);
+    json_object_set_new(result, "leftovers", leftovers);
     json_object_set_new(result, "freed_bytes", json_integer(0));
     json_object_set_new(result, "note", json_string(NOT_COLLECTED));
     bk_rc_t rc = bk_engine_open_repo(engine, false, job->ctl, &opened, err);
-    if (rc == BK_REPO_MISSING) {
+    if (rc == BK_OK) {
+        rc = clean_backups(job, &opened, dry_run, kept, deleted, err);
+        if (json_array_size(deleted) > 0 && !dry_run &&
+            bk_engine_sync_from(engine, &opened, NULL, NULL) != BK_OK)
+            bk_ctl_note(job->ctl, "the list of backups could not be refreshed");
+        bk_engine_close_repo(&opened);
+    } else if (rc == BK_REPO_MISSING) { /* before the first backup there is nothing to remove */
         bk_err_clear(err);
-        json_object_set_new(result, "success", json_true());
-        return BK_OK;
+        rc = BK_OK;
     }
-    if (rc != BK_OK)
-        return rc;
-    rc = bk_snapshot_list(opened.repo, engine->cache_dir, job->ctl, &list, err);
-    const bk_snapshot_t *newest = find_newest(engine->set, &list);
-    for (size_t i = 0; i < list.count && rc == BK_OK; i++) {
-        const bk_snapshot_t *s = &list.items[i];
-        json_t *why = reasons(engine->set, s, newest, now);
-        if (json_array_size(why) > 0) {
-            json_array_append_new(kept, json_pack("{ss so sO}", "id", s->backup_id, "completed",
-                                                  bk_json_time(s->completed), "reasons", why));
-        } else {
-            if (!dry_run)
-                rc = bk_snapshot_remove(opened.repo, s, job->ctl, err);
-            if (rc == BK_OK)
-                json_array_append_new(deleted, json_string(s->backup_id));
-        }
-        json_decref(why);
-    }
-    bk_snapshot_list_free(&list);
-    if (rc == BK_OK && !dry_run)
-        rc = bk_engine_sync_from(engine, &opened, job->ctl, err);
-    bk_engine_close_repo(&opened);
-    json_object_set_new(result, "completed", bk_json_time(bk_now()));
+    if (rc == BK_OK)
+        clean_leftovers(engine->set, dry_run, leftovers);
+    json_object_set_new(result, "database_cleanup", json_boolean(rc == BK_OK));
+    json_object_set_new(result, "file_cleanup", json_boolean(rc == BK_OK));
+    json_object_set_new(result, "storage_cleanup",
+                        json_pack("[{ss ss ss}]", "backend_type", engine->set->storages[0].driver,
+                                  "name", engine->set->storages[0].name, "status",
+                                  rc == BK_OK ? "completed" : "failed"));
     json_object_set_new(result, "success", json_boolean(rc == BK_OK));
+    json_object_set_new(result, "completed", bk_json_time(bk_now()));
     return rc;
 }
 
@@ -97,6 +194,7 @@ bk_rc_t bk_job_cleanup(bk_job_t *job, bk_err_t *err)
 {
     json_t *result = json_object();
     json_object_set_new(job->result, "cleanup_result", result);
+    bk_ctl_phase(job->ctl, "cleanup");
     return bk_cleanup_run(job, json_is_true(json_object_get(job->body, "dry_run")), result, err);
 }
 

@@ -153,8 +153,8 @@ json_t *bk_describe_snapshot(const bk_snapshot_t *s, const char *storage)
         json_string_value(json_object_get(json_object_get(s->config, "compression"), "method"));
     json_t *first = json_array_size(dbs) > 0 ? json_incref(json_array_get(dbs, 0)) : json_null();
     return json_pack(
-        "{ss ss ss ss so so so so sI sI so sI so so so sb sb s[s] so sO sO sI sb sI so so}",
-        "backup_id", s->backup_id, "type", s->kind, "status",
+        "{ss ss ss ss ss so so so so sI sI so sI so so so sb sb s[s] so sO sO sI sb sI so so}",
+        "backup_id", s->backup_id, "backup", s->set, "type", s->kind, "status",
         s->unreadable_total > 0 ? "warning" : "completed", "host", s->host, "parent",
         s->parent[0] != '\0' ? json_string(s->parent) : json_null(), "timestamp",
         bk_json_time(s->started), "completed", bk_json_time(s->completed), "instant",

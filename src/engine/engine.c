@@ -19,7 +19,8 @@
 #include "base/str.h"
 #include "engine/engine_private.h"
 
-#define JOBS_KEPT 1000
+#define JOBS_KEPT   1000
+#define CRASHES_MAX 20 /* times that one job may be cut off by a crash */
 
 typedef struct {
     const char *name; /* of the kind, and of ids */
@@ -130,8 +131,21 @@ static void find_running(void *arg, const bk_job_row_t *row)
     running->resumes[running->count++] = kinds[row->kind].resumes;
 }
 
-/* What was running when its process died.  A recovery is not repeated on its own: somebody may have
- * mended things since. */
+static bk_rc_t give_up(bk_engine_t *engine, const char *id, bk_err_t *err, const char *text)
+{
+    bk_err_t why = {0};
+    bk_err_set(&why, BK_INTERRUPTED, "%s", text);
+    json_t *result = json_pack("{ss so}", "error", why.text, "problem", bk_problem(&why, NULL));
+    bk_log(BK_LOG_ERROR, "backup %s: job %s: %s", engine->set->name, id, text);
+    bk_rc_t rc = bk_catalog_finish(engine->catalog, id, BK_STATUS_FAILED, result, err);
+    json_decref(result);
+    return rc;
+}
+
+/*
+ * What was running when its process died.  A recovery is not repeated on its own: somebody may have
+ * mended things since.  A job that brings its process down each time must not do so for ever.
+ */
 static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
 {
     running_t *running = calloc(1, sizeof *running);
@@ -140,21 +154,22 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", engine->set->name);
     bk_rc_t rc = bk_catalog_jobs(engine->catalog, 0, JOBS_KEPT, find_running, running, &total, err);
     for (size_t i = 0; i < running->count && rc == BK_OK; i++) {
-        json_t *result = NULL;
+        const char *id = running->ids[i];
+        unsigned crashes = 0;
         if (!running->resumes[i]) {
-            bk_err_t why = {0};
-            bk_err_set(&why, BK_INTERRUPTED,
-                       "the process was stopped in the middle of this recovery: files that are "
-                       "there are whole, "
-                       "the database is as before or recovered; run the recovery again");
-            result = json_pack("{ss so}", "error", why.text, "problem", bk_problem(&why, NULL));
+            rc = give_up(engine, id, err,
+                         "the process was stopped in the middle of this recovery: files that are "
+                         "there are whole, each database is as before or recovered; run it again");
+            continue;
         }
-        bk_log(BK_LOG_WARN, "backup %s: job %s was interrupted%s", engine->set->name,
-               running->ids[i], running->resumes[i] ? " and is queued again" : "");
-        rc = bk_catalog_finish(engine->catalog, running->ids[i],
-                               running->resumes[i] ? BK_STATUS_QUEUED : BK_STATUS_FAILED, result,
-                               err);
-        json_decref(result);
+        rc = bk_catalog_requeue(engine->catalog, id, &crashes, err);
+        if (rc == BK_OK && crashes > CRASHES_MAX)
+            rc = give_up(engine, id, err,
+                         "the process died again and again while this job ran: look for "
+                         "\"exited on signal\" and for the kernel's out of memory messages");
+        else if (rc == BK_OK)
+            bk_log(BK_LOG_WARN, "backup %s: job %s was cut off and is queued again",
+                   engine->set->name, id);
     }
     free(running);
     return rc;
@@ -398,6 +413,10 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
                     .team = team,
                     .ctl = ctl};
     rc = kinds[row.kind].run(&job, &failure);
+    if (rc == BK_INTERRUPTED && !kinds[row.kind].resumes)
+        bk_err_set(&failure, BK_INTERRUPTED,
+                   "nginx was stopped in the middle of this recovery: files that are there are "
+                   "whole, each database is as before or recovered; run it again");
     *status = ended_as(rc, row.kind, ctl, job.result);
     add_warnings(job.result, ctl);
     if (rc != BK_OK) {
@@ -405,10 +424,10 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
         json_object_set_new(job.result, "problem", bk_problem(&failure, NULL));
     }
     bk_remove_tree(engine->scratch_dir, false, &ignored);
-    /* Interrupted: the next owner takes it again. */
-    bk_rc_t stored = bk_catalog_finish(
-        engine->catalog, id, *status == BK_STATUS_INTERRUPTED ? BK_STATUS_QUEUED : *status,
-        job.result, &ignored);
+    /* Interrupted: the next owner takes it again, from the start. */
+    bool again = *status == BK_STATUS_INTERRUPTED;
+    bk_rc_t stored = bk_catalog_finish(engine->catalog, id, again ? BK_STATUS_QUEUED : *status,
+                                       again ? NULL : job.result, &ignored);
     if (stored != BK_OK)
         bk_log(BK_LOG_ERROR, "backup %s: job %s: its end could not be recorded: %s",
                engine->set->name, id, ignored.text);

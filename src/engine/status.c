@@ -1,0 +1,302 @@
+/*
+ * engine/status.c: GET /status and GET /health, from the catalog's figures and a look at the disks.
+ */
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/publish.h"
+#include "base/str.h"
+#include "engine/engine_private.h"
+
+/* A figure of the summary that bk_engine_sync_from left in the catalog; 0 before the first. */
+static json_int_t figure(const json_t *summary, const char *name)
+{
+    return json_integer_value(json_object_get(summary, name));
+}
+
+static json_t *or_null(const json_t *object, const char *name)
+{
+    json_t *value = json_object_get(object, name);
+    return value != NULL ? json_incref(value) : json_null();
+}
+
+/* --- status --- */
+
+static json_t *database_status(const bk_engine_t *engine, const json_t *summary)
+{
+    const bk_set_t *set = engine->set;
+    char wal[PATH_MAX];
+    struct stat st;
+    const char *path = set->db_count > 0 ? set->dbs[0].path : "";
+    const char *journal = json_string_value(json_object_get(summary, "journal"));
+    bool wal_mode = bk_fmt(wal, sizeof wal, "%s-wal", path) && stat(wal, &st) == 0;
+    wal_mode = set->db_count > 0 && (wal_mode || (journal != NULL && strcmp(journal, "wal") == 0));
+    return json_pack(
+        "{so sb sb sI sI sI sI so sn so}", "database_path", bk_json_name(path, strlen(path)),
+        "database_exists", (int)(set->db_count > 0 && stat(path, &st) == 0), "wal_mode_enabled",
+        (int)wal_mode, "total_backups", figure(summary, "with_database"), "full_backups",
+        figure(summary, "full"), "wal_backups", (json_int_t)0, "total_backup_size",
+        figure(summary, "database_size"), "last_full_backup", or_null(summary, "last_database"),
+        "last_wal_backup", "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
+}
+
+static json_t *files_status(const bk_engine_t *engine, const json_t *summary)
+{
+    const bk_set_t *set = engine->set;
+    json_t *directories = json_array();
+    json_int_t stored = figure(summary, "bytes");
+    json_int_t size = figure(summary, "database_size") + figure(summary, "files_size");
+    json_int_t saved = size > stored ? size - stored : 0;
+    for (size_t i = 0; i < set->files_count; i++)
+        json_array_append_new(directories,
+                              bk_json_name(set->files[i].path, strlen(set->files[i].path)));
+    return json_pack("{so sb sI sI si sI sI sI sf so}", "monitored_directories", directories,
+                     "realtime_monitoring_enabled", 0, "total_files_tracked",
+                     figure(summary, "files"), "unique_content_items", figure(summary, "chunks"),
+                     "backup_queue_size", 0, "total_original_size", figure(summary, "files_size"),
+                     "total_backup_size", stored, "deduplication_saved", saved,
+                     "storage_efficiency", size > 0 ? (double)saved / (double)size : 0.0,
+                     "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
+}
+
+static json_t *storages_status(const bk_engine_t *engine, const json_t *summary)
+{
+    const bk_storage_config_t *storage = &engine->set->storages[0];
+    const char *path = bk_storage_config_get(storage, "path");
+    struct statvfs fs;
+    bool local = path != NULL && strcmp(storage->driver, "local") == 0;
+    json_t *one =
+        json_pack("{ss ss sb sI sI}", "backend_type", storage->driver, "name", storage->name,
+                  "accessible", (int)(!local || access(path, R_OK | W_OK | X_OK) == 0),
+                  "total_size", figure(summary, "bytes"), "pack_count", figure(summary, "packs"));
+    if (local) {
+        json_object_set_new(one, "base_path", bk_json_name(path, strlen(path)));
+        if (statvfs(path, &fs) == 0) {
+            double total = (double)fs.f_blocks * (double)fs.f_frsize,
+                   left = (double)fs.f_bavail * (double)fs.f_frsize;
+            json_object_set_new(one, "disk_total", json_integer((json_int_t)total));
+            json_object_set_new(one, "disk_free", json_integer((json_int_t)left));
+            json_object_set_new(one, "disk_used", json_integer((json_int_t)(total - left)));
+            json_object_set_new(one, "disk_usage_percent",
+                                json_real(total > 0 ? 100 - 100 * left / total : 0));
+        }
+    }
+    return json_pack("[o]", one);
+}
+
+static json_t *operations(bk_engine_t *engine, const char *id, bk_ctl_t *ctl)
+{
+    json_t *all = json_object(), *job = NULL;
+    if (id == NULL || ctl == NULL || bk_engine_job(engine, id, &job, NULL) != BK_OK)
+        return all;
+    json_t *progress = bk_job_progress(ctl);
+    json_t *one = json_pack("{sO sO sO so}", "type", json_object_get(job, "type"), "started",
+                            json_object_get(job, "started"), "status",
+                            json_object_get(job, "status"), "last_updated", bk_json_time(bk_now()));
+    json_object_update(one, progress);
+    json_object_set_new(all, id, one);
+    json_decref(progress);
+    json_decref(job);
+    return all;
+}
+
+static json_t *last_cleanup(bk_engine_t *engine)
+{
+    bk_job_row_t row;
+    if (bk_catalog_last(engine->catalog, BK_JOB_CLEANUP, &row, NULL) != BK_OK)
+        return json_null();
+    json_t *time = bk_json_time(row.completed);
+    bk_job_row_free(&row);
+    return time;
+}
+
+static json_t *compression_status(const bk_set_t *set)
+{
+    static const char *const methods[] = {"none", "zstd", "gzip"};
+    static const char *const extensions[] = {"", ".zst", ".gz"};
+    return json_pack("{ss si ss sb sb}", "compression_method", methods[set->compression.codec],
+                     "compression_level", set->compression.level, "extension",
+                     extensions[set->compression.codec], "zstd_available", 1, "gzip_available", 1);
+}
+
+static json_t *system_status(bk_engine_t *engine, const json_t *summary, json_int_t good,
+                             json_int_t bad, const char *running_id, bk_ctl_t *running)
+{
+    const bk_set_t *set = engine->set;
+    json_t *current = operations(engine, running_id, running);
+    json_int_t size = figure(summary, "database_size") + figure(summary, "files_size");
+    json_t *statistics =
+        json_pack("{sI sI sI sI so so}", "total_backups", good + bad, "successful_backups", good,
+                  "failed_backups", bad, "total_size_backed_up", size, "last_full_backup",
+                  or_null(summary, "last_full"), "last_incremental_backup",
+                  or_null(summary, "last_incremental"));
+    json_t *orchestrator =
+        json_pack("{sb so sI so}", "initialized", 1, "backup_base_dir",
+                  bk_json_name(set->base_dir, strlen(set->base_dir)), "current_operations",
+                  (json_int_t)json_object_size(current), "statistics", statistics);
+    return json_pack("{so so so so so so}", "orchestrator", orchestrator, "database",
+                     database_status(engine, summary), "files", files_status(engine, summary),
+                     "compression", compression_status(set), "storage_backends",
+                     storages_status(engine, summary), "current_operations", current);
+}
+
+bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *running,
+                         json_t **status, bk_err_t *err)
+{
+    const bk_set_t *set = engine->set;
+    uint64_t counts[8];
+    json_t *summary = NULL;
+    bk_rc_t rc = bk_catalog_counts(engine->catalog, counts, err);
+    if (rc == BK_OK)
+        rc = bk_catalog_value(engine->catalog, "summary", &summary, err);
+    if (rc != BK_OK)
+        return rc;
+    bool encrypted = set->key_count > 0 || set->passphrase_file != NULL;
+    json_int_t good = (json_int_t)(counts[BK_STATUS_COMPLETED] + counts[BK_STATUS_WARNING]);
+    json_int_t bad = (json_int_t)counts[BK_STATUS_FAILED];
+    /* The history of jobs is kept for a while, and lost with a damaged catalog; backups are not. */
+    if (good < figure(summary, "total"))
+        good = figure(summary, "total");
+    json_t *configuration = json_pack(
+        "{sb sb sb sb sI}", "scheduling_enabled", 0, "realtime_monitoring", 0,
+        "compression_enabled", (int)(set->compression.codec != BK_CODEC_RAW), "encryption_enabled",
+        (int)encrypted, "storage_backends", (json_int_t)set->storage_count);
+    json_t *statistics = json_pack(
+        "{so sI sI sI so so so}", "started", bk_json_time(engine->started), "total_operations",
+        good + bad, "successful_operations", good, "failed_operations", bad, "last_full_backup",
+        or_null(summary, "last_full"), "last_incremental_backup",
+        or_null(summary, "last_incremental"), "last_cleanup", last_cleanup(engine));
+    *status = json_pack(
+        "{so ss ss sb so so so s{sI sI} sI so}", "timestamp", bk_json_time(bk_now()), "backup",
+        set->name, "version", BK_VERSION, "service_running", 1, "backup_system",
+        system_status(engine, summary, good, bad, running_id, running), "configuration",
+        configuration, "statistics", statistics, "jobs", "running",
+        (json_int_t)counts[BK_STATUS_RUNNING], "queued", (json_int_t)counts[BK_STATUS_QUEUED],
+        "backups", figure(summary, "total"), "last_successful_backup", or_null(summary, "newest"));
+    json_decref(summary);
+    return *status != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "status: out of memory");
+}
+
+/* --- health --- */
+
+typedef enum { PASS, WARN, FAIL } verdict_t;
+
+static const char *const verdicts[] = {"pass", "warn", "fail"};
+
+static void add_check(json_t *checks, const char *name, verdict_t verdict, json_t *value,
+                      const char *unit, const char *output, verdict_t *worst)
+{
+    json_t *one = json_pack("{ss so ss* ss so}", "componentType", "component", "observedValue",
+                            value, "observedUnit", unit, "status", verdicts[verdict], "time",
+                            bk_json_time(bk_now()));
+    if (output != NULL && verdict != PASS)
+        json_object_set_new(one, "output", bk_json_name(output, strlen(output)));
+    json_object_set_new(checks, name, json_pack("[o]", one));
+    if (verdict > *worst)
+        *worst = verdict;
+}
+
+static void check_age(const bk_engine_t *engine, const json_t *summary, json_t *checks,
+                      verdict_t *worst)
+{
+    json_int_t newest = figure(summary, "newest_ns");
+    int64_t age = bk_now() - newest;
+    uint64_t max = engine->set->health_max_age;
+    if (newest == 0)
+        add_check(checks, "backup:age", WARN, json_null(), "s", "there is no backup yet", worst);
+    else
+        add_check(checks, "backup:age", max > 0 && age / BK_MS > (int64_t)max ? WARN : PASS,
+                  json_integer(age / BK_SEC), "s", "the newest backup is older than health_max_age",
+                  worst);
+}
+
+static void check_snapshots(const json_t *summary, json_t *checks, verdict_t *worst)
+{
+    if (figure(summary, "damaged") > 0)
+        add_check(checks, "repository:backups", FAIL, json_integer(figure(summary, "damaged")),
+                  NULL, "backups in the storage cannot be read: run verify", worst);
+}
+
+static void check_last_job(bk_engine_t *engine, json_t *checks, verdict_t *worst)
+{
+    bk_job_row_t row;
+    if (bk_catalog_last(engine->catalog, BK_JOB_BACKUP, &row, NULL) != BK_OK)
+        return;
+    verdict_t verdict = row.status == BK_STATUS_FAILED    ? FAIL
+                        : row.status == BK_STATUS_WARNING ? WARN
+                                                          : PASS;
+    const char *error = json_string_value(json_object_get(row.result, "error"));
+    add_check(checks, "backup:result", verdict, json_string(bk_job_status_name(row.status)), NULL,
+              error != NULL ? error : "the last backup ended with warnings", worst);
+    bk_job_row_free(&row);
+}
+
+static void check_disk(bk_engine_t *engine, json_t *checks, verdict_t *worst)
+{
+    uint64_t bytes = 0;
+    bk_err_t why = {0};
+    bk_rc_t rc = bk_engine_check_space(engine, &why);
+    bk_free_space(engine->set->base_dir, &bytes, NULL);
+    add_check(checks, "disk:free", rc == BK_OK ? PASS : FAIL, json_integer((json_int_t)bytes), "By",
+              why.text, worst);
+}
+
+static void check_storage(const bk_engine_t *engine, const json_t *summary, json_t *checks,
+                          verdict_t *worst)
+{
+    const bk_storage_config_t *storage = &engine->set->storages[0];
+    const char *path = bk_storage_config_get(storage, "path");
+    char name[64], text[PATH_MAX + 128] = "";
+    bool good = path == NULL || access(path, R_OK | W_OK | X_OK) == 0 ||
+                (figure(summary, "total") == 0 && access(path, F_OK) != 0);
+    bk_fmt(name, sizeof name, "storage_%s:accessible", storage->name);
+    if (path != NULL)
+        bk_fmt(text, sizeof text,
+               "%s cannot be read and written by nginx's workers, or is not mounted", path);
+    add_check(checks, name, good ? PASS : FAIL, json_boolean(good), NULL, text, worst);
+}
+
+static void check_verified(bk_engine_t *engine, json_t *checks, verdict_t *worst)
+{
+    json_t *value = NULL;
+    if (bk_catalog_value(engine->catalog, "verify", &value, NULL) != BK_OK || value == NULL)
+        return;
+    bool good = json_is_true(json_object_get(value, "good"));
+    add_check(checks, "repository:verified", good ? PASS : FAIL, or_null(value, "time"), NULL,
+              "the last verification found damage; GET …/jobs shows it", worst);
+    json_decref(value);
+}
+
+bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
+{
+    verdict_t worst = PASS;
+    json_t *summary = NULL;
+    char description[64];
+    bk_rc_t rc = bk_catalog_value(engine->catalog, "summary", &summary, err);
+    if (rc != BK_OK)
+        return rc;
+    json_t *checks = json_object();
+    check_age(engine, summary, checks, &worst);
+    check_last_job(engine, checks, &worst);
+    check_storage(engine, summary, checks, &worst);
+    check_disk(engine, checks, &worst);
+    check_verified(engine, checks, &worst);
+    check_snapshots(summary, checks, &worst);
+    if (engine->catalog_replaced)
+        add_check(checks, "catalog:state", WARN, json_string("replaced"), NULL,
+                  "the catalog was damaged and replaced; the history of jobs is lost", &worst);
+    bk_fmt(description, sizeof description, "backup of %s", engine->set->name);
+    *health = json_pack("{ss ss ss ss ss so sb sb sI so so}", "status", verdicts[worst], "version",
+                        "1", "releaseId", BK_VERSION, "serviceId", engine->set->name, "description",
+                        description, "timestamp", bk_json_time(bk_now()), "healthy",
+                        (int)(worst != FAIL), "service_running", 1, "storage_backends_count",
+                        (json_int_t)engine->set->storage_count, "last_successful_backup",
+                        or_null(summary, "newest"), "checks", checks);
+    json_decref(summary);
+    return *health != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "health: out of memory");
+}

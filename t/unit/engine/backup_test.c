@@ -1,0 +1,405 @@
+/*
+ * t/unit/engine/backup_test.c: backups through the engine: what they report, how they fail, how
+ * they go on.
+ */
+#include "unit/engine/fixture.h"
+
+static json_t *list(fixture_t *f)
+{
+    bk_err_t err = {0};
+    json_t *answer = NULL;
+    bk_list_filter_t filter = {.limit = 100};
+    OK(bk_engine_list(f->engine, &filter, &answer, &err), &err);
+    return answer;
+}
+
+static void a_full_backup_reports_what_it_holds(void **state)
+{
+    fixture_t *f = *state;
+    json_t *job = do_job(f, BK_JOB_BACKUP,
+                         "{\"backup_type\": \"full\", \"description\": \"d\", \"tags\": [\"x\"]}",
+                         "completed");
+    assert_string_equal(text_of(job, "type"), "full_backup");
+    assert_string_equal(text_of(job, "operation_id"), text_of(job, "id"));
+    assert_string_equal(text_of(job, "backup_id"), text_of(job, "id"));
+    assert_int_equal(strncmp(text_of(job, "id"), "full_2", 6), 0);
+    assert_true(json_is_true(json_object_get(job, "success")));
+    assert_true(json_is_null(json_object_get(job, "error")));
+    assert_int_equal(int_of(job, "stats.files_new"), 4);
+    assert_int_equal(int_of(job, "stats.excluded"), 1);
+    assert_true(int_of(job, "total_size") > 20);
+    assert_true(int_of(job, "stats.bytes_stored") > 0);
+    assert_int_equal(json_array_size(json_object_get(job, "warnings")), 0);
+
+    bk_err_t err = {0};
+    json_t *backup = NULL;
+    OK(bk_engine_backup(f->engine, text_of(job, "backup_id"), &backup, &err), &err);
+    assert_string_equal(text_of(backup, "type"), "full");
+    assert_string_equal(text_of(backup, "description"), "d");
+    assert_string_equal(text_of(backup, "tags.0"), "x");
+    assert_string_equal(text_of(backup, "databases.0.name"), "main");
+    assert_string_equal(text_of(backup, "databases.0.journal"), "wal");
+    assert_string_equal(text_of(backup, "trees.0.name"), "uploads");
+    assert_int_equal(int_of(backup, "files"), 4);
+    json_decref(backup);
+    done(job);
+}
+
+static void an_incremental_backup_reads_only_what_changed(void **state)
+{
+    fixture_t *f = *state;
+    char full[BK_BACKUP_ID];
+    back_up(f, "full", full);
+    put(f, "app/uploads/a.wav", "another sound of another length");
+    put(f, "app/uploads/new.wav", "new");
+    assert_int_equal(unlink(at(f, "app/uploads/2025/c.mp3")), 0);
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "completed");
+    assert_int_equal(int_of(job, "stats.files_new"), 1);
+    assert_int_equal(int_of(job, "stats.files_changed"), 1);
+    assert_int_equal(int_of(job, "stats.files_unmodified"), 2);
+    assert_int_equal(int_of(job, "stats.files_removed"), 1);
+    json_t *backup = NULL;
+    OK(bk_engine_backup(f->engine, text_of(job, "id"), &backup, &f->err), &f->err);
+    assert_string_equal(text_of(backup, "parent"), full);
+    json_decref(backup);
+    done(job);
+}
+
+static void two_backups_in_one_second_are_two(void **state)
+{
+    fixture_t *f = *state;
+    char ids[4][BK_BACKUP_ID];
+    for (int i = 0; i < 4; i++)
+        back_up(f, "full", ids[i]);
+    for (int i = 1; i < 4; i++)
+        for (int n = 0; n < i; n++)
+            assert_string_not_equal(ids[i], ids[n]);
+    json_t *answer = list(f);
+    assert_int_equal(int_of(answer, "total"), 4);
+    assert_string_equal(text_of(answer, "backups.0.backup_id"), ids[3]);
+    assert_int_equal(json_array_size(member(answer, "available_backups.full_system_backups")), 4);
+    json_decref(answer);
+}
+
+static void an_id_that_another_host_used_gets_a_suffix(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID], job_id[BK_JOB_ID];
+    back_up(f, "full", id);
+    close_engine(f);
+    /* The same storage, another machine: its catalog knows nothing of that backup. */
+    bk_err_t err = {0};
+    OK(bk_remove_tree(at(f, "base"), true, &err), &err);
+    open_engine(f);
+    for (int i = 0; i < 50; i++) {
+        json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "completed");
+        bk_strcpy(job_id, sizeof job_id, text_of(job, "id"));
+        assert_int_equal(strncmp(text_of(job, "backup_id"), job_id, strlen(job_id)), 0);
+        bool same_second = strcmp(job_id, id) == 0;
+        if (same_second)
+            assert_string_not_equal(text_of(job, "backup_id"), id);
+        done(job);
+        if (!same_second)
+            break;
+    }
+    json_t *answer = list(f);
+    assert_true(int_of(answer, "total") >= 2);
+    json_decref(answer);
+}
+
+static void a_missing_database_fails_the_backup(void **state)
+{
+    fixture_t *f = *state;
+    assert_int_equal(rename(at(f, "app/app.db"), at(f, "app/elsewhere.db")), 0);
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_contains(text_of(job, "error"), "app.db");
+    assert_true(json_is_false(json_object_get(job, "success")));
+    assert_string_equal(text_of(job, "problem.code"), "NotFound");
+    done(job);
+    json_t *answer = list(f);
+    assert_int_equal(int_of(answer, "total"), 0);
+    json_decref(answer);
+    assert_int_equal(rename(at(f, "app/elsewhere.db"), at(f, "app/app.db")), 0);
+    done(do_job(f, BK_JOB_BACKUP, NULL, "completed"));
+}
+
+static void a_vanished_tree_fails_the_backup(void **state)
+{
+    fixture_t *f = *state;
+    assert_int_equal(rename(at(f, "app/transcripts"), at(f, "app/moved")), 0);
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_contains(text_of(job, "error"), "transcripts");
+    done(job);
+    assert_int_equal(rename(at(f, "app/moved"), at(f, "app/transcripts")), 0);
+    done(do_job(f, BK_JOB_BACKUP, NULL, "completed"));
+}
+
+static void unreadable(fixture_t *f)
+{
+    assert_int_equal(chmod(at(f, "app/uploads/a.wav"), 0), 0);
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "warning");
+    assert_true(json_is_true(json_object_get(job, "success")));
+    assert_int_equal(int_of(job, "unreadable_total"), 1);
+    assert_contains(text_of(job, "warnings.0"), "a.wav");
+    assert_contains(text_of(job, "unreadable.0.path"), "a.wav");
+    json_t *backup = NULL;
+    OK(bk_engine_backup(f->engine, text_of(job, "id"), &backup, &f->err), &f->err);
+    assert_string_equal(text_of(backup, "status"), "warning");
+    json_decref(backup);
+    done(job);
+}
+
+static void an_unreadable_file_is_a_warning_with_its_name(void **state)
+{
+    as_nobody(*state, unreadable);
+}
+
+static void read_only(fixture_t *f)
+{
+    bk_err_t err = {0};
+    assert_int_equal(chmod(at(f, "base/spool"), 0500), 0);
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_contains(text_of(job, "error"), "spool");
+    done(job);
+    assert_int_equal(chmod(at(f, "base/spool"), 0700), 0);
+    done(do_job(f, BK_JOB_BACKUP, NULL, "completed"));
+    close_engine(f);
+    assert_int_equal(chmod(at(f, "base"), 0500), 0);
+    assert_int_equal(chmod(at(f, "base/catalog.db"), 0400), 0);
+    assert_int_not_equal(bk_engine_open(&f->set, &f->engine, &err), BK_OK);
+    assert_contains(err.text, "base");
+    f->engine = NULL;
+    assert_int_equal(chmod(at(f, "base"), 0700), 0);
+    assert_int_equal(chmod(at(f, "base/catalog.db"), 0600), 0);
+    open_engine(f);
+}
+
+static void a_directory_that_cannot_be_written_is_named(void **state)
+{
+    as_nobody(*state, read_only);
+}
+
+static void the_wrong_key_is_told(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    put_key(f, "k1.key", 2);
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_string_equal(text_of(job, "problem.code"), "WrongKey");
+    done(job);
+    /* A second key that is right opens it. */
+    put_key(f, "k2.key", 1);
+    assert_non_null(bk_set_add_key(&f->set, "k2", at(f, "k2.key")));
+    done(do_job(f, BK_JOB_BACKUP, NULL, "completed"));
+}
+
+static void a_repository_with_a_key_is_not_opened_without(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    free(f->set.keys[0].id);
+    free(f->set.keys[0].file);
+    f->set.key_count = 0;
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_contains(text_of(job, "error"), "encrypt");
+    done(job);
+}
+
+static void too_little_space_is_refused_before_anything_is_read(void **state)
+{
+    fixture_t *f = *state;
+    f->set.min_free = UINT64_MAX / 2;
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_string_equal(text_of(job, "problem.code"), "NoSpace");
+    assert_contains(text_of(job, "error"), "min_free");
+    done(job);
+}
+
+static void nothing_of_a_canceled_backup_is_listed(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID];
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
+    OK(bk_engine_take(f->engine, id, &f->err), &f->err);
+    bk_ctl_init(&f->ctl);
+    bk_ctl_stop(&f->ctl, BK_CANCELED);
+    assert_int_equal(run_taken(f, id), BK_STATUS_CANCELED);
+    bk_ctl_free(&f->ctl);
+    json_t *job = job_of(f, id);
+    assert_string_equal(text_of(job, "status"), "canceled");
+    done(job);
+    json_t *answer = list(f);
+    assert_int_equal(int_of(answer, "total"), 0);
+    json_decref(answer);
+    done(do_job(f, BK_JOB_BACKUP, NULL, "completed"));
+}
+
+/* Stops the job as soon as it has read something. */
+static void *stop_soon(void *arg)
+{
+    bk_ctl_t *ctl = arg;
+    for (int i = 0; i < 20000 && atomic_load(&ctl->bytes_done) == 0; i++)
+        usleep(200);
+    bk_ctl_stop(ctl, BK_INTERRUPTED);
+    return NULL;
+}
+
+static void an_interrupted_backup_is_queued_again_and_completes(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID], again[BK_JOB_ID];
+    pthread_t stopper;
+    char *big = malloc(60000);
+    for (int i = 0; i < 300; i++) {
+        char name[64];
+        test_fill((uint8_t *)big, 59999, (uint64_t)i);
+        for (int n = 0; n < 59999; n++)
+            big[n] = (char)('a' + (unsigned char)big[n] % 26);
+        big[59999] = '\0';
+        bk_fmt(name, sizeof name, "app/uploads/big/%d.wav", i);
+        put(f, name, big);
+    }
+    free(big);
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
+    OK(bk_engine_take(f->engine, again, &f->err), &f->err);
+    bk_ctl_init(&f->ctl);
+    assert_int_equal(pthread_create(&stopper, NULL, stop_soon, &f->ctl), 0);
+    bk_job_status_t status = run_taken(f, id);
+    pthread_join(stopper, NULL);
+    bk_ctl_free(&f->ctl);
+    assert_int_equal(status, BK_STATUS_INTERRUPTED);
+    json_t *job = job_of(f, id);
+    assert_string_equal(text_of(job, "status"), "queued");
+    assert_true(json_is_null(json_object_get(job, "error")));
+    assert_true(json_is_null(json_object_get(job, "started")));
+    done(job);
+    close_engine(f);
+    open_engine(f);
+    assert_int_equal(run_next(f, again), BK_STATUS_COMPLETED);
+    assert_string_equal(again, id);
+}
+
+static void a_backup_whose_process_died_is_queued_again(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID], again[BK_JOB_ID];
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
+    OK(bk_engine_take(f->engine, again, &f->err), &f->err);
+    close_engine(f); /* as a crash leaves it: running */
+    open_engine(f);
+    assert_int_equal(run_next(f, again), BK_STATUS_COMPLETED);
+    assert_string_equal(again, id);
+}
+
+static void a_job_that_always_kills_its_process_ends(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID], taken[BK_JOB_ID] = "x";
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
+    for (int i = 0; i < 100 && taken[0] != '\0'; i++) {
+        OK(bk_engine_take(f->engine, taken, &f->err), &f->err);
+        close_engine(f);
+        open_engine(f);
+    }
+    json_t *job = job_of(f, id);
+    assert_string_equal(text_of(job, "status"), "failed");
+    assert_contains(text_of(job, "error"), "died");
+    done(job);
+}
+
+static void a_resumed_backup_that_was_published_is_not_made_twice(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID];
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "completed");
+    bk_strcpy(id, sizeof id, text_of(job, "id"));
+    done(job);
+    close_engine(f);
+    /* As when the process died between the two: published, and still running in the catalog. */
+    sqlite3 *db = open_db(f, "base/catalog.db");
+    sql(db, "UPDATE jobs SET status = 1, result = NULL, completed = NULL");
+    sqlite3_close(db);
+    open_engine(f);
+    char again[BK_JOB_ID];
+    assert_int_equal(run_next(f, again), BK_STATUS_COMPLETED);
+    job = job_of(f, id);
+    assert_string_equal(text_of(job, "backup_id"), id);
+    assert_int_equal(int_of(job, "stats.files"), 4);
+    done(job);
+    json_t *answer = list(f);
+    assert_int_equal(int_of(answer, "total"), 1);
+    json_decref(answer);
+}
+
+static void without_upload_the_next_backup_ships_it(void **state)
+{
+    fixture_t *f = *state;
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"upload_to_storage\": false}", "completed");
+    char id[BK_BACKUP_ID], next[BK_BACKUP_ID];
+    bk_strcpy(id, sizeof id, text_of(job, "backup_id"));
+    done(job);
+    json_t *answer = list(f);
+    assert_int_equal(int_of(answer, "total"), 1);
+    json_decref(answer);
+    back_up(f, "incremental", next);
+    bk_err_t err = {0};
+    OK(bk_remove_tree(at(f, "base/spool"), false, &err), &err);
+    OK(bk_engine_sync(f->engine, NULL, &err), &err);
+    answer = list(f);
+    assert_int_equal(int_of(answer, "total"), 2);
+    assert_string_equal(text_of(answer, "backups.1.backup_id"), id);
+    json_decref(answer);
+}
+
+static void databases_and_journals_inside_a_tree_are_left_out(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    free(f->set.files[0].path);
+    f->set.files[0].path = text_at(f, "app");
+    OK(bk_set_check(&f->set, true, NULL, &f->err), &f->err);
+    sqlite3 *db = open_db(f, "app/app.db"); /* makes -wal and -shm */
+    sql(db, "INSERT INTO jobs(name) VALUES('x')");
+    put(f, "app/app.db-wal2", "some other file");
+    back_up(f, "full", id);
+    sqlite3_close(db);
+    char body[1200];
+    bk_fmt(body, sizeof body,
+           "{\"recovery_type\": \"files\", \"paths\": [\"uploads\"], \"target_directory\": \"%s\"}",
+           at(f, "restored/x"));
+    done(do_job(f, BK_JOB_RECOVERY, body, "completed"));
+    assert_true(there(f, "restored/x/uploads/uploads/a.wav"));
+    assert_true(there(f, "restored/x/uploads/app.db-wal2"));
+    assert_false(there(f, "restored/x/uploads/app.db"));
+    assert_false(there(f, "restored/x/uploads/app.db-wal"));
+    assert_false(there(f, "restored/x/uploads/app.db-shm"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+#define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+        T(a_full_backup_reports_what_it_holds),
+        T(an_incremental_backup_reads_only_what_changed),
+        T(two_backups_in_one_second_are_two),
+        T(an_id_that_another_host_used_gets_a_suffix),
+        T(a_missing_database_fails_the_backup),
+        T(a_vanished_tree_fails_the_backup),
+        T(an_unreadable_file_is_a_warning_with_its_name),
+        T(a_directory_that_cannot_be_written_is_named),
+        cmocka_unit_test_setup_teardown(the_wrong_key_is_told, set_up_encrypted, tear_down),
+        cmocka_unit_test_setup_teardown(a_repository_with_a_key_is_not_opened_without,
+                                        set_up_encrypted, tear_down),
+        T(too_little_space_is_refused_before_anything_is_read),
+        T(nothing_of_a_canceled_backup_is_listed),
+        T(an_interrupted_backup_is_queued_again_and_completes),
+        T(a_backup_whose_process_died_is_queued_again),
+        T(a_job_that_always_kills_its_process_ends),
+        T(a_resumed_backup_that_was_published_is_not_made_twice),
+        T(without_upload_the_next_backup_ships_it),
+        T(databases_and_journals_inside_a_tree_are_left_out),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
