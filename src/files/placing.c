@@ -332,7 +332,8 @@ static bool would_match(const bk_patterns_t *match, const char *path, bool direc
     return bk_patterns_match(match, path, len, false);
 }
 
-bool bk_place_protected(const bk_restore_t *restore, const char *path, const struct stat *st)
+bool bk_place_protected(const bk_restore_t *restore, const char *path, const struct stat *st,
+                        bool removing)
 {
     const bk_restore_options_t *options = restore->options;
     bool directory = S_ISDIR(st->st_mode);
@@ -341,6 +342,8 @@ bool bk_place_protected(const bk_restore_t *restore, const char *path, const str
             return true;
     if (options->keep != NULL && bk_patterns_match(options->keep, path, strlen(path), directory))
         return true;
+    if (!removing)
+        return false;
     if (options->keep_match != NULL && options->keep_match->count > 0 &&
         !would_match(options->keep_match, path, directory))
         return true;
@@ -395,8 +398,8 @@ static bk_rc_t remove_one(bk_restore_t *restore, int dir, const char *name, cons
         return BK_OK;
     }
     /* A backup never holds sockets and devices, so their absence in it says nothing. */
-    if (bk_place_protected(restore, path, &st) || S_ISSOCK(st.st_mode) || S_ISCHR(st.st_mode) ||
-        S_ISBLK(st.st_mode))
+    if (bk_place_protected(restore, path, &st, true) || S_ISSOCK(st.st_mode) ||
+        S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode))
         return BK_OK;
     bool empty = true;
     if (S_ISDIR(st.st_mode)) {

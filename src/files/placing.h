@@ -88,8 +88,10 @@ bk_rc_t bk_place_aside(bk_restore_t *restore, int dir, const char *name, bk_err_
  * patterns, below the tree's root. */
 bk_rc_t bk_place_remove(bk_restore_t *restore, int dir, const char *name, const char *path,
                         bool dry, bk_err_t *err);
-/* Excluded from the backup on purpose, so not to be touched; path below the tree's root. */
-bool bk_place_protected(const bk_restore_t *restore, const char *path, const struct stat *st);
+/* Left out of backups on purpose, so not to be touched; path below the tree's root.  removing: also
+ * what a backup holds only in another state. */
+bool bk_place_protected(const bk_restore_t *restore, const char *path, const struct stat *st,
+                        bool removing);
 
 /* --- window.c --- */
 

@@ -347,7 +347,7 @@ static bk_rc_t make_dir(run_t *run, level_t *parent, level_t *level, bk_err_t *e
         return bk_err_sys(err, errno, "open the directory above it");
     if (known && fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0) {
         made = !S_ISDIR(st.st_mode);
-        if (bk_place_protected(restore, level->path, &st) && made)
+        if (bk_place_protected(restore, level->path, &st, false) && made)
             return BK_OK;
         if (made && !replace_by_dir(run, dir, name, &level->entry, &st, &rc, err))
             return BK_OK;
@@ -409,7 +409,7 @@ static bool decide(run_t *run, const bk_entry_t *entry, const char *path, const 
 {
     const bk_restore_options_t *options = run->restore.options;
     *compare = false;
-    if (bk_place_protected(&run->restore, path, st))
+    if (bk_place_protected(&run->restore, path, st, false))
         return false;
     switch (options->overwrite) {
     case BK_OVERWRITE_NEVER:
