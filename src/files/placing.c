@@ -131,7 +131,7 @@ void bk_restore_reader_back(bk_restore_t *restore, bk_reader_t *reader)
 
 void bk_temporary_name(bk_restore_t *restore, char out[BK_TEMPORARY_MAX])
 {
-    bk_fmt(out, BK_TEMPORARY_MAX, BK_FILES_TEMPORARY "%s-%llu", restore->job,
+    bk_fmt(out, BK_TEMPORARY_MAX, BK_FILES_TEMPORARY "%s-%s-%llu", restore->job, restore->run,
            (unsigned long long)atomic_fetch_add(&restore->number, 1));
 }
 

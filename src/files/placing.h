@@ -30,6 +30,7 @@ typedef struct {
     bk_ctl_t *ctl;
     bk_root_t *root;
     bk_names_t *names;
+    char run[12];                /* random: a job that was killed may come again under its name */
     char job[48];                /* of options, fit for names */
     atomic_uint_fast64_t number; /* of temporaries */
     atomic_uint_fast64_t owner_refused, attrs_refused;

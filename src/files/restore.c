@@ -748,6 +748,9 @@ static void note_refusals(bk_restore_t *restore)
 /* The job's name as part of file names. */
 static void job_name(bk_restore_t *restore)
 {
+    uint8_t random[4];
+    bk_random(random, sizeof random);
+    bk_hex(restore->run, random, sizeof random);
     const char *job = restore->options->job != NULL ? restore->options->job : "restore";
     bk_strcpy(restore->job, sizeof restore->job, job);
     for (char *p = restore->job; *p != '\0'; p++)
