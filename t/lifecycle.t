@@ -107,6 +107,7 @@ for my $signal ('QUIT', 'TERM') {
         my $began = time;
         $t->stop($signal);
         ok(!(grep { /exited on signal/ } $t->log_lines), 'no worker had to be killed');
+        ok((grep { /$id interrupted after/ } $t->log_lines), 'the job was interrupted, not waited for');
         note(sprintf '%s took %.2f s', $signal, time - $began);
         $t->start;
         is($t->get("/jobs/$id")->{status}, 200, 'the job is known after the start');
