@@ -80,13 +80,18 @@ endef
 $(foreach f,$(FOLDERS),$(eval $(call unittest,$(f))))
 
 # Helpers for tests, benchmarks and fuzzing: t/lib/<name>.c, one program each.
-TOOLS := $(patsubst t/lib/%.c,$(BUILD)/tools/%,$(wildcard t/lib/*.c))
+TOOLS := $(patsubst t/lib/%.c,$(BUILD)/tools/%,$(wildcard t/lib/*.c)) $(BUILD)/tools/failcall.so
 .PHONY: tools
 tools: $(TOOLS)
 $(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $@ $< \
 	    $(call archives,engine) $(LIBS) -lm -pthread
+
+# Preloaded below other programs, so never with a sanitizer; it defines both forms of the calls with large offsets.
+$(BUILD)/tools/failcall.so: t/fault/failcall.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -D_GNU_SOURCE -fPIC -shared $(CFLAGS) -Wall -Wextra -Werror -o $@ $<
 
 # Fuzz targets: t/fuzz/<name>.c, one program each, by clang's libFuzzer with objects of their own.
 .PHONY: fuzz fuzz-targets

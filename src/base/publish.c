@@ -21,23 +21,14 @@
 
 #define TMP_PREFIX ".tmp-"
 
-/* Network and FUSE file systems may be interrupted in any call. */
-static int open_at(int dirfd, const char *path, int flags, mode_t mode)
+int bk_openat(int dirfd, const char *path, int flags, mode_t mode)
 {
-    int fd;
-    do {
-        fd = openat(dirfd, path, flags | O_CLOEXEC, mode);
-    } while (fd < 0 && errno == EINTR);
-    return fd;
+    return TEMP_FAILURE_RETRY(openat(dirfd, path, flags | O_CLOEXEC, mode));
 }
 
 static int sync_fd(int fd)
 {
-    int rc;
-    do {
-        rc = fsync(fd);
-    } while (rc != 0 && errno == EINTR);
-    return rc;
+    return TEMP_FAILURE_RETRY(fsync(fd));
 }
 
 /* EINVAL: a file system without fsync of directories; there is nothing more to ask it for. */
@@ -73,12 +64,12 @@ bk_rc_t bk_publish_open(bk_publish_t *pub, int dirfd, const char *path, mode_t m
     if (!split_path(path, dir, sizeof dir, &name) ||
         !bk_strcpy(pub->name, sizeof pub->name, name) || *name == '\0')
         return bk_err_set(err, BK_INVALID, "write %s: not a usable file name", path);
-    pub->dirfd = open_at(dirfd, dir, O_RDONLY | O_DIRECTORY, 0);
+    pub->dirfd = bk_openat(dirfd, dir, O_RDONLY | O_DIRECTORY, 0);
     if (pub->dirfd < 0)
         return bk_err_sys(err, errno, "write %s: open directory %s", path, dir);
     bk_ulid(ulid);
     bk_fmt(pub->tmp, sizeof pub->tmp, TMP_PREFIX "%s", ulid);
-    pub->fd = open_at(pub->dirfd, pub->tmp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
+    pub->fd = bk_openat(pub->dirfd, pub->tmp, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
     if (pub->fd < 0) {
         int errnum = errno;
         pub->tmp[0] = '\0';
@@ -88,18 +79,23 @@ bk_rc_t bk_publish_open(bk_publish_t *pub, int dirfd, const char *path, mode_t m
     return BK_OK;
 }
 
-static int rename_exclusive(const bk_publish_t *pub)
+/* Give the temporary its name; tmp is empty once it is gone. */
+static int move(bk_publish_t *pub, bool exclusive)
 {
-    if (renameat2(pub->dirfd, pub->tmp, pub->dirfd, pub->name, RENAME_NOREPLACE) == 0)
-        return 0;
-    if (errno != EINVAL && errno != ENOSYS)
-        return -1;
-    /* A file system without that flag: a link fails when the name is taken, too. */
-    if (linkat(pub->dirfd, pub->tmp, pub->dirfd, pub->name, 0) != 0)
-        return -1;
-    /* Published; a temporary that stays is swept later. */
-    unlinkat(pub->dirfd, pub->tmp, 0);
-    return 0;
+    int dir = pub->dirfd, rc;
+    if (!exclusive)
+        rc = TEMP_FAILURE_RETRY(renameat(dir, pub->tmp, dir, pub->name));
+    else
+        rc = TEMP_FAILURE_RETRY(renameat2(dir, pub->tmp, dir, pub->name, RENAME_NOREPLACE));
+    if (rc == 0) {
+        pub->tmp[0] = '\0';
+    } else if (exclusive && (errno == EINVAL || errno == ENOSYS)) {
+        /* A file system without that flag: a link fails when the name is taken, too. */
+        rc = TEMP_FAILURE_RETRY(linkat(dir, pub->tmp, dir, pub->name, 0));
+        if (rc == 0 && TEMP_FAILURE_RETRY(unlinkat(dir, pub->tmp, 0)) == 0)
+            pub->tmp[0] = '\0';
+    }
+    return rc;
 }
 
 bk_rc_t bk_publish_commit(bk_publish_t *pub, bool exclusive, bk_err_t *err)
@@ -116,16 +112,10 @@ bk_rc_t bk_publish_commit(bk_publish_t *pub, bool exclusive, bk_err_t *err)
         rc = bk_err_sys(err, errno, "write %s: close", pub->name);
         goto fail;
     }
-    int moved;
-    do {
-        moved = exclusive ? rename_exclusive(pub)
-                          : renameat(pub->dirfd, pub->tmp, pub->dirfd, pub->name);
-    } while (moved != 0 && errno == EINTR);
-    if (moved != 0) {
+    if (move(pub, exclusive) != 0) {
         rc = bk_err_sys(err, errno, "write %s: rename", pub->name);
         goto fail;
     }
-    pub->tmp[0] = '\0';
     if (sync_directory(pub->dirfd) != 0)
         rc = bk_err_sys(err, errno, "write %s: fsync of its directory", pub->name);
 fail:
@@ -139,7 +129,7 @@ void bk_publish_abort(bk_publish_t *pub)
         close(pub->fd);
     if (pub->dirfd >= 0) {
         if (pub->tmp[0] != '\0')
-            unlinkat(pub->dirfd, pub->tmp, 0);
+            TEMP_FAILURE_RETRY(unlinkat(pub->dirfd, pub->tmp, 0));
         close(pub->dirfd);
     }
     pub->fd = pub->dirfd = -1;
@@ -247,7 +237,7 @@ bk_rc_t bk_pread_all(int fd, void *data, size_t len, uint64_t offset, size_t *go
 
 bk_rc_t bk_read_file(int dirfd, const char *path, bk_buf_t *out, bk_err_t *err)
 {
-    int fd = open_at(dirfd, path, O_RDONLY, 0);
+    int fd = bk_openat(dirfd, path, O_RDONLY, 0);
     if (fd < 0)
         return bk_err_sys(err, errno, "read %s", path);
     bk_rc_t rc = BK_OK;
@@ -285,7 +275,7 @@ bk_rc_t bk_mkdirs(const char *path, mode_t mode, bk_err_t *err)
             continue;
         char end = *p;
         *p = '\0';
-        if (mkdir(part, mode) == 0) {
+        if (TEMP_FAILURE_RETRY(mkdir(part, mode)) == 0) {
             char dir[4096];
             const char *name;
             if (split_path(part, dir, sizeof dir, &name) &&
@@ -311,7 +301,7 @@ bk_rc_t bk_mkdirs(const char *path, mode_t mode, bk_err_t *err)
 
 bk_rc_t bk_fsync_dir(int dirfd, const char *path, bk_err_t *err)
 {
-    int fd = open_at(dirfd, path, O_RDONLY | O_DIRECTORY, 0);
+    int fd = bk_openat(dirfd, path, O_RDONLY | O_DIRECTORY, 0);
     if (fd < 0)
         return bk_err_sys(err, errno, "open directory %s", path);
     bk_rc_t rc = BK_OK;
@@ -337,7 +327,7 @@ static bk_rc_t remove_entry(int dir, const char *name, dev_t device, unsigned de
     if (statx(dir, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, STATX_TYPE, &st) != 0)
         return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "remove %s: %s", what, name);
     if (!S_ISDIR(st.stx_mode)) {
-        if (unlinkat(dir, name, 0) != 0 && errno != ENOENT)
+        if (TEMP_FAILURE_RETRY(unlinkat(dir, name, 0)) != 0 && errno != ENOENT)
             return bk_err_sys(err, errno, "remove %s: remove %s", what, name);
         return BK_OK;
     }
@@ -345,11 +335,12 @@ static bk_rc_t remove_entry(int dir, const char *name, dev_t device, unsigned de
         return bk_err_set(err, BK_IO, "remove %s: %s is a mount point", what, name);
     if (depth == 0)
         return bk_err_set(err, BK_IO, "remove %s: %s lies too deep", what, name);
-    int child = open_at(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    int child = bk_openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
     if (child < 0)
         return bk_err_sys(err, errno, "remove %s: open %s", what, name);
     bk_rc_t rc = remove_below(child, device, depth - 1, what, err);
-    if (rc == BK_OK && unlinkat(dir, name, AT_REMOVEDIR) != 0 && errno != ENOENT)
+    if (rc == BK_OK && TEMP_FAILURE_RETRY(unlinkat(dir, name, AT_REMOVEDIR)) != 0 &&
+        errno != ENOENT)
         rc = bk_err_sys(err, errno, "remove %s: remove directory %s", what, name);
     return rc;
 }
@@ -381,7 +372,7 @@ static bk_rc_t remove_below(int fd, dev_t device, unsigned depth, const char *wh
 bk_rc_t bk_remove_tree(const char *dir, bool self, bk_err_t *err)
 {
     struct stat st;
-    int fd = open_at(AT_FDCWD, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
+    int fd = bk_openat(AT_FDCWD, dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
     if (fd < 0)
         return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "remove %s", dir);
     if (fstat(fd, &st) != 0) {

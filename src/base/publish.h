@@ -37,7 +37,11 @@ bk_rc_t bk_publish_bytes(int dirfd, const char *path, mode_t mode, const void *d
 /* Remove temporaries older than min_age seconds in one directory. */
 void bk_publish_sweep(const char *dir, unsigned min_age);
 
-/* Loops over short transfers and EINTR.  what names the object in the message. */
+/*
+ * Loops over short transfers and EINTR, which network and FUSE file systems may answer in any call.
+ * what names the object in the message.  bk_openat is openat(2) with O_CLOEXEC: -1 and errno.
+ */
+int bk_openat(int dirfd, const char *path, int flags, mode_t mode);
 bk_rc_t bk_write_all(int fd, const void *data, size_t len, const char *what, bk_err_t *err);
 bk_rc_t bk_pwrite_all(int fd, const void *data, size_t len, uint64_t offset, const char *what,
                       bk_err_t *err);

@@ -154,14 +154,14 @@ static bool parent_of(const char *path, char *parent, size_t size)
 /* make: create the directory when only it is missing; what lies above is the operator's. */
 static bk_rc_t open_root(const local_t *local, bool make, int *root, bk_err_t *err)
 {
-    const int flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
+    const int flags = O_PATH | O_DIRECTORY;
     char parent[4096];
     bk_rc_t rc = BK_OK;
-    *root = open(local->path, flags);
+    *root = bk_openat(AT_FDCWD, local->path, flags, 0);
     if (*root >= 0)
         return BK_OK;
     if (errno == ENOENT && make) {
-        if (mkdir(local->path, 0700) == 0) {
+        if (TEMP_FAILURE_RETRY(mkdir(local->path, 0700)) == 0) {
             if (parent_of(local->path, parent, sizeof parent))
                 rc = bk_fsync_dir(AT_FDCWD, parent, err);
         } else if (errno == ENOENT) {
@@ -174,7 +174,7 @@ static bk_rc_t open_root(const local_t *local, bool make, int *root, bk_err_t *e
         }
         if (rc != BK_OK)
             return rc;
-        *root = open(local->path, flags);
+        *root = bk_openat(AT_FDCWD, local->path, flags, 0);
         if (*root >= 0)
             return BK_OK;
     }
@@ -190,7 +190,7 @@ static bk_rc_t make_parents(int root, const char *name, bk_err_t *err)
     bk_strcpy(part, sizeof part, name);
     for (char *slash = strchr(part, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
         *slash = '\0';
-        if (mkdirat(root, part, 0700) != 0 && errno != EEXIST)
+        if (TEMP_FAILURE_RETRY(mkdirat(root, part, 0700)) != 0 && errno != EEXIST)
             return bk_err_sys(err, errno, "make directory %s", part);
         *slash = '/';
     }
@@ -233,7 +233,7 @@ static bk_rc_t settle(local_t *local, int root, const char *name, bk_err_t *err)
     if (end == NULL)
         return BK_OK;
     *end = '\0';
-    if (fstatat(root, part, &st, 0) != 0)
+    if (TEMP_FAILURE_RETRY(fstatat(root, part, &st, 0)) != 0)
         return bk_err_sys(err, errno, "look at directory %s", part);
     if (settled(local, &st, false))
         return BK_OK;
@@ -374,8 +374,8 @@ static bk_rc_t copy_object(int root, const char *name, const char *path, bk_ctl_
     bk_rc_t rc;
     if (fstatat(root, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode))
         return sync_parent(root, name, err);
-    int from = open(path, O_RDONLY | O_CLOEXEC);
-    if (from < 0 || fstat(from, &st) != 0) {
+    int from = bk_openat(AT_FDCWD, path, O_RDONLY, 0);
+    if (from < 0 || TEMP_FAILURE_RETRY(fstat(from, &st)) != 0) {
         rc = bk_err_sys(err, errno, "open %s", path);
         if (from >= 0)
             close(from);
@@ -395,14 +395,14 @@ static bk_rc_t link_or_copy(int root, const char *name, const char *path, bk_ctl
                             bk_err_t *err)
 {
     struct stat st;
-    int failed = linkat(AT_FDCWD, path, root, name, 0);
+    int failed = TEMP_FAILURE_RETRY(linkat(AT_FDCWD, path, root, name, 0));
     if (failed != 0 && errno == ENOENT) {
-        if (fstatat(AT_FDCWD, path, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        if (TEMP_FAILURE_RETRY(fstatat(AT_FDCWD, path, &st, AT_SYMLINK_NOFOLLOW)) != 0)
             return bk_err_sys(err, errno, "read %s", path);
         bk_rc_t rc = make_parents(root, name, err);
         if (rc != BK_OK)
             return rc;
-        failed = linkat(AT_FDCWD, path, root, name, 0);
+        failed = TEMP_FAILURE_RETRY(linkat(AT_FDCWD, path, root, name, 0));
     }
     if (failed == 0 || errno == EEXIST)
         return sync_parent(root, name, err);
@@ -429,11 +429,11 @@ static bk_rc_t put_file(void *self, const char *name, const char *path, bk_ctl_t
 static bk_rc_t open_object(int root, const char *name, int *fd, struct stat *st, bk_err_t *err)
 {
     /* O_NONBLOCK: a named pipe of that name must not hang the caller. */
-    *fd = openat(root, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    *fd = bk_openat(root, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK, 0);
     if (*fd < 0)
         return bk_err_sys(err, errno, "open");
     bk_rc_t rc = BK_OK;
-    if (fstat(*fd, st) != 0)
+    if (TEMP_FAILURE_RETRY(fstat(*fd, st)) != 0)
         rc = bk_err_sys(err, errno, "stat");
     else if (!S_ISREG(st->st_mode))
         rc = bk_err_set(err, BK_NOT_FOUND, "not a file");
@@ -479,7 +479,7 @@ static bk_rc_t size_of(void *self, const char *name, uint64_t *size, bk_ctl_t *c
     bk_rc_t rc = open_root(local, false, &root, err);
     if (rc != BK_OK)
         return result(local, name, rc, err);
-    if (fstatat(root, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+    if (TEMP_FAILURE_RETRY(fstatat(root, name, &st, AT_SYMLINK_NOFOLLOW)) != 0)
         rc = bk_err_sys(err, errno, "stat");
     else if (!S_ISREG(st.st_mode))
         rc = bk_err_set(err, BK_NOT_FOUND, "not a file");
@@ -565,7 +565,7 @@ static bk_rc_t read_names(int fd, const char *what, names_t *names, bk_err_t *er
 static bk_rc_t list_object(const listing_t *listing, char *name, bk_err_t *err)
 {
     struct stat st;
-    if (fstatat(listing->root, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+    if (TEMP_FAILURE_RETRY(fstatat(listing->root, name, &st, AT_SYMLINK_NOFOLLOW)) != 0)
         return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "stat %s", name);
     if (!S_ISREG(st.st_mode))
         return BK_OK;
@@ -581,7 +581,7 @@ static bk_rc_t list_below(const listing_t *listing, const char *path, bk_err_t *
     names_t names = {0};
     size_t want = strlen(listing->prefix);
     const char *dir = *path != '\0' ? path : ".";
-    int fd = openat(listing->root, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = bk_openat(listing->root, dir, O_RDONLY | O_DIRECTORY, 0);
     if (fd < 0)
         return errno == ENOENT || errno == ENOTDIR
                    ? BK_OK
@@ -635,7 +635,7 @@ static bk_rc_t remove_object(void *self, const char *name, bk_ctl_t *ctl, bk_err
     }
     if (rc != BK_OK)
         return result(local, name, rc, err);
-    if (unlinkat(root, name, 0) == 0)
+    if (TEMP_FAILURE_RETRY(unlinkat(root, name, 0)) == 0)
         rc = sync_parent(root, name, err);
     else if (errno != ENOENT && errno != ENOTDIR)
         rc = bk_err_sys(err, errno, "unlink");
