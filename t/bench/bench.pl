@@ -47,6 +47,16 @@ sub slurp {
     return scalar <$in>;
 }
 
+# ext4 looks long for a free inode after many files were deleted, so nothing is removed between measurements: each restore
+# gets a directory of its own, and all of them go at the end of the set.
+my (@used, $fresh_count);
+
+sub fresh_dir {
+    my $dir = "$root/out" . ++$fresh_count;
+    push @used, $dir;
+    return $dir;
+}
+
 # Everything measured starts from the same state of the page cache: warm (the files were just read).
 sub warm { my ($dir) = @_; system "tar -cf - -C '$dir' . 2>/dev/null | cat > /dev/null"; return }
 
@@ -81,9 +91,7 @@ sub peer_restic {
         sub { run_command(@restic, 'backup', $data) });
     $result{$set}{size}{restic} = size_of("$root/restic");
     measure($set, 'unchanged', 'restic', undef, sub { run_command(@restic, 'backup', $data) });
-    measure($set, 'restore', 'restic', sub { remove_tree("$root/out") },
-        sub { run_command(@restic, 'restore', 'latest', '--target', "$root/out") });
-    remove_tree("$root/restic", "$root/out");
+    measure($set, 'restore', 'restic', undef, sub { run_command(@restic, 'restore', 'latest', '--target', fresh_dir()) });
     return;
 }
 
@@ -96,10 +104,9 @@ sub peer_borg {
     $result{$set}{size}{borg} = size_of("$root/borg");
     measure($set, 'unchanged', 'borg', undef,
         sub { run_command('borg', 'create', '-C', 'zstd,3', "$root/borg\::again" . $n++, $data) });
-    measure($set, 'restore', 'borg', sub { remove_tree("$root/out"); make_path("$root/out"); chdir "$root/out" },
+    measure($set, 'restore', 'borg', sub { my $out = fresh_dir(); make_path($out); chdir $out },
         sub { run_command('borg', 'extract', "$root/borg\::full" . ($runs - 1)) });
     chdir '/';
-    remove_tree("$root/borg", "$root/out");
     return;
 }
 
@@ -109,9 +116,7 @@ sub peer_simple {
         sub { run_command('sh', '-c', "tar -C '$data' -cf - . | zstd -q -3 -T2 -o '$root/all.tar.zst'") });
     $result{$set}{size}{'tar|zstd'} = (-s "$root/all.tar.zst") / 1048576;
     unlink "$root/all.tar.zst";
-    measure($set, 'restore', 'cp -a', sub { remove_tree("$root/out"); warm($data) },
-        sub { run_command('cp', '-a', $data, "$root/out") });
-    remove_tree("$root/out");
+    measure($set, 'restore', 'cp -a', sub { warm($data) }, sub { run_command('cp', '-a', $data, fresh_dir()) });
     return;
 }
 
@@ -130,8 +135,8 @@ sub ours {
     $result{$set}{size}{'ngx-backup'} = size_of("$nginx->{dir}/storage");
     measure($set, 'unchanged', 'ngx-backup', undef,
         sub { job_seconds($nginx, '/create', { backup_type => 'incremental' }) });
-    my $out = "$nginx->{dir}/restored";
-    measure($set, 'restore', 'ngx-backup', sub { remove_tree($out); make_path($out) },
+    my ($out, $n) = ('', 0);
+    measure($set, 'restore', 'ngx-backup', sub { $out = "$nginx->{dir}/restored/" . $n++ },
         sub { job_seconds($nginx, '/recovery', { recovery_type => 'full', restore_to_original => JSON::PP::false,
                     target_directory => $out }) });
     my ($peak) = ($nginx->read('/proc/' . $nginx->runner . '/status') // '') =~ /^VmHWM:\s+(\d+)/m;
@@ -217,6 +222,7 @@ for my $set (@sets) {
             ? (files => { uploads => "$data/uploads", transcripts => "$data/transcripts" }, databases => { main => "$data/app.db" })
             : (files => { all => $data }));
     }
-    remove_tree($data) unless $ENV{KEEP};
+    remove_tree($data, @used, "$root/restic", "$root/borg") unless $ENV{KEEP};
+    @used = ();
 }
 table();
