@@ -44,6 +44,9 @@ if ($ENV{NGX_SANITIZE}) {
         'UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1');
 }
 
+# A test that is stopped, or whose reader is gone, ends its nginx too.
+$SIG{$_} = sub { exit 1 } for qw(INT TERM HUP PIPE);
+
 BAIL_OUT("$module is missing: make module") unless -e $module;
 
 sub free_port {
