@@ -65,7 +65,7 @@ $t->write('disk.conf', "path $dir/storage;\n");
 accepts('include in a set and in a storage',
     storage => "include $dir/parts.conf; storage local disk { include $dir/disk.conf; }");
 
-$t->write('k1.key', '0123456789abcdef0123456789abcdef');
+$t->write('k1.key', join '', map { chr 128 + $_ } 1 .. 32);
 chmod 0600, "$dir/k1.key";
 accepts('a key file', more => "encryption { key k1 $dir/k1.key; }");
 
