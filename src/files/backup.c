@@ -194,6 +194,10 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
     /* A mount point stays as an empty directory: something can be mounted on it again. */
     if (!options->one_file_system || st.st_dev == walk->device) {
         errnum = bk_listing_read(fd, &frame->names);
+        if (errnum == ENOENT && frame->slot != NULL) {
+            close(fd); /* removed since it was opened */
+            return BK_OK;
+        }
         if (errnum == ENOMEM)
             rc = bk_err_set(err, BK_NO_MEMORY, "list a directory of %zu names: out of memory",
                             frame->names.count);

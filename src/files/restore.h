@@ -39,9 +39,10 @@ typedef struct {
     const char *const *paths; /* any must be the path or a parent of it; count 0: all */
     size_t path_count;
     bk_overwrite_t overwrite;
-    bool delete_extra; /* in what was selected as whole directories, remove what the backup has not:
-                          not sockets and devices, nor anything in a cache (CACHEDIR.TAG), on another
-                          file system, or in a directory that the backup could not read */
+    /* In what was selected as whole directories, remove what the backup has not: but no sockets and
+     * devices, nor anything in a cache (CACHEDIR.TAG), on another file system, or in a directory
+     * that the backup could not read. */
+    bool delete_extra;
     bool owners;  /* set uid and gid (by name first when the name exists here); failing is a note */
     bool dry_run; /* touch nothing, fill stats and plan */
     const char *job; /* for .before-<job> and temporary names */
