@@ -19,6 +19,7 @@
 
 static EVP_MD *sha256;
 static pthread_key_t key;
+static bool ready; /* both of them are there */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void free_context(void *ctx)
@@ -29,13 +30,15 @@ static void free_context(void *ctx)
 static void set_up(void)
 {
     sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
-    pthread_key_create(&key, free_context);
+    ready = sha256 != NULL && pthread_key_create(&key, free_context) == 0;
 }
 
 /* This thread's context, or NULL when memory is exhausted. */
 static EVP_MD_CTX *context(void)
 {
     pthread_once(&once, set_up);
+    if (!ready)
+        return NULL;
     EVP_MD_CTX *ctx = pthread_getspecific(key);
     if (ctx == NULL) {
         ctx = EVP_MD_CTX_new();
@@ -73,29 +76,40 @@ bool bk_id_unhex(bk_id_t *id, const char *text, size_t len)
     return bk_unhex(id->b, BK_ID_SIZE, text, len);
 }
 
+/* A message may come in parts. */
+typedef struct {
+    const void *data;
+    size_t len;
+} part_t;
+
 /*
- * One message of up to three parts.  A digest that fails means that memory is exhausted or OpenSSL
- * broken: no result would be right, and a wrong id would lose data, so the process stops.
+ * A digest that fails means that memory is exhausted or OpenSSL broken: no result would be right,
+ * and a wrong id would lose data, so the process stops.
  */
-static void digest(uint8_t out[32], const void *a, size_t a_len, const void *b, size_t b_len,
-                   const void *c, size_t c_len)
+static void must(bool done)
+{
+    if (!done)
+        __builtin_trap();
+}
+
+static void digest(uint8_t out[32], const part_t *parts, size_t count)
 {
     EVP_MD_CTX *ctx = context();
     unsigned len = 0;
-    if (ctx == NULL || sha256 == NULL || EVP_DigestInit_ex2(ctx, sha256, NULL) != 1 ||
-        EVP_DigestUpdate(ctx, a, a_len) != 1 || EVP_DigestUpdate(ctx, b, b_len) != 1 ||
-        EVP_DigestUpdate(ctx, c, c_len) != 1 || EVP_DigestFinal_ex(ctx, out, &len) != 1)
-        __builtin_trap();
+    must(ctx != NULL && EVP_DigestInit_ex2(ctx, sha256, NULL) == 1);
+    for (size_t i = 0; i < count; i++)
+        must(EVP_DigestUpdate(ctx, parts[i].data, parts[i].len) == 1);
+    must(EVP_DigestFinal_ex(ctx, out, &len) == 1);
 }
 
 void bk_sha256(bk_id_t *out, const void *data, size_t len)
 {
-    digest(out->b, data, len, NULL, 0, NULL, 0);
+    digest(out->b, &(part_t){data, len}, 1);
 }
 
 void bk_sha256_tagged(bk_id_t *out, uint8_t tag, const void *data, size_t len)
 {
-    digest(out->b, &tag, 1, data, len, NULL, 0);
+    digest(out->b, (const part_t[]){{&tag, 1}, {data, len}}, 2);
 }
 
 struct bk_sha256_s {
@@ -109,7 +123,7 @@ bk_sha256_t *bk_sha256_new(void)
     if (s == NULL)
         return NULL;
     s->ctx = EVP_MD_CTX_new();
-    if (s->ctx == NULL || EVP_DigestInit_ex2(s->ctx, sha256, NULL) != 1) {
+    if (s->ctx == NULL || sha256 == NULL || EVP_DigestInit_ex2(s->ctx, sha256, NULL) != 1) {
         bk_sha256_free(s);
         return NULL;
     }
@@ -118,14 +132,14 @@ bk_sha256_t *bk_sha256_new(void)
 
 void bk_sha256_add(bk_sha256_t *s, const void *data, size_t len)
 {
-    EVP_DigestUpdate(s->ctx, data, len);
+    must(EVP_DigestUpdate(s->ctx, data, len) == 1);
 }
 
 void bk_sha256_end(bk_sha256_t *s, bk_id_t *out)
 {
     unsigned len = 0;
-    EVP_DigestFinal_ex(s->ctx, out->b, &len);
-    EVP_DigestInit_ex2(s->ctx, sha256, NULL);
+    must(EVP_DigestFinal_ex(s->ctx, out->b, &len) == 1 &&
+         EVP_DigestInit_ex2(s->ctx, sha256, NULL) == 1);
 }
 
 void bk_sha256_free(bk_sha256_t *s)
@@ -136,49 +150,54 @@ void bk_sha256_free(bk_sha256_t *s)
     free(s);
 }
 
-/* RFC 2104, with the message in two parts. */
-void bk_hmac_sha256_tagged(uint8_t out[32], const void *secret, size_t secret_len, const void *tag,
-                           size_t tag_len, const void *data, size_t len)
+/* RFC 2104, with the message in up to three parts. */
+static void hmac(uint8_t out[32], const void *secret, size_t secret_len, const part_t *parts,
+                 size_t count)
 {
     uint8_t pad[BLOCK], inner[32], start[BLOCK] = {0};
+    part_t all[4] = {{pad, BLOCK}};
+    must(count < sizeof all / sizeof *all);
     if (secret_len > BLOCK)
-        digest(start, secret, secret_len, NULL, 0, NULL, 0);
+        digest(start, &(part_t){secret, secret_len}, 1);
     else if (secret_len > 0)
         memcpy(start, secret, secret_len);
     for (size_t i = 0; i < BLOCK; i++)
         pad[i] = start[i] ^ 0x36;
-    digest(inner, pad, BLOCK, tag, tag_len, data, len);
+    memcpy(all + 1, parts, count * sizeof *parts);
+    digest(inner, all, count + 1);
     for (size_t i = 0; i < BLOCK; i++)
         pad[i] = start[i] ^ 0x5c;
-    digest(out, pad, BLOCK, inner, sizeof inner, NULL, 0);
+    digest(out, (const part_t[]){{pad, BLOCK}, {inner, sizeof inner}}, 2);
     explicit_bzero(pad, sizeof pad);
     explicit_bzero(start, sizeof start);
+}
+
+void bk_hmac_sha256_tagged(uint8_t out[32], const void *secret, size_t secret_len, const void *tag,
+                           size_t tag_len, const void *data, size_t len)
+{
+    hmac(out, secret, secret_len, (const part_t[]){{tag, tag_len}, {data, len}}, 2);
 }
 
 void bk_hmac_sha256(uint8_t out[32], const void *secret, size_t secret_len, const void *data,
                     size_t len)
 {
-    bk_hmac_sha256_tagged(out, secret, secret_len, NULL, 0, data, len);
+    hmac(out, secret, secret_len, &(part_t){data, len}, 1);
 }
 
 /* RFC 5869: extract, then expand. */
 void bk_hkdf_sha256(uint8_t *out, size_t out_len, const void *secret, size_t secret_len,
                     const void *salt, size_t salt_len, const void *info, size_t info_len)
 {
-    uint8_t prk[32], block[32 + 128 + 1];
+    uint8_t prk[32], block[32];
     size_t have = 0;
+    must(out_len <= 255 * sizeof block); /* the counter is one byte: keys would repeat */
     bk_hmac_sha256(prk, salt, salt_len, secret, secret_len);
-    if (info_len > 128)
-        info_len = 128;
     for (uint8_t n = 1; out_len > 0; n++) {
-        uint8_t next[32];
-        memcpy(block + have, info, info_len);
-        block[have + info_len] = n;
-        bk_hmac_sha256(next, prk, sizeof prk, block, have + info_len + 1);
-        size_t take = out_len < sizeof next ? out_len : sizeof next;
-        memcpy(out, next, take);
-        memcpy(block, next, sizeof next);
-        have = sizeof next;
+        hmac(block, prk, sizeof prk,
+             (const part_t[]){{block, have}, {info, info_len}, {&n, sizeof n}}, 3);
+        have = sizeof block;
+        size_t take = out_len < sizeof block ? out_len : sizeof block;
+        memcpy(out, block, take);
         out += take;
         out_len -= take;
     }

@@ -36,6 +36,7 @@ void bk_sha256_end(bk_sha256_t *ctx, bk_id_t *out);
 void bk_sha256_free(bk_sha256_t *ctx);
 
 void bk_hmac_sha256(uint8_t out[32], const void *key, size_t key_len, const void *data, size_t len);
+/* out_len: at most 8160 bytes (RFC 5869). */
 void bk_hkdf_sha256(uint8_t *out, size_t out_len, const void *secret, size_t secret_len,
                     const void *salt, size_t salt_len, const void *info, size_t info_len);
 /* Bytes from the kernel; the process stops when there are none (nothing safe could follow). */

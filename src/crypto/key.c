@@ -13,8 +13,9 @@
 #include "base/str.h"
 #include "crypto/keyring.h"
 
-#define CHECK_BYTES 3
-#define GROUP       4
+#define CHECK_BYTES  3
+#define GROUP        4
+#define KEY_FILE_MAX 4096
 
 static void checksum(uint8_t out[CHECK_BYTES], const uint8_t key[BK_KEY_SIZE])
 {
@@ -51,7 +52,7 @@ bk_rc_t bk_key_decode(uint8_t key[BK_KEY_SIZE], const char *text, bk_err_t *err)
     uint8_t bytes[BK_KEY_SIZE + CHECK_BYTES], check[CHECK_BYTES];
     bk_rc_t rc = BK_OK;
     if (bk_unbase32(bytes, sizeof bytes, text) != (int)sizeof bytes) {
-        rc = bk_err_set(err, BK_CONFIG, "not a key: it has 56 letters A-Z and digits 2-7");
+        rc = bk_err_set(err, BK_CONFIG, "not a key: a key has 56 letters A-Z and digits 2-7");
     } else {
         checksum(check, bytes);
         if (bk_equal_secret(check, bytes + BK_KEY_SIZE, CHECK_BYTES))
@@ -66,12 +67,15 @@ bk_rc_t bk_key_decode(uint8_t key[BK_KEY_SIZE], const char *text, bk_err_t *err)
 static bk_rc_t read_private(const char *path, bk_buf_t *out, bk_err_t *err)
 {
     struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    int fd;
+    do /* not blocking: a FIFO in the file's place must not stop the program */
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    while (fd < 0 && errno == EINTR);
     if (fd < 0)
         return bk_err_sys(err, errno, "read secret file %s", path);
     bk_rc_t rc = BK_OK;
-    size_t got = 0;
-    uint8_t *room = bk_buf_room(out, out->max);
+    size_t got = 0, most = out->max - out->len;
+    uint8_t *room = bk_buf_room(out, most);
     if (fstat(fd, &st) != 0)
         rc = bk_err_sys(err, errno, "read secret file %s", path);
     else if (!S_ISREG(st.st_mode))
@@ -81,35 +85,43 @@ static bk_rc_t read_private(const char *path, bk_buf_t *out, bk_err_t *err)
                         path);
     else if (room == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "read secret file %s: out of memory", path);
-    else if ((rc = bk_read_all(fd, room, out->max, &got, path, err)) == BK_OK && got == out->max)
+    else if ((rc = bk_read_all(fd, room, most, &got, path, err)) == BK_OK && got == most)
         rc = bk_err_set(err, BK_CONFIG, "secret file %s is too long", path);
-    out->len = got;
+    out->len += got;
     close(fd);
     return rc;
+}
+
+/* 32 raw bytes are all printable once in 10^13 keys: then it is a text that was cut or mistyped. */
+static bool is_raw_key(const bk_buf_t *file)
+{
+    size_t printable = 0;
+    for (size_t i = 0; i < file->len; i++)
+        printable += file->data[i] == '\n' || (file->data[i] >= 0x20 && file->data[i] < 0x7f);
+    return file->len == BK_KEY_SIZE && printable < BK_KEY_SIZE;
 }
 
 /* The text without comments; 32 raw bytes are taken as they are. */
 static bk_rc_t parse_key(const bk_buf_t *file, uint8_t key[BK_KEY_SIZE], bk_err_t *err)
 {
-    char text[256];
+    char text[KEY_FILE_MAX + 1];
     size_t len = 0;
     bool comment = false;
-    bk_rc_t rc;
-    if (file->len == BK_KEY_SIZE) {
+    if (is_raw_key(file)) {
         memcpy(key, file->data, BK_KEY_SIZE);
         return BK_OK;
     }
-    for (size_t i = 0; i < file->len && len + 1 < sizeof text; i++) {
+    for (size_t i = 0; i < file->len && i < KEY_FILE_MAX; i++) {
         char c = (char)file->data[i];
         if (c == '\n')
             comment = false;
         else if (c == '#')
             comment = true;
         if (!comment && c != '\n' && c != '\r')
-            text[len++] = c;
+            text[len++] = c != '\0' ? c : '?'; /* a NUL must not end the text unnoticed */
     }
     text[len] = '\0';
-    rc = bk_key_decode(key, text, err);
+    bk_rc_t rc = bk_key_decode(key, text, err);
     explicit_bzero(text, sizeof text);
     return rc;
 }
@@ -117,7 +129,7 @@ static bk_rc_t parse_key(const bk_buf_t *file, uint8_t key[BK_KEY_SIZE], bk_err_
 bk_rc_t bk_key_read_file(const char *path, uint8_t key[BK_KEY_SIZE], bk_err_t *err)
 {
     bk_buf_t file;
-    bk_buf_init(&file, 4096);
+    bk_buf_init(&file, KEY_FILE_MAX);
     bk_rc_t rc = read_private(path, &file, err);
     if (rc == BK_OK && (rc = parse_key(&file, key, err)) != BK_OK)
         bk_err_wrap(err, "key file %s", path);
@@ -127,6 +139,7 @@ bk_rc_t bk_key_read_file(const char *path, uint8_t key[BK_KEY_SIZE], bk_err_t *e
 
 bk_rc_t bk_secret_read_file(const char *path, bk_buf_t *out, bk_err_t *err)
 {
+    bk_buf_reset(out);
     bk_rc_t rc = read_private(path, out, err);
     if (rc != BK_OK)
         return rc;

@@ -89,6 +89,9 @@ void bk_chunk_id(const bk_keyring_t *ring, uint8_t type, const void *data, size_
 
 bk_rc_t bk_keyring_encode(const bk_keyring_t *ring, bk_buf_t *out, bk_err_t *err)
 {
+    if (!ring->encrypted)
+        return bk_err_set(err, BK_INVALID, "a repository without encryption has no keyring");
+    bk_buf_room(out, 69u + 44u * ring->epoch_count); /* growing would leave copies in the heap */
     bk_buf_u8(out, 1);
     bk_buf_add(out, ring->id_key, 32);
     bk_buf_add(out, ring->chunker_key, 32);

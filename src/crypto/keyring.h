@@ -2,9 +2,10 @@
  * crypto/keyring.h: the secrets of one repository, and the slots that wrap them.
  *
  *   keyring = { id key 32, chunker key 32, epochs: [ { number, secret 32, created } ] }
- *   slot    = JSON { format, id, kind "key"|"passphrase", label, created, kdf parameters, nonce,
- * wrapped } where wrapped = AES-256-GCM(KEK, keyring JSON) KEK     = HKDF(raw 32-byte key, slot id)
- * | scrypt(passphrase, N=2^17 r=8 p=1)
+ *   slot    = JSON { format, id, kind "key"|"passphrase", label, created, kdf parameters,
+ *                    nonce, verifier, wrapped }
+ *   wrapped = AES-256-GCM(KEK, keyring)
+ *   KEK     = HKDF of the raw 32-byte key, or of scrypt(passphrase, N=2^17 r=8 p=1)
  *
  * A repository without encryption has a keyring too: plain, with no secrets (bk_keyring_plain), so
  * that nothing above needs two ways.  Keyrings live in locked, zeroised memory outside core files,
@@ -46,11 +47,16 @@ typedef struct {
     const char *passphrase; /* NUL-terminated UTF-8 */
 } bk_secret_t;
 
-/* Wrap into slot text (a JSON object).  label: up to 64 printable bytes, for people. */
+/*
+ * Wrap into slot text (a JSON object).  label: up to 64 bytes of UTF-8 without controls, for people;
+ * NULL is "".  BK_INVALID for another label, an empty passphrase, a plain ring.
+ */
 bk_rc_t bk_slot_seal(const bk_keyring_t *ring, const bk_secret_t *secret, const char *label,
                      bk_buf_t *slot, bk_err_t *err);
-/* BK_WRONG_KEY when this secret is not this slot's (or of the other kind); BK_CORRUPT when the slot
- * is damaged. */
+/*
+ * BK_WRONG_KEY when this secret is not this slot's (or of the other kind); BK_CORRUPT when the slot
+ * is damaged; BK_UNSUPPORTED when its passphrase asks for more work than this program does.
+ */
 bk_rc_t bk_slot_open(const void *slot, size_t len, const bk_secret_t *secret, bk_keyring_t **ring,
                      bk_err_t *err);
 /* Public facts of a slot for listings: {id, kind, label, created}.  Owned by the caller. */
@@ -64,7 +70,8 @@ void bk_key_encode(char out[80], const uint8_t key[BK_KEY_SIZE]); /* with dashes
 bk_rc_t bk_key_decode(uint8_t key[BK_KEY_SIZE], const char *text, bk_err_t *err);
 /*
  * Read a key file: the text form (comments after '#', blanks ignored) or exactly 32 raw bytes.  A
- * file that others can read is refused (BK_CONFIG), with the chmod that mends it.
+ * file that others can read is refused (BK_CONFIG), with the chmod that mends it.  32 printable
+ * bytes are no raw key but a cut or mistyped one.
  */
 bk_rc_t bk_key_read_file(const char *path, uint8_t key[BK_KEY_SIZE], bk_err_t *err);
 /* First line of a file under the same permission rule, for passphrases and tokens; wipe out after

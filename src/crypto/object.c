@@ -19,6 +19,7 @@ enum { AT_KIND = 8, AT_FLAGS = 10, AT_EPOCH = 12, AT_UUID = 16, AT_SALT = 32, AT
 
 static EVP_CIPHER *gcm;
 static pthread_key_t thread_key;
+static bool ready; /* both of them are there */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void free_context(void *ctx)
@@ -29,12 +30,14 @@ static void free_context(void *ctx)
 static void set_up(void)
 {
     gcm = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
-    pthread_key_create(&thread_key, free_context);
+    ready = gcm != NULL && pthread_key_create(&thread_key, free_context) == 0;
 }
 
 static EVP_CIPHER_CTX *context(void)
 {
     pthread_once(&once, set_up);
+    if (!ready)
+        return NULL;
     EVP_CIPHER_CTX *ctx = pthread_getspecific(thread_key);
     if (ctx == NULL) {
         ctx = EVP_CIPHER_CTX_new();
@@ -113,6 +116,8 @@ bk_rc_t bk_object_key_open(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_
             return bk_err_set(err, BK_CORRUPT, "the object is encrypted, the repository is not");
         return BK_OK;
     }
+    if (epoch == 0)
+        return bk_err_set(err, BK_CORRUPT, "the object is not encrypted, the repository is");
     const uint8_t *secret = bk_keyring_secret(ring, epoch);
     if (secret == NULL)
         return bk_err_set(err, BK_WRONG_KEY, "the keyring does not know key epoch %u of the object",
@@ -132,6 +137,11 @@ bk_rc_t bk_object_key_open(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_
 void bk_object_key_wipe(bk_object_key_t *key)
 {
     explicit_bzero(key->key, sizeof key->key);
+    /* This thread's context has the key too, expanded; a reset clears it. */
+    pthread_once(&once, set_up);
+    EVP_CIPHER_CTX *ctx = key->encrypted && ready ? pthread_getspecific(thread_key) : NULL;
+    if (ctx != NULL)
+        EVP_CIPHER_CTX_reset(ctx);
 }
 
 size_t bk_object_overhead(const bk_object_key_t *key)
@@ -160,7 +170,7 @@ bk_rc_t bk_object_seal(const bk_object_key_t *key, uint32_t domain, uint64_t pos
     }
     EVP_CIPHER_CTX *ctx = context();
     make_nonce(nonce, domain, position);
-    if (ctx == NULL || gcm == NULL || len > INT32_MAX ||
+    if (ctx == NULL || len > INT32_MAX ||
         EVP_EncryptInit_ex2(ctx, gcm, key->key, nonce, NULL) != 1 ||
         EVP_EncryptUpdate(ctx, NULL, &n, key->header, BK_OBJECT_HEADER) != 1 ||
         (aad_len > 0 && EVP_EncryptUpdate(ctx, NULL, &n, aad, (int)aad_len) != 1) ||
@@ -189,7 +199,7 @@ bk_rc_t bk_object_unseal(const bk_object_key_t *key, uint32_t domain, uint64_t p
     EVP_CIPHER_CTX *ctx = context();
     make_nonce(nonce, domain, position);
     memcpy(tag, from + len, BK_OBJECT_TAG);
-    if (ctx == NULL || gcm == NULL || EVP_DecryptInit_ex2(ctx, gcm, key->key, nonce, NULL) != 1 ||
+    if (ctx == NULL || EVP_DecryptInit_ex2(ctx, gcm, key->key, nonce, NULL) != 1 ||
         EVP_DecryptUpdate(ctx, NULL, &n, key->header, BK_OBJECT_HEADER) != 1 ||
         (aad_len > 0 && EVP_DecryptUpdate(ctx, NULL, &n, aad, (int)aad_len) != 1) ||
         (len > 0 && EVP_DecryptUpdate(ctx, out, &n, from, (int)len) != 1) ||

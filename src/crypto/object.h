@@ -1,11 +1,13 @@
 /*
  * crypto/object.h: the envelope of every object on a storage.
  *
- *   header 80 B = magic "NGXBKP\0\1" | kind u16 | flags u16 | key epoch u32 | repository uuid 16 |
- * salt 32 | commitment 16 salt        = HMAC(HKDF(secret, "salt"), 32 random bytes || SHA-256 of
- * what will be encrypted) key 32 || commitment 16 = HKDF-SHA-256(secret, salt, "ngx-backup/" kind
- * as two LE bytes || uuid) part        = AES-256-GCM(key, nonce = u32be(domain) || u64be(position),
- * AAD = header || aad) || tag 16
+ *   header 80 B = magic "NGXBKP\0\1" | kind u16 | flags u16 | key epoch u32
+ *                 | repository uuid 16 | salt 32 | commitment 16
+ *   salt        = HMAC(HKDF(secret, "salt"), 32 random bytes || digest of the content)
+ *   key 32 || commitment 16
+ *               = HKDF-SHA-256(secret, salt, "ngx-backup/" || kind u16 || uuid)
+ *   part        = AES-256-GCM(key, nonce = u32be(domain) || u64be(position),
+ *                             AAD = header || aad) || tag 16
  *
  * One key encrypts one object and the position in it is the nonce, so a (key, nonce) pair cannot
  * repeat whatever crashes or is cloned (NIST SP 800-38D 8.2.1).  The commitment tells a wrong key
@@ -40,7 +42,11 @@ typedef struct {
     bool encrypted;
 } bk_object_key_t;
 
-/* A fresh key for a new object; content: SHA-256 over everything that will be encrypted. */
+/*
+ * A fresh key for a new object.  content: a digest that commits to everything that will be
+ * encrypted, such as its SHA-256, so that even a machine whose random numbers repeat (a cloned one)
+ * never uses one key for two contents.  Not looked at for a plain ring.
+ */
 bk_rc_t bk_object_key_new(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
                           bk_kind_t kind, const bk_id_t *content, bk_object_key_t *key,
                           bk_err_t *err);
@@ -49,6 +55,7 @@ bk_rc_t bk_object_key_new(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_S
 bk_rc_t bk_object_key_open(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
                            bk_kind_t kind, const uint8_t header[BK_OBJECT_HEADER],
                            bk_object_key_t *key, bk_err_t *err);
+/* Zeroise it, also in the calling thread's cipher context. */
 void bk_object_key_wipe(bk_object_key_t *key);
 /* Bytes a sealed part is longer than its content: 16 or 0. */
 size_t bk_object_overhead(const bk_object_key_t *key);
@@ -64,8 +71,11 @@ bk_rc_t bk_object_unseal(const bk_object_key_t *key, uint32_t domain, uint64_t p
                          bk_err_t *err);
 
 /*
- * A whole small object: header | part(zstd(data)) in domain BK_PART_WHOLE.  unwrap limits the
- * result to out->max and checks every length.  Used for index segments, snapshots, leases.
+ * A whole small object, used for index segments, snapshots, leases:
+ *
+ *   header | codec u8 | raw u32 | part(domain WHOLE, position 0, aad = codec | raw) of codec(data)
+ *
+ * unwrap appends at most out->max - out->len bytes and checks every length.
  */
 bk_rc_t bk_object_wrap(const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE], bk_kind_t kind,
                        const void *data, size_t len, bk_buf_t *out, bk_err_t *err);

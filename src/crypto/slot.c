@@ -19,7 +19,9 @@
 #define SCRYPT_N       (1u << 17)
 #define SCRYPT_R       8u
 #define SCRYPT_P       1u
-#define SCRYPT_MEMORY  (256ull << 20) /* N * r * 128 and room */
+#define SCRYPT_MEMORY  (256ull << 20) /* at most, N * r * 128 and a little */
+#define SCRYPT_WORK    (1u << 24)     /* at most, N * r * p: sixteen times what is written here */
+#define LABEL_MAX      64
 
 typedef struct {
     uint64_t n, r, p;
@@ -42,7 +44,8 @@ static bk_rc_t derive(const bk_secret_t *secret, const char *id, const scrypt_t 
     }
     if (EVP_PBE_scrypt(secret->passphrase, strlen(secret->passphrase), kdf->salt, SALT_BYTES,
                        kdf->n, kdf->r, kdf->p, SCRYPT_MEMORY, stretched, sizeof stretched) != 1)
-        return bk_err_set(err, BK_NO_MEMORY, "key slot: scrypt failed: it needs 128 MiB of memory");
+        return bk_err_set(err, BK_NO_MEMORY, "key slot: scrypt failed: it needs %llu MiB of memory",
+                          (unsigned long long)(kdf->n * kdf->r * 128 >> 20));
     bk_hkdf_sha256(okm, 32 + VERIFIER_BYTES, stretched, sizeof stretched, id, strlen(id), info,
                    sizeof info - 1);
     explicit_bzero(stretched, sizeof stretched);
@@ -88,25 +91,71 @@ static json_t *hex_value(const uint8_t *bytes, size_t len)
     return value;
 }
 
+/* Other labels would break the slot's JSON, or a terminal. */
+static bool label_valid(const char *label)
+{
+    char shown[4 * LABEL_MAX + 1];
+    size_t len = strlen(label);
+    if (len > LABEL_MAX)
+        return false;
+    bk_printable(shown, sizeof shown, label);
+    return strcmp(shown, label) == 0;
+}
+
+static bk_rc_t check_secret(const bk_secret_t *secret, bk_err_t *err)
+{
+    if ((secret->key == NULL) == (secret->passphrase == NULL))
+        return bk_err_set(err, BK_INVALID, "key slot: give a key or a passphrase");
+    if (secret->passphrase != NULL && secret->passphrase[0] == '\0')
+        return bk_err_set(err, BK_INVALID, "key slot: the passphrase is empty");
+    return BK_OK;
+}
+
+/* The slot's JSON; sealed is the keyring with its tag. */
+static json_t *make_slot(const bk_secret_t *secret, const char *id, const char *label,
+                         const scrypt_t *kdf, const uint8_t *verifier, const uint8_t *nonce,
+                         const uint8_t *sealed, size_t len)
+{
+    char created[BK_TIME_TEXT];
+    bk_time_format(created, bk_now());
+    json_t *object =
+        json_pack("{si ss ss ss ss so so so}", "format", 1, "id", id, "kind",
+                  secret->key != NULL ? "key" : "passphrase", "label", label, "created", created,
+                  "verifier", hex_value(verifier, VERIFIER_BYTES), "nonce",
+                  hex_value(nonce, NONCE_BYTES), "wrapped", hex_value(sealed, len));
+    if (object == NULL || secret->key != NULL)
+        return object;
+    json_t *scrypt = json_pack("{sI sI sI so}", "n", (json_int_t)kdf->n, "r", (json_int_t)kdf->r,
+                               "p", (json_int_t)kdf->p, "salt", hex_value(kdf->salt, SALT_BYTES));
+    if (json_object_set_new(object, "scrypt", scrypt) != 0) {
+        json_decref(object);
+        object = NULL;
+    }
+    return object;
+}
+
 bk_rc_t bk_slot_seal(const bk_keyring_t *ring, const bk_secret_t *secret, const char *label,
                      bk_buf_t *slot, bk_err_t *err)
 {
-    char id[BK_ULID_LEN + 1], created[BK_TIME_TEXT];
+    char id[BK_ULID_LEN + 1];
     scrypt_t kdf = {.n = SCRYPT_N, .r = SCRYPT_R, .p = SCRYPT_P};
     uint8_t okm[32 + VERIFIER_BYTES], nonce[NONCE_BYTES], *sealed = NULL;
     bk_buf_t plain;
     json_t *object = NULL;
 
-    if ((secret->key == NULL) == (secret->passphrase == NULL))
-        return bk_err_set(err, BK_INVALID, "key slot: give a key or a passphrase");
-    if (strlen(label) > 64)
-        return bk_err_set(err, BK_INVALID, "key slot: the label is longer than 64 bytes");
+    if (label == NULL)
+        label = "";
+    if (!label_valid(label))
+        return bk_err_set(err, BK_INVALID,
+                          "key slot: a label has up to %d bytes of printable UTF-8", LABEL_MAX);
+    bk_rc_t rc = check_secret(secret, err);
+    if (rc != BK_OK)
+        return rc;
     bk_buf_init(&plain, SLOT_MAX);
     bk_ulid(id);
-    bk_time_format(created, bk_now());
     bk_random(kdf.salt, sizeof kdf.salt);
     bk_random(nonce, sizeof nonce);
-    bk_rc_t rc = bk_keyring_encode(ring, &plain, err);
+    rc = bk_keyring_encode(ring, &plain, err);
     if (rc == BK_OK)
         rc = derive(secret, id, &kdf, okm, err);
     if (rc == BK_OK) {
@@ -115,17 +164,9 @@ bk_rc_t bk_slot_seal(const bk_keyring_t *ring, const bk_secret_t *secret, const 
             rc = bk_err_set(err, BK_NO_MEMORY, "key slot: out of memory");
     }
     if (rc == BK_OK) {
-        object = json_pack("{si ss ss ss ss so so so}", "format", 1, "id", id, "kind",
-                           secret->key != NULL ? "key" : "passphrase", "label", label, "created",
-                           created, "verifier", hex_value(okm + 32, VERIFIER_BYTES), "nonce",
-                           hex_value(nonce, sizeof nonce), "wrapped",
-                           hex_value(sealed, plain.len + TAG_BYTES));
-        if (object != NULL && secret->key == NULL)
-            json_object_set_new(object, "scrypt",
-                                json_pack("{sI sI sI so}", "n", (json_int_t)kdf.n, "r",
-                                          (json_int_t)kdf.r, "p", (json_int_t)kdf.p, "salt",
-                                          hex_value(kdf.salt, SALT_BYTES)));
-        rc = bk_json_dump(object, true, slot, err);
+        object = make_slot(secret, id, label, &kdf, okm + 32, nonce, sealed, plain.len + TAG_BYTES);
+        rc = object != NULL ? bk_json_dump(object, true, slot, err)
+                            : bk_err_set(err, BK_NO_MEMORY, "key slot: out of memory");
     }
     json_decref(object);
     free(sealed);
@@ -147,9 +188,7 @@ static bool take_scrypt(const json_t *object, scrypt_t *kdf)
     json_int_t n = json_integer_value(json_object_get(value, "n"));
     json_int_t r = json_integer_value(json_object_get(value, "r"));
     json_int_t p = json_integer_value(json_object_get(value, "p"));
-    /* Limits: a slot is not authenticated before the work is done, and must not exhaust the
-     * machine. */
-    if (n < 2 || n > 1 << 20 || (n & (n - 1)) != 0 || r < 1 || r > 16 || p < 1 || p > 16)
+    if (n < 2 || n > 1 << 30 || (n & (n - 1)) != 0 || r < 1 || r > 1024 || p < 1 || p > 1024)
         return false;
     kdf->n = (uint64_t)n;
     kdf->r = (uint64_t)r;
@@ -193,6 +232,11 @@ static bk_rc_t open_parsed(const json_t *object, bool by_key, const bk_secret_t 
     if (by_key != (secret->key != NULL))
         return bk_err_set(err, BK_WRONG_KEY, "this slot opens by %s",
                           by_key ? "key" : "passphrase");
+    /* A slot is not authenticated before the work is done, and must not exhaust the machine. */
+    if (!by_key && take_scrypt(object, &kdf) &&
+        (kdf.n * kdf.r * 128 > SCRYPT_MEMORY / 2 || kdf.n * kdf.r * kdf.p > SCRYPT_WORK))
+        return bk_err_set(err, BK_UNSUPPORTED,
+                          "the key slot asks for more memory or time than this program gives");
     if (!take_hex(object, "verifier", verifier, sizeof verifier) ||
         !take_hex(object, "nonce", nonce, sizeof nonce) || len <= TAG_BYTES ||
         (!by_key && !take_scrypt(object, &kdf)))
@@ -221,9 +265,9 @@ bk_rc_t bk_slot_open(const void *slot, size_t len, const bk_secret_t *secret, bk
 {
     json_t *object;
     bool by_key;
-    if ((secret->key == NULL) == (secret->passphrase == NULL))
-        return bk_err_set(err, BK_INVALID, "key slot: give a key or a passphrase");
-    bk_rc_t rc = parse(slot, len, &object, &by_key, err);
+    bk_rc_t rc = check_secret(secret, err);
+    if (rc == BK_OK)
+        rc = parse(slot, len, &object, &by_key, err);
     if (rc != BK_OK)
         return rc;
     rc = open_parsed(object, by_key, secret, ring, err);
@@ -238,10 +282,21 @@ bk_rc_t bk_slot_describe(const void *slot, size_t len, json_t **facts, bk_err_t 
     bk_rc_t rc = parse(slot, len, &object, &by_key, err);
     if (rc != BK_OK)
         return rc;
-    *facts = json_object();
     static const char *const shown[] = {"id", "kind", "label", "created"};
-    for (size_t i = 0; i < sizeof shown / sizeof *shown; i++)
-        json_object_set(*facts, shown[i], json_object_get(object, shown[i]));
+    json_t *result = json_object();
+    int failed = result == NULL;
+    for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
+        char text[4 * LABEL_MAX + 1];
+        const char *value = json_string_value(json_object_get(object, shown[i]));
+        /* Nobody vouches for a slot's texts: they must not command a terminal. */
+        bk_printable(text, sizeof text, value != NULL ? value : "");
+        failed |= json_object_set_new(result, shown[i], json_string(text));
+    }
     json_decref(object);
+    if (failed) {
+        json_decref(result);
+        return bk_err_set(err, BK_NO_MEMORY, "key slot: out of memory");
+    }
+    *facts = result;
     return BK_OK;
 }
