@@ -64,27 +64,56 @@ static json_t *files_status(const bk_engine_t *engine, const json_t *summary)
                      "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
 }
 
+/* The directory itself, or the nearest one above it that exists: its disk will be the one. */
+static void nearest(const char *path, char out[PATH_MAX])
+{
+    bk_strcpy(out, PATH_MAX, path);
+    while (access(out, F_OK) != 0 && out[0] == '/' && out[1] != '\0') {
+        char *slash = strrchr(out, '/');
+        slash[slash == out] = '\0';
+    }
+}
+
+/* A storage that is made by the first backup is fine when it can be made. */
+static bool reachable(const char *path, const json_t *summary)
+{
+    char dir[PATH_MAX];
+    if (access(path, R_OK | W_OK | X_OK) == 0)
+        return true;
+    if (figure(summary, "total") > 0 || access(path, F_OK) == 0)
+        return false;
+    nearest(path, dir);
+    return access(dir, W_OK | X_OK) == 0;
+}
+
+static void add_disk(json_t *storage, const char *path)
+{
+    char dir[PATH_MAX];
+    struct statvfs fs;
+    nearest(path, dir);
+    if (statvfs(dir, &fs) != 0)
+        return;
+    double total = (double)fs.f_blocks * (double)fs.f_frsize;
+    double left = (double)fs.f_bavail * (double)fs.f_frsize;
+    json_object_set_new(storage, "disk_total", json_integer((json_int_t)total));
+    json_object_set_new(storage, "disk_free", json_integer((json_int_t)left));
+    json_object_set_new(storage, "disk_used", json_integer((json_int_t)(total - left)));
+    json_object_set_new(storage, "disk_usage_percent",
+                        json_real(total > 0 ? 100 - 100 * left / total : 0));
+}
+
 static json_t *storages_status(const bk_engine_t *engine, const json_t *summary)
 {
     const bk_storage_config_t *storage = &engine->set->storages[0];
     const char *path = bk_storage_config_get(storage, "path");
-    struct statvfs fs;
     bool local = path != NULL && strcmp(storage->driver, "local") == 0;
     json_t *one =
         json_pack("{ss ss sb sI sI}", "backend_type", storage->driver, "name", storage->name,
-                  "accessible", (int)(!local || access(path, R_OK | W_OK | X_OK) == 0),
-                  "total_size", figure(summary, "bytes"), "pack_count", figure(summary, "packs"));
+                  "accessible", (int)(!local || reachable(path, summary)), "total_size",
+                  figure(summary, "bytes"), "pack_count", figure(summary, "packs"));
     if (local) {
         json_object_set_new(one, "base_path", bk_json_name(path, strlen(path)));
-        if (statvfs(path, &fs) == 0) {
-            double total = (double)fs.f_blocks * (double)fs.f_frsize,
-                   left = (double)fs.f_bavail * (double)fs.f_frsize;
-            json_object_set_new(one, "disk_total", json_integer((json_int_t)total));
-            json_object_set_new(one, "disk_free", json_integer((json_int_t)left));
-            json_object_set_new(one, "disk_used", json_integer((json_int_t)(total - left)));
-            json_object_set_new(one, "disk_usage_percent",
-                                json_real(total > 0 ? 100 - 100 * left / total : 0));
-        }
+        add_disk(one, path);
     }
     return json_pack("[o]", one);
 }
@@ -252,10 +281,10 @@ static void check_storage(const bk_engine_t *engine, const json_t *summary, json
     const bk_storage_config_t *storage = &engine->set->storages[0];
     const char *path = bk_storage_config_get(storage, "path");
     char name[64], text[PATH_MAX + 128] = "";
-    bool good = path == NULL || access(path, R_OK | W_OK | X_OK) == 0 ||
-                (figure(summary, "total") == 0 && access(path, F_OK) != 0);
+    bool local = path != NULL && strcmp(storage->driver, "local") == 0;
+    bool good = !local || reachable(path, summary);
     bk_fmt(name, sizeof name, "storage_%s:accessible", storage->name);
-    if (path != NULL)
+    if (local)
         bk_fmt(text, sizeof text,
                "%s cannot be read and written by nginx's workers, or is not mounted", path);
     add_check(checks, name, good ? PASS : FAIL, json_boolean(good), NULL, text, worst);

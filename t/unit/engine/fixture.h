@@ -143,7 +143,8 @@ static inline void put_key(const fixture_t *f, const char *name, uint8_t byte)
     assert_int_equal(chmod(at(f, name), 0600), 0);
 }
 
-static inline void make_set(fixture_t *f, bool encrypted)
+/* where: of the storage, absolute; NULL: in the fixture's own directory. */
+static inline void make_set(fixture_t *f, bool encrypted, const char *where)
 {
     bk_err_t err = {0};
     bk_set_t *set = &f->set;
@@ -157,7 +158,8 @@ static inline void make_set(fixture_t *f, bool encrypted)
     OK(bk_set_add_text(&files->exclude, "*.tmp", &err), &err);
     bk_set_add_files(set, "transcripts")->path = text_at(f, "app/transcripts");
     bk_storage_config_t *storage = bk_set_add_storage(set, "local", "disk");
-    OK(bk_storage_config_set(storage, "path", at(f, "storage"), &err), &err);
+    OK(bk_storage_config_set(storage, "path", where != NULL ? where : at(f, "storage"), &err),
+       &err);
     OK(bk_set_add_text(&set->restore_roots, at(f, "restored"), &err), &err);
     if (encrypted) {
         put_key(f, "k1.key", 1);
@@ -185,7 +187,7 @@ static inline fixture_t *fixture_new(bool encrypted)
     bk_log_set(quiet, NULL, BK_LOG_DEBUG);
     f->dir = test_dir();
     make_app(f);
-    make_set(f, encrypted);
+    make_set(f, encrypted, NULL);
     return f;
 }
 

@@ -1,0 +1,551 @@
+/*
+ * t/unit/engine/checks_test.c: the jobs that look, cleanup, and what status, health and lists say.
+ */
+#include "unit/engine/fixture.h"
+
+static const char *check_status(json_t *checks, const char *name)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(checks, i, one)
+    {
+        if (strcmp(text_of(one, "name"), name) == 0)
+            return text_of(one, "status");
+    }
+    return "(none)";
+}
+
+static void validation_proves_a_backup_without_touching_anything(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    put(f, "app/uploads/a.wav", "changed since");
+    for (int deep = 0; deep < 2; deep++) {
+        json_t *job = do_job(f, BK_JOB_VALIDATE, deep ? "{\"deep\": true}" : NULL, "completed");
+        json_t *result = json_object_get(job, "validation_result");
+        assert_true(json_is_true(json_object_get(result, "valid")));
+        assert_string_equal(text_of(result, "backup_id"), id);
+        assert_string_equal(text_of(result, "database_validation.integrity_check"), "ok");
+        assert_string_equal(text_of(result, "database_validation.tables.0"), "jobs");
+        assert_string_equal(text_of(result, "database_validation.path"), at(f, "app/app.db"));
+        assert_int_equal(int_of(result, "file_validation.files_checked"), 4);
+        assert_int_equal(int_of(result, "file_validation.files_valid"), 4);
+        assert_int_equal(json_is_true(member(result, "file_validation.checksum_verified")), deep);
+        assert_int_equal(int_of(result, "system_validation.critical_paths_checked"), 3);
+        assert_string_equal(
+            check_status(json_object_get(result, "checks"), "recover database main"), "pass");
+        done(job);
+    }
+    assert_string_equal(get(f, "app/uploads/a.wav"), "changed since");
+    assert_int_equal(rmdir(at(f, "base/scratch")), 0); /* nothing was left in it */
+    assert_int_equal(mkdir(at(f, "base/scratch"), 0700), 0);
+}
+
+static void deep_validation_names_the_files_that_are_lost(void **state)
+{
+    fixture_t *f = *state;
+    char command[1200], id[BK_BACKUP_ID];
+    char *big = malloc(300000);
+    test_fill((uint8_t *)big, 299999, 7);
+    for (int i = 0; i < 299999; i++)
+        big[i] = (char)('!' + (unsigned char)big[i] % 90);
+    big[299999] = '\0';
+    put(f, "app/uploads/2025/big.wav", big);
+    free(big);
+    back_up(f, "full", id);
+    /* The largest pack holds the only file that is no inline content. */
+    bk_fmt(
+        command, sizeof command,
+        "p=$(find '%s' -type f -printf '%%s %%p\\n' | sort -n | tail -1 | cut -d' ' -f2);"
+        " chmod u+w \"$p\"; printf XXXX | dd of=\"$p\" bs=1 seek=150000 conv=notrunc 2>/dev/null",
+        at(f, "storage/packs"));
+    assert_int_equal(system(command), 0);
+    done(do_job(f, BK_JOB_VALIDATE, NULL, "completed")); /* everything is there */
+    json_t *job = do_job(f, BK_JOB_VALIDATE, "{\"deep\": true}", "failed");
+    json_t *files = member(job, "validation_result.file_validation");
+    assert_int_equal(int_of(files, "files_valid"), 4);
+    assert_int_equal(int_of(files, "files_checked"), 5);
+    assert_string_equal(text_of(files, "files_failed.0.path"), "uploads/2025/big.wav");
+    assert_contains(text_of(job, "error"), "big.wav");
+    done(job);
+    /* The recovery gives the rest and says what is missing. */
+    job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"files\"}", "completed");
+    done(job); /* it is there already and right: nothing is fetched */
+    assert_int_equal(unlink(at(f, "app/uploads/2025/big.wav")), 0);
+    assert_int_equal(unlink(at(f, "app/uploads/a.wav")), 0);
+    job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"files\"}", "warning");
+    assert_contains(text_of(job, "files_failed.0.path"), "big.wav");
+    assert_true(json_is_false(member(job, "validation.valid")));
+    assert_string_equal(get(f, "app/uploads/a.wav"), "sound a");
+    done(job);
+}
+
+static void every_verification_level_passes_on_what_was_written(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID], body[32];
+    back_up(f, "full", id);
+    for (int level = 0; level <= 3; level++) {
+        bk_fmt(body, sizeof body, "{\"level\": %d}", level);
+        json_t *job = do_job(f, BK_JOB_VERIFY, body, "completed");
+        assert_int_equal(int_of(job, "verify_result.level"), level);
+        assert_int_equal(int_of(job, "verify_result.findings_total"), 0);
+        done(job);
+    }
+    json_t *backup = NULL;
+    OK(bk_engine_backup(f->engine, id, &backup, &f->err), &f->err);
+    assert_true(json_is_string(json_object_get(backup, "verified")));
+    json_decref(backup);
+}
+
+static void a_self_test_of_a_new_installation_makes_the_repository(void **state)
+{
+    fixture_t *f = *state;
+    json_t *job = do_job(f, BK_JOB_TEST, NULL, "warning");
+    assert_contains(text_of(job, "warnings.0"), "no backup yet");
+    assert_true(json_is_true(member(job, "test_result.overall_success")));
+    done(job);
+    assert_true(there(f, "storage/FORMAT"));
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    job = do_job(f, BK_JOB_TEST, NULL, "completed");
+    json_t *result = json_object_get(job, "test_result");
+    assert_true(json_is_true(member(result, "backup_test.success")));
+    assert_true(json_is_true(member(result, "recovery_test.success")));
+    assert_true(json_array_size(member(result, "recovery_test.test_file_recovery.sample")) > 0);
+    assert_true(json_is_true(member(result, "storage_test.0.accessible")));
+    assert_true(json_is_real(member(result, "storage_test.0.latency_ms")));
+    assert_string_equal(check_status(json_object_get(result, "checks"), "read database main"),
+                        "pass");
+    done(job);
+    assert_int_equal(rmdir(at(f, "base/scratch")), 0);
+    assert_int_equal(mkdir(at(f, "base/scratch"), 0700), 0);
+    char path[512];
+    bk_fmt(path, sizeof path, "rmdir '%s' 2>/dev/null || test ! -e '%s'", at(f, "storage/test"),
+           at(f, "storage/test"));
+    assert_int_equal(system(path), 0); /* nothing was left there */
+}
+
+static void a_self_test_tells_each_thing_that_is_wrong(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    assert_int_equal(rename(at(f, "app/transcripts"), at(f, "app/gone")), 0);
+    put_key(f, "k1.key", 9);
+    json_t *job = do_job(f, BK_JOB_TEST, NULL, "failed");
+    json_t *checks = member(job, "test_result.checks");
+    assert_string_equal(check_status(checks, "read database main"), "pass");
+    assert_string_equal(check_status(checks, "read files transcripts"), "fail");
+    assert_string_equal(check_status(checks, "read files uploads"), "pass");
+    assert_string_equal(check_status(checks, "repository and key"), "fail");
+    assert_string_equal(check_status(checks, "storage: write, read, list, delete"), "pass");
+    assert_contains(text_of(job, "error"), "transcripts");
+    done(job);
+}
+
+/* --- cleanup --- */
+
+/* Make every backup look days old, as its own snapshot says, by turning retention into less. */
+static void retention_ms(fixture_t *f, uint64_t ms)
+{
+    f->set.retention_db = f->set.retention_files = ms;
+}
+
+static bool kept_for(json_t *result, const char *id, const char *reason)
+{
+    size_t i, n;
+    json_t *one, *text;
+    json_array_foreach(json_object_get(result, "kept"), i, one)
+    {
+        if (strcmp(text_of(one, "id"), id) != 0)
+            continue;
+        json_array_foreach(json_object_get(one, "reasons"), n, text)
+        {
+            if (strcmp(json_string_value(text), reason) == 0)
+                return true;
+        }
+    }
+    return false;
+}
+
+static void cleanup_keeps_the_newest_and_says_why(void **state)
+{
+    fixture_t *f = *state;
+    char ids[3][BK_BACKUP_ID];
+    back_up(f, "full", ids[0]);
+    back_up(f, "full", ids[1]);
+    back_up(f, "incremental", ids[2]);
+    json_t *job = do_job(f, BK_JOB_CLEANUP, "{}", "completed");
+    json_t *result = json_object_get(job, "cleanup_result");
+    assert_true(kept_for(result, ids[0], "younger than retention"));
+    assert_int_equal(json_array_size(json_object_get(result, "deleted")), 0);
+    assert_true(json_is_true(json_object_get(result, "database_cleanup")));
+    assert_string_equal(text_of(result, "storage_cleanup.0.backend_type"), "local");
+    done(job);
+
+    retention_ms(f, 1);
+    bk_sleep_ms(5);
+    json_t *plan = NULL, *body = json("{\"dry_run\": true}");
+    OK(bk_engine_plan(f->engine, BK_JOB_CLEANUP, body, NULL, NULL, &plan, &f->err), &f->err);
+    assert_string_equal(text_of(plan, "deleted.0"), ids[0]);
+    assert_int_equal(json_array_size(json_object_get(plan, "deleted")), 1);
+    json_decref(plan);
+    json_decref(body);
+
+    job = do_job(f, BK_JOB_CLEANUP, NULL, "completed");
+    result = json_object_get(job, "cleanup_result");
+    assert_string_equal(text_of(result, "deleted.0"), ids[0]);
+    assert_true(kept_for(result, ids[1], "the newest full backup without warnings"));
+    assert_true(kept_for(result, ids[2], "the newest backup"));
+    assert_int_equal(int_of(result, "freed_bytes"), 0);
+    assert_contains(text_of(result, "note"), "not freed");
+    done(job);
+    json_t *backup = NULL;
+    assert_int_equal(bk_engine_backup(f->engine, ids[0], &backup, &f->err), BK_NOT_FOUND);
+    done(do_job(f, BK_JOB_VALIDATE, "{\"deep\": true}", "completed"));
+
+    retention_ms(f, 0);
+    job = do_job(f, BK_JOB_CLEANUP, NULL, "completed");
+    assert_true(
+        kept_for(json_object_get(job, "cleanup_result"), ids[1], "retention keeps it for ever"));
+    done(job);
+}
+
+static void cleanup_removes_what_was_set_aside_long_ago(void **state)
+{
+    fixture_t *f = *state;
+    put(f, "base/catalog.db.damaged-20200101_000000", "x");
+    put(f, "app/app.db.before-recovery_20200101_000000", "x");
+    put(f, "app/app.db-wal.before-recovery_20200101_000000", "x");
+    put(f, "app/app.db.before-lunch", "not ours");
+    done(do_job(f, BK_JOB_CLEANUP, NULL, "completed"));
+    assert_true(there(f, "app/app.db.before-recovery_20200101_000000")); /* named a moment ago */
+    retention_ms(f, 1);
+    bk_sleep_ms(20);
+    json_t *job = do_job(f, BK_JOB_CLEANUP, NULL, "completed");
+    assert_int_equal(json_array_size(member(job, "cleanup_result.leftovers")), 3);
+    done(job);
+    assert_false(there(f, "base/catalog.db.damaged-20200101_000000"));
+    assert_false(there(f, "app/app.db.before-recovery_20200101_000000"));
+    assert_false(there(f, "app/app.db-wal.before-recovery_20200101_000000"));
+    assert_true(there(f, "app/app.db.before-lunch"));
+    assert_true(there(f, "app/app.db"));
+}
+
+static void a_backup_is_deleted_by_its_id(void **state)
+{
+    fixture_t *f = *state;
+    char ids[2][BK_BACKUP_ID], body[128];
+    back_up(f, "full", ids[0]);
+    back_up(f, "full", ids[1]);
+    bk_fmt(body, sizeof body, "{\"backup_id\": \"%s\"}", ids[0]);
+    done(do_job(f, BK_JOB_DELETE, body, "completed"));
+    json_t *backup = NULL;
+    assert_int_equal(bk_engine_backup(f->engine, ids[0], &backup, &f->err), BK_NOT_FOUND);
+    done(do_job(f, BK_JOB_DELETE, body, "failed"));
+    OK(bk_engine_backup(f->engine, ids[1], &backup, &f->err), &f->err);
+    json_decref(backup);
+}
+
+/* --- what is shown --- */
+
+static void status_has_the_members_that_pages_read(void **state)
+{
+    static const char *const members[] = {
+        "timestamp",
+        "service_running",
+        "backup_system.orchestrator.initialized",
+        "backup_system.orchestrator.backup_base_dir",
+        "backup_system.orchestrator.current_operations",
+        "backup_system.orchestrator.statistics.total_backups",
+        "backup_system.orchestrator.statistics.successful_backups",
+        "backup_system.orchestrator.statistics.failed_backups",
+        "backup_system.orchestrator.statistics.total_size_backed_up",
+        "backup_system.orchestrator.statistics.last_full_backup",
+        "backup_system.orchestrator.statistics.last_incremental_backup",
+        "backup_system.database.database_path",
+        "backup_system.database.database_exists",
+        "backup_system.database.wal_mode_enabled",
+        "backup_system.database.total_backups",
+        "backup_system.database.full_backups",
+        "backup_system.database.wal_backups",
+        "backup_system.database.total_backup_size",
+        "backup_system.database.last_full_backup",
+        "backup_system.database.last_wal_backup",
+        "backup_system.database.backup_directory",
+        "backup_system.files.monitored_directories",
+        "backup_system.files.realtime_monitoring_enabled",
+        "backup_system.files.total_files_tracked",
+        "backup_system.files.unique_content_items",
+        "backup_system.files.backup_queue_size",
+        "backup_system.files.total_original_size",
+        "backup_system.files.total_backup_size",
+        "backup_system.files.deduplication_saved",
+        "backup_system.files.storage_efficiency",
+        "backup_system.files.backup_directory",
+        "backup_system.compression.compression_method",
+        "backup_system.compression.compression_level",
+        "backup_system.compression.extension",
+        "backup_system.compression.zstd_available",
+        "backup_system.compression.gzip_available",
+        "backup_system.storage_backends.0.backend_type",
+        "backup_system.storage_backends.0.base_path",
+        "backup_system.storage_backends.0.accessible",
+        "backup_system.storage_backends.0.total_size",
+        "backup_system.storage_backends.0.disk_total",
+        "backup_system.storage_backends.0.disk_used",
+        "backup_system.storage_backends.0.disk_free",
+        "backup_system.storage_backends.0.disk_usage_percent",
+        "backup_system.current_operations",
+        "configuration.scheduling_enabled",
+        "configuration.realtime_monitoring",
+        "configuration.compression_enabled",
+        "configuration.encryption_enabled",
+        "configuration.storage_backends",
+        "statistics.started",
+        "statistics.total_operations",
+        "statistics.successful_operations",
+        "statistics.failed_operations",
+        "statistics.last_full_backup",
+        "statistics.last_incremental_backup",
+        "statistics.last_cleanup",
+    };
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    for (int round = 0; round < 2; round++) { /* also before the first backup */
+        json_t *status = NULL;
+        OK(bk_engine_status(f->engine, NULL, NULL, &status, &f->err), &f->err);
+        for (size_t i = 0; i < sizeof members / sizeof *members; i++)
+            if (member(status, members[i]) == NULL)
+                fail_msg("no %s in round %d", members[i], round);
+        if (round == 1) {
+            assert_int_equal(int_of(status, "backup_system.orchestrator.statistics.total_backups"),
+                             1);
+            assert_int_equal(int_of(status, "backup_system.files.total_files_tracked"), 4);
+            assert_true(json_is_true(member(status, "backup_system.database.wal_mode_enabled")));
+            assert_true(json_is_string(member(status, "statistics.last_full_backup")));
+            assert_true(json_is_string(member(status, "statistics.last_cleanup")));
+        } else {
+            back_up(f, "full", id);
+            done(do_job(f, BK_JOB_CLEANUP, NULL, "completed"));
+        }
+        json_decref(status);
+    }
+}
+
+static void status_shows_the_running_job(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID], path[256];
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
+    OK(bk_engine_take(f->engine, id, &f->err), &f->err);
+    bk_ctl_init(&f->ctl);
+    bk_ctl_phase(&f->ctl, "files");
+    atomic_store(&f->ctl.bytes_total, 200);
+    atomic_store(&f->ctl.bytes_done, 50);
+    json_t *status = NULL;
+    OK(bk_engine_status(f->engine, id, &f->ctl, &status, &f->err), &f->err);
+    bk_fmt(path, sizeof path, "backup_system.current_operations.%s", id);
+    json_t *one = member(status, path);
+    assert_string_equal(text_of(one, "type"), "full_backup");
+    assert_string_equal(text_of(one, "status"), "running");
+    assert_string_equal(text_of(one, "phase"), "files");
+    assert_int_equal(int_of(one, "progress"), 25);
+    assert_int_equal(int_of(status, "jobs.running"), 1);
+    json_decref(status);
+    bk_ctl_free(&f->ctl);
+}
+
+static json_t *health(fixture_t *f)
+{
+    json_t *answer = NULL;
+    OK(bk_engine_health(f->engine, &answer, &f->err), &f->err);
+    return answer;
+}
+
+static void health_follows_what_happens(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    json_t *h = health(f);
+    assert_string_equal(text_of(h, "status"), "warn"); /* no backup yet */
+    json_decref(h);
+    back_up(f, "full", id);
+    h = health(f);
+    assert_string_equal(text_of(h, "status"), "pass");
+    assert_true(json_is_true(json_object_get(h, "healthy")));
+    assert_true(json_is_string(json_object_get(h, "last_successful_backup")));
+    json_decref(h);
+    f->set.health_max_age = 1;
+    bk_sleep_ms(5);
+    h = health(f);
+    assert_string_equal(text_of(h, "status"), "warn");
+    assert_contains(text_of(h, "checks.backup:age.0.output"), "health_max_age");
+    json_decref(h);
+    f->set.health_max_age = 3600000;
+    assert_int_equal(rename(at(f, "app/app.db"), at(f, "app/x.db")), 0);
+    done(do_job(f, BK_JOB_BACKUP, NULL, "failed"));
+    h = health(f);
+    assert_string_equal(text_of(h, "status"), "fail");
+    assert_contains(text_of(h, "checks.backup:result.0.output"), "app.db");
+    json_decref(h);
+    assert_int_equal(rename(at(f, "app/x.db"), at(f, "app/app.db")), 0);
+    done(do_job(f, BK_JOB_BACKUP, NULL, "completed"));
+    f->set.min_free = UINT64_MAX / 2;
+    h = health(f);
+    assert_string_equal(text_of(h, "status"), "fail");
+    assert_contains(text_of(h, "checks.disk:free.0.output"), "min_free");
+    json_decref(h);
+    f->set.min_free = 0;
+    assert_int_equal(rename(at(f, "storage"), at(f, "unmounted")), 0);
+    h = health(f);
+    assert_string_equal(text_of(h, "status"), "fail");
+    assert_string_equal(text_of(h, "checks.storage_disk:accessible.0.status"), "fail");
+    json_decref(h);
+}
+
+static void lists_come_in_pages_and_filtered(void **state)
+{
+    fixture_t *f = *state;
+    char ids[5][BK_BACKUP_ID], cursor[BK_BACKUP_ID] = "";
+    for (int i = 0; i < 5; i++)
+        back_up(f, i % 2 == 0 ? "full" : "incremental", ids[i]);
+    int seen = 0;
+    for (int page = 0; page < 5; page++) {
+        bk_list_filter_t filter = {.limit = 2, .cursor = cursor[0] != '\0' ? cursor : NULL};
+        json_t *answer = NULL;
+        OK(bk_engine_list(f->engine, &filter, &answer, &f->err), &f->err);
+        size_t count = json_array_size(json_object_get(answer, "backups"));
+        for (size_t i = 0; i < count; i++) {
+            char path[64];
+            bk_fmt(path, sizeof path, "backups.%zu.backup_id", i);
+            assert_string_equal(text_of(answer, path), ids[4 - seen]);
+            seen++;
+        }
+        assert_int_equal(int_of(answer, "total"), 5);
+        const char *next = json_string_value(json_object_get(answer, "next_cursor"));
+        bk_strcpy(cursor, sizeof cursor, next != NULL ? next : "");
+        json_decref(answer);
+        if (cursor[0] == '\0')
+            break;
+    }
+    assert_int_equal(seen, 5);
+    bk_list_filter_t filter = {.limit = 10, .type = "incremental"};
+    json_t *answer = NULL;
+    OK(bk_engine_list(f->engine, &filter, &answer, &f->err), &f->err);
+    assert_int_equal(int_of(answer, "total"), 2);
+    json_decref(answer);
+    filter = (bk_list_filter_t){.limit = 10, .since = bk_now()};
+    OK(bk_engine_list(f->engine, &filter, &answer, &f->err), &f->err);
+    assert_int_equal(int_of(answer, "total"), 0);
+    json_decref(answer);
+    filter = (bk_list_filter_t){.limit = 10, .cursor = "full_20000101_000000"};
+    assert_int_equal(bk_engine_list(f->engine, &filter, &answer, &f->err), BK_INVALID);
+}
+
+static void a_lost_catalog_comes_back_from_the_storage(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    close_engine(f);
+    put(f, "base/catalog.db", "garbage instead of a database, long enough to be read as one?");
+    open_engine(f);
+    json_t *h = health(f);
+    assert_string_equal(text_of(h, "checks.catalog:state.0.status"), "warn");
+    json_decref(h);
+    OK(bk_engine_sync(f->engine, NULL, &f->err), &f->err);
+    json_t *backup = NULL;
+    OK(bk_engine_backup(f->engine, id, &backup, &f->err), &f->err);
+    json_decref(backup);
+    done(do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "completed"));
+}
+
+static void two_sets_on_one_storage_do_not_mix(void **state)
+{
+    fixture_t *f = *state;
+    char mine[BK_BACKUP_ID], theirs[BK_BACKUP_ID];
+    back_up(f, "full", mine);
+    fixture_t *other = calloc(1, sizeof *other);
+    other->dir = bk_strdup(at(f, "other"));
+    assert_int_equal(mkdir(other->dir, 0755), 0);
+    make_app(other);
+    char *storage = text_at(f, "storage");
+    make_set(other, false, storage);
+    free(storage);
+    free(other->set.name);
+    other->set.name = bk_strdup("other");
+    open_engine(other);
+    back_up(other, "incremental", theirs);
+    json_t *backup = NULL;
+    OK(bk_engine_backup(other->engine, theirs, &backup, &f->err), &f->err);
+    assert_true(json_is_null(json_object_get(backup, "parent"))); /* not of the other set */
+    assert_string_equal(text_of(backup, "backup"), "other");
+    json_decref(backup);
+    json_t *job = do_job(f, BK_JOB_VALIDATE, NULL, "completed");
+    assert_string_equal(text_of(job, "validation_result.backup_id"), mine);
+    done(job);
+    retention_ms(f, 1);
+    bk_sleep_ms(5);
+    job = do_job(f, BK_JOB_CLEANUP, NULL, "completed");
+    assert_true(kept_for(json_object_get(job, "cleanup_result"), theirs, "belongs to another set"));
+    done(job);
+    fixture_free(other);
+}
+
+static void only_one_process_owns_a_set(void **state)
+{
+    fixture_t *f = *state;
+    bk_err_t err = {0};
+    bk_engine_t *second = NULL;
+    OK(bk_engine_open(&f->set, &second, &err), &err);
+    assert_int_equal(bk_engine_own(second, &err), BK_LOCKED);
+    bk_engine_disown(f->engine);
+    OK(bk_engine_own(second, &err), &err);
+    assert_int_equal(bk_engine_own(f->engine, &err), BK_LOCKED);
+    bk_engine_close(second);
+    OK(bk_engine_own(f->engine, &err), &err);
+}
+
+static void a_waiting_job_can_be_canceled(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID];
+    bk_job_status_t status;
+    bk_err_t err = {0};
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
+    OK(bk_engine_cancel(f->engine, id, &status, &err), &err);
+    assert_int_equal(status, BK_STATUS_CANCELED);
+    assert_int_equal(bk_engine_cancel(f->engine, id, &status, &err), BK_CONFLICT);
+    assert_contains(err.text, "canceled");
+    assert_int_equal(bk_engine_cancel(f->engine, "nope", &status, &err), BK_NOT_FOUND);
+    OK(bk_engine_take(f->engine, id, &err), &err);
+    assert_string_equal(id, "");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+#define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+        T(validation_proves_a_backup_without_touching_anything),
+        T(deep_validation_names_the_files_that_are_lost),
+        T(every_verification_level_passes_on_what_was_written),
+        T(a_self_test_of_a_new_installation_makes_the_repository),
+        cmocka_unit_test_setup_teardown(a_self_test_tells_each_thing_that_is_wrong,
+                                        set_up_encrypted, tear_down),
+        T(cleanup_keeps_the_newest_and_says_why),
+        T(cleanup_removes_what_was_set_aside_long_ago),
+        T(a_backup_is_deleted_by_its_id),
+        T(status_has_the_members_that_pages_read),
+        T(status_shows_the_running_job),
+        T(health_follows_what_happens),
+        T(lists_come_in_pages_and_filtered),
+        T(a_lost_catalog_comes_back_from_the_storage),
+        T(two_sets_on_one_storage_do_not_mix),
+        T(only_one_process_owns_a_set),
+        T(a_waiting_job_can_be_canceled),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
