@@ -48,8 +48,8 @@ typedef struct {
 } bk_secret_t;
 
 /*
- * Wrap into slot text (a JSON object).  label: up to 64 bytes of UTF-8 without controls, for people;
- * NULL is "".  BK_INVALID for another label, an empty passphrase, a plain ring.
+ * Wrap into slot text (a JSON object).  label: up to 64 bytes of UTF-8 without controls, for
+ * people; NULL is "".  BK_INVALID for another label, an empty passphrase, a plain ring.
  */
 bk_rc_t bk_slot_seal(const bk_keyring_t *ring, const bk_secret_t *secret, const char *label,
                      bk_buf_t *slot, bk_err_t *err);

@@ -218,7 +218,8 @@ bk_rc_t bk_job_verify(bk_job_t *job, bk_err_t *err)
 
 /* --- validate-recovery --- */
 
-/* The members that the answer has always had: path, exists, size, tables, integrity_check, valid. */
+/* The members that the answer has always had: path, exists, size, tables, integrity_check, valid.
+ */
 static json_t *database_facts(const bk_snapshot_t *s, json_t *facts, bool valid)
 {
     const bk_snapshot_db_t *db = s->db_count > 0 ? &s->dbs[0] : NULL;

@@ -1,7 +1,7 @@
 /*
  * engine/cleanup.c: which backups may go, and why each of the others stays; and what recoveries and
- * damaged catalogs left aside.  Removing a backup removes its snapshot; its data is not collected in
- * this version.
+ * damaged catalogs left aside.  Removing a backup removes its snapshot; its data is not collected
+ * in this version.
  */
 #include "engine/cleanup.h"
 

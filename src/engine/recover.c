@@ -304,8 +304,8 @@ typedef struct {
 } place_t;
 
 /*
- * What has the name is in use, or may be.  A log or journal beside it belongs to another content and
- * would be played into this one.
+ * What has the name is in use, or may be.  A log or journal beside it belongs to another content
+ * and would be played into this one.
  */
 static bk_rc_t check_place(const place_t *place, bk_err_t *err)
 {
@@ -393,7 +393,8 @@ static bk_rc_t copy_image(int from, const place_t *place, bk_ctl_t *ctl, bk_err_
     return rc;
 }
 
-/* The proved image under its name: the file itself, or a copy when it lies on another file system. */
+/* The proved image under its name: the file itself, or a copy when it lies on another file system.
+ */
 static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
 {
     int from = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);

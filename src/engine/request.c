@@ -74,7 +74,8 @@ static bk_rc_t check_inside(const char *target, const char *resolved, const char
                       target, what, dir);
 }
 
-/* A directory below the target has a tree's name: it must not be where the application's files are. */
+/* A directory below the target has a tree's name: it must not be where the application's files are.
+ */
 static bk_rc_t check_live(const bk_set_t *set, const char *target, const char *resolved,
                           bk_err_t *err)
 {
