@@ -165,14 +165,13 @@ bk_rc_t bk_pattern_compile(const char *text, bk_pattern_t **result, bk_err_t *er
     while (p.at < p.len && rc == BK_OK) {
         if (p.text[p.at] != '/') {
             rc = parse_part(&p);
-            pattern->directory = false;
         } else {
             p.at++;
-            pattern->directory = true; /* unless something follows */
-            if (p.at < p.len || pattern->part_count == 0)
-                pattern->anchored = true;
             while (p.at < p.len && p.text[p.at] == '/')
                 p.at++;
+            pattern->directory = p.at == p.len;
+            if (p.at < p.len || pattern->part_count == 0)
+                pattern->anchored = true;
         }
     }
     if (rc == BK_OK && pattern->part_count == 0)

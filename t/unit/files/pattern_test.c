@@ -74,6 +74,7 @@ static const case_t cases[] = {
     {"a/*/", "a/b", true, true},
     {"a/*/", "a/b", false, false},
     {"**/", "a/b", true, true},
+    {"a//", "b/a", true, true},
     /* sets */
     {"[abc]", "b", false, true},
     {"[abc]", "d", false, false},
