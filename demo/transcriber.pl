@@ -22,7 +22,8 @@ mkdir "$dir/$_" for qw(uploads transcripts);
 my $db = connect_database();
 my $server = IO::Socket::INET->new(LocalAddr => "127.0.0.1:$port", Listen => 64, ReuseAddr => 1)
     or die "127.0.0.1:$port: $!\n";
-add_job(audio()) for 1 .. 5;
+add_job(audio()) for 1 .. 20;
+transcribe() for 1 .. 15;
 
 my $select = IO::Select->new($server);
 my $next = time;

@@ -194,6 +194,10 @@ void cli_print_progress(const cli_t *cli, const json_t *job)
         drawn = false;
         return;
     }
+    /* Nothing to tell before the first byte. */
+    const json_t *detail = json_object_get(job, "progress_detail");
+    if (number(detail, "bytes_done") == 0 && number(detail, "files_done") == 0)
+        return;
     int64_t now = bk_mono();
     if (now - last < (terminal ? BK_SEC / 8 : 5 * BK_SEC))
         return;
