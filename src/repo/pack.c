@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 #define ENTRY_BYTES   46u /* id 32 | offset 4 | stored 4 | raw 4 | type 1 | codec 1 */
 #define TRAILER_BYTES 32u
@@ -60,9 +61,15 @@ size_t bk_pack_size(const bk_pack_t *pack)
     return pack->bytes.len + pack->count * ENTRY_BYTES + TRAILER_BYTES;
 }
 
-/* Room for one more entry. */
-static bk_rc_t grow_entries(bk_pack_t *pack, bk_err_t *err)
+/* Room for one more entry, and nothing that a reader would refuse. */
+static bk_rc_t grow_entries(bk_pack_t *pack, size_t raw, bk_err_t *err)
 {
+    if (raw > BK_CHUNK_MAX)
+        return bk_err_set(err, BK_TOO_LARGE, "add to a pack: a chunk of %zu bytes is too long",
+                          raw);
+    if (pack->count >= DIRECTORY_MAX / ENTRY_BYTES)
+        return bk_err_set(err, BK_TOO_LARGE, "add to a pack: it has %zu chunks already",
+                          pack->count);
     if (pack->count < pack->cap)
         return BK_OK;
     size_t cap = pack->cap > 0 ? 2 * pack->cap : 64;
@@ -74,44 +81,56 @@ static bk_rc_t grow_entries(bk_pack_t *pack, bk_err_t *err)
     return BK_OK;
 }
 
-/* The bytes from offset on are a new frame; there is room for its entry. */
-static bk_rc_t add_frame(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
-                         size_t offset, size_t raw, bk_err_t *err)
+/*
+ * The bytes from offset on are a new frame; there is room for its entry.  When rc or its tag's room
+ * fails, the pack is as it was before.
+ */
+static bk_rc_t add_frame(bk_pack_t *pack, const bk_pack_entry_t *entry, bk_rc_t rc, bk_err_t *err)
 {
-    uint8_t *tag = bk_buf_room(&pack->bytes, pack->overhead);
-    if (!bk_buf_ok(&pack->bytes))
-        return bk_err_set(err, BK_NO_MEMORY, "add to a pack: out of memory or past its limit");
+    uint8_t *tag = rc == BK_OK ? bk_buf_room(&pack->bytes, pack->overhead) : NULL;
+    if (rc == BK_OK && !bk_buf_ok(&pack->bytes))
+        rc = bk_err_set(err, BK_NO_MEMORY, "add to a pack: out of memory or past its limit");
+    if (rc != BK_OK) {
+        pack->bytes.len = entry->offset;
+        pack->bytes.failed = false;
+        return rc;
+    }
     memset(tag, 0, pack->overhead);
     pack->bytes.len += pack->overhead;
-    pack->entries[pack->count++] = (bk_pack_entry_t){.id = *id,
-                                                     .offset = (uint32_t)offset,
-                                                     .stored = (uint32_t)(pack->bytes.len - offset),
-                                                     .raw = (uint32_t)raw,
-                                                     .type = (uint8_t)type,
-                                                     .codec = (uint8_t)codec};
+    pack->entries[pack->count] = *entry;
+    pack->entries[pack->count++].stored = (uint32_t)(pack->bytes.len - entry->offset);
     return BK_OK;
 }
 
 bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
                     const void *data, size_t len, uint32_t raw, bk_err_t *err)
 {
-    size_t offset = pack->bytes.len;
-    bk_rc_t rc = grow_entries(pack, err);
+    bk_pack_entry_t entry = {.id = *id,
+                             .offset = (uint32_t)pack->bytes.len,
+                             .raw = raw,
+                             .type = (uint8_t)type,
+                             .codec = (uint8_t)codec};
+    bk_rc_t rc = grow_entries(pack, raw, err);
     if (rc != BK_OK)
         return rc;
     bk_buf_add(&pack->bytes, data, len);
-    return add_frame(pack, id, type, codec, offset, raw, err);
+    return add_frame(pack, &entry, BK_OK, err);
 }
 
 bk_rc_t bk_pack_append(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_compression_t how,
                        bool probe, const void *data, size_t len, bk_err_t *err)
 {
-    size_t offset = pack->bytes.len;
-    bk_codec_t codec;
-    bk_rc_t rc = grow_entries(pack, err);
-    if (rc == BK_OK)
-        rc = bk_compress(how, probe, data, len, &pack->bytes, &codec, err);
-    return rc == BK_OK ? add_frame(pack, id, type, codec, offset, len, err) : rc;
+    bk_pack_entry_t entry = {.id = *id,
+                             .offset = (uint32_t)pack->bytes.len,
+                             .raw = (uint32_t)len,
+                             .type = (uint8_t)type};
+    bk_codec_t codec = BK_CODEC_RAW;
+    bk_rc_t rc = grow_entries(pack, len, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = bk_compress(how, probe, data, len, &pack->bytes, &codec, err);
+    entry.codec = (uint8_t)codec;
+    return add_frame(pack, &entry, rc, err);
 }
 
 static int by_id(const void *a, const void *b)
@@ -126,75 +145,140 @@ static void frame_aad(const bk_pack_entry_t *entry, uint8_t aad[6])
     bk_put_u32(aad + 2, entry->raw);
 }
 
-static bk_rc_t append_directory(bk_pack_t *pack, const bk_object_key_t *key, bk_err_t *err)
+/*
+ * Sort by id.  A chunk that was added twice keeps one entry, or readers would refuse the directory;
+ * the other frame is zeroed, since no seal would cover it.
+ */
+static void sort_entries(bk_pack_t *pack)
 {
-    static const bk_compression_t how = {.codec = BK_CODEC_ZSTD, .level = 1};
-    bk_buf_t raw, packed;
-    bk_codec_t codec;
-    uint8_t trailer[TRAILER_BYTES] = {0};
-
-    bk_buf_init(&raw, DIRECTORY_MAX);
-    bk_buf_init(&packed, DIRECTORY_MAX + 64);
+    size_t kept = 0;
     if (pack->count > 1)
         qsort(pack->entries, pack->count, sizeof *pack->entries, by_id);
     for (size_t i = 0; i < pack->count; i++) {
         const bk_pack_entry_t *entry = &pack->entries[i];
-        bk_buf_add(&raw, entry->id.b, BK_ID_SIZE);
-        bk_buf_u32(&raw, entry->offset);
-        bk_buf_u32(&raw, entry->stored);
-        bk_buf_u32(&raw, entry->raw);
-        bk_buf_u8(&raw, entry->type);
-        bk_buf_u8(&raw, entry->codec);
+        if (kept > 0 && bk_id_equal(&pack->entries[kept - 1].id, &entry->id))
+            memset(pack->bytes.data + entry->offset, 0, entry->stored);
+        else
+            pack->entries[kept++] = *entry;
     }
-    bk_rc_t rc = bk_buf_ok(&raw) ? bk_compress(how, false, raw.data, raw.len, &packed, &codec, err)
-                                 : bk_err_set(err, BK_NO_MEMORY, "finish a pack: out of memory");
+    pack->count = kept;
+}
+
+static void encode_directory(const bk_pack_t *pack, bk_buf_t *raw)
+{
+    for (size_t i = 0; i < pack->count; i++) {
+        const bk_pack_entry_t *entry = &pack->entries[i];
+        bk_buf_add(raw, entry->id.b, BK_ID_SIZE);
+        bk_buf_u32(raw, entry->offset);
+        bk_buf_u32(raw, entry->stored);
+        bk_buf_u32(raw, entry->raw);
+        bk_buf_u8(raw, entry->type);
+        bk_buf_u8(raw, entry->codec);
+    }
+}
+
+/*
+ * A digest of all that will be encrypted.  The ids in the directory commit to each chunk's content;
+ * what could still differ is how it was compressed, by chance and not by anybody's will, and a fast
+ * hash tells that as well as a slow one.
+ */
+static void digest_content(const bk_pack_t *pack, const bk_buf_t *directory, bk_id_t *digest)
+{
+    uint8_t all[BK_ID_SIZE + sizeof(XXH128_canonical_t)];
+    bk_id_t ids;
+    XXH128_canonical_t frames;
+    XXH128_canonicalFromHash(&frames, XXH3_128bits(pack->bytes.data + BK_OBJECT_HEADER,
+                                                   pack->bytes.len - BK_OBJECT_HEADER));
+    bk_sha256(&ids, directory->data, directory->len);
+    memcpy(all, ids.b, BK_ID_SIZE);
+    memcpy(all + BK_ID_SIZE, &frames, sizeof frames);
+    bk_sha256(digest, all, sizeof all);
+}
+
+static void encode_trailer(uint8_t trailer[TRAILER_BYTES], const bk_pack_trailer_t *where)
+{
+    bk_put_u32(trailer, where->offset);
+    bk_put_u32(trailer + 4, where->length);
+    bk_put_u32(trailer + 8, where->count);
+    bk_put_u32(trailer + 12, where->raw);
+    bk_put_u32(trailer + 16, where->codec);
+    bk_put_u32(trailer + 20, crc32c(trailer, 20));
+    memcpy(trailer + 24, MAGIC_END, 8);
+}
+
+static bk_rc_t append_directory(bk_pack_t *pack, const bk_object_key_t *key, const bk_buf_t *raw,
+                                bk_err_t *err)
+{
+    static const bk_compression_t how = {.codec = BK_CODEC_ZSTD, .level = 1};
+    bk_buf_t packed;
+    bk_codec_t codec;
+    bk_buf_init(&packed, DIRECTORY_MAX + 64);
+    bk_rc_t rc = bk_compress(how, false, raw->data, raw->len, &packed, &codec, err);
     if (rc == BK_OK) {
-        size_t offset = pack->bytes.len, len = packed.len + pack->overhead;
-        uint8_t *room = bk_buf_room(&pack->bytes, len + TRAILER_BYTES);
+        bk_pack_trailer_t where = {.offset = (uint32_t)pack->bytes.len,
+                                   .length = (uint32_t)(packed.len + pack->overhead),
+                                   .count = (uint32_t)pack->count,
+                                   .raw = (uint32_t)raw->len,
+                                   .codec = (uint32_t)codec};
+        uint8_t *room = bk_buf_room(&pack->bytes, where.length + TRAILER_BYTES);
         if (room == NULL)
             rc = bk_err_set(err, BK_NO_MEMORY, "finish a pack: out of memory");
         else
             rc = bk_object_seal(key, BK_PART_DIRECTORY, 0, NULL, 0, packed.data, packed.len, room,
                                 err);
         if (rc == BK_OK) {
-            bk_put_u32(trailer, (uint32_t)offset);
-            bk_put_u32(trailer + 4, (uint32_t)len);
-            bk_put_u32(trailer + 8, (uint32_t)pack->count);
-            bk_put_u32(trailer + 12, (uint32_t)raw.len);
-            bk_put_u32(trailer + 16, (uint32_t)codec);
-            bk_put_u32(trailer + 20, crc32c(trailer, 20));
-            memcpy(trailer + 24, MAGIC_END, 8);
-            memcpy(room + len, trailer, TRAILER_BYTES);
-            pack->bytes.len += len + TRAILER_BYTES;
+            encode_trailer(room + where.length, &where);
+            pack->bytes.len += where.length + TRAILER_BYTES;
         }
     }
-    bk_buf_free(&raw);
     bk_buf_free(&packed);
     return rc;
+}
+
+static bk_rc_t seal_frames(bk_pack_t *pack, const bk_object_key_t *key, bk_err_t *err)
+{
+    for (size_t i = 0; i < pack->count; i++) {
+        const bk_pack_entry_t *entry = &pack->entries[i];
+        uint8_t aad[6], *frame = pack->bytes.data + entry->offset;
+        frame_aad(entry, aad);
+        bk_rc_t rc = bk_object_seal(key, BK_PART_FRAME, entry->offset, aad, sizeof aad, frame,
+                                    entry->stored - pack->overhead, frame, err);
+        if (rc != BK_OK)
+            return rc;
+    }
+    return BK_OK;
 }
 
 bk_rc_t bk_pack_finish(bk_pack_t *pack, const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
                        bk_err_t *err)
 {
     bk_object_key_t key = {0};
-    bk_id_t content;
-    uint8_t *bytes = pack->bytes.data;
-    bk_sha256(&content, bytes + BK_OBJECT_HEADER, pack->bytes.len - BK_OBJECT_HEADER);
-    bk_rc_t rc = bk_object_key_new(ring, uuid, pack->kind, &content, &key, err);
+    bk_id_t content = {{0}};
+    bk_buf_t directory;
+    /* Frames without room for tags would be sealed over their neighbours. */
+    if ((pack->overhead > 0) != bk_keyring_encrypted(ring))
+        return bk_err_set(err, BK_FAILED, "finish a pack: it was begun for another keyring");
+    bk_buf_init(&directory, DIRECTORY_MAX);
+    sort_entries(pack);
+    encode_directory(pack, &directory);
+    bk_rc_t rc = BK_OK;
+    if (!bk_buf_ok(&directory))
+        rc = bk_err_set(err, BK_NO_MEMORY, "finish a pack: out of memory");
+    if (rc == BK_OK && bk_keyring_encrypted(ring))
+        digest_content(pack, &directory, &content);
     if (rc == BK_OK)
-        memcpy(bytes, key.header, BK_OBJECT_HEADER);
-    for (size_t i = 0; i < pack->count && rc == BK_OK; i++) {
-        const bk_pack_entry_t *entry = &pack->entries[i];
-        uint8_t aad[6], *frame = bytes + entry->offset;
-        frame_aad(entry, aad);
-        rc = bk_object_seal(&key, BK_PART_FRAME, entry->offset, aad, sizeof aad, frame,
-                            entry->stored - pack->overhead, frame, err);
+        rc = bk_object_key_new(ring, uuid, pack->kind, &content, &key, err);
+    if (rc == BK_OK) {
+        memcpy(pack->bytes.data, key.header, BK_OBJECT_HEADER);
+        if (key.encrypted)
+            rc = seal_frames(pack, &key, err);
     }
     if (rc == BK_OK)
-        rc = append_directory(pack, &key, err);
+        rc = append_directory(pack, &key, &directory, err);
     if (rc == BK_OK)
         bk_sha256(&pack->name, pack->bytes.data, pack->bytes.len);
     bk_object_key_wipe(&key);
+    bk_buf_free(&directory);
     return rc;
 }
 

@@ -44,13 +44,19 @@ void bk_pack_free(bk_pack_t *pack);
 void bk_pack_reset(bk_pack_t *pack);
 /* Bytes it would have if finished now, roughly; compare with BK_PACK_TARGET. */
 size_t bk_pack_size(const bk_pack_t *pack);
-/* data: the chunk in codec's form, len bytes; raw: its length before. */
+/*
+ * data: the chunk in codec's form, len bytes; raw: its length before, at most BK_CHUNK_MAX.  After a
+ * failure the pack is what it was before.  A chunk that is added twice is stored once.
+ */
 bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
                     const void *data, size_t len, uint32_t raw, bk_err_t *err);
 /* Compress a chunk to the end of the pack, as bk_compress does, and add it. */
 bk_rc_t bk_pack_append(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_compression_t how,
                        bool probe, const void *data, size_t len, bk_err_t *err);
-/* Seal every frame in place, append directory and trailer, compute the name. */
+/*
+ * Seal every frame in place, append directory and trailer, compute the name.  The ring must be
+ * encrypted exactly when the pack was begun so.  After a failure the pack can only be freed.
+ */
 bk_rc_t bk_pack_finish(bk_pack_t *pack, const bk_keyring_t *ring, const uint8_t uuid[BK_UUID_SIZE],
                        bk_err_t *err);
 
