@@ -99,7 +99,7 @@ static bk_rc_t query_text(bk_db_source_t *s, const char *sql, char *out, size_t 
         out[0] = '\0';
         code = SQLITE_OK;
     }
-    bk_rc_t rc = code == SQLITE_OK ? BK_OK : bk_db_error(s->db, code, s->path, sql, err);
+    bk_rc_t rc = code == SQLITE_OK ? BK_OK : bk_db_error(s->db, code, s->path, "read", err);
     sqlite3_finalize(statement);
     return rc;
 }
@@ -109,6 +109,12 @@ static bk_rc_t query_text(bk_db_source_t *s, const char *sql, char *out, size_t 
 static bk_rc_t check_rights(const char *path, struct stat *st, bk_err_t *err)
 {
     char dir[4096];
+    if (stat(path, st) != 0 && errno == ENOENT)
+        return bk_err_set(
+            err, BK_NOT_FOUND,
+            "database %s is missing: start the application if it has not made it yet, "
+            "recover it if it was lost, or correct \"path\"",
+            path);
     if (stat(path, st) != 0)
         return bk_err_sys(err, errno, "database %s", path);
     if (!S_ISREG(st->st_mode))
