@@ -4,6 +4,8 @@
  */
 #include "unit/engine/fixture.h"
 
+#include <pthread.h>
+
 static json_t *list(fixture_t *f)
 {
     bk_err_t err = {0};
@@ -246,14 +248,11 @@ static void *stop_soon(void *arg)
     return NULL;
 }
 
-static void an_interrupted_backup_is_queued_again_and_completes(void **state)
+/* Enough to be busy with for a while. */
+static void add_files(fixture_t *f)
 {
-    fixture_t *f = *state;
-    char id[BK_JOB_ID], again[BK_JOB_ID];
-    pthread_t stopper;
-    char *big = malloc(60000);
+    char *big = malloc(60000), name[64];
     for (int i = 0; i < 300; i++) {
-        char name[64];
         test_fill((uint8_t *)big, 59999, (uint64_t)i);
         for (int n = 0; n < 59999; n++)
             big[n] = (char)('a' + (unsigned char)big[n] % 26);
@@ -262,6 +261,68 @@ static void an_interrupted_backup_is_queued_again_and_completes(void **state)
         put(f, name, big);
     }
     free(big);
+}
+
+/* Another host publishes a backup under our id while we are reading. */
+typedef struct {
+    fixture_t *f;
+    char from[1024], to[1024];
+} other_host_t;
+
+static void *publish_soon(void *arg)
+{
+    other_host_t *other = arg;
+    for (int i = 0; i < 20000 && atomic_load(&other->f->ctl.files_done) == 0; i++)
+        usleep(100);
+    return rename(other->from, other->to) == 0 ? NULL : other;
+}
+
+static void an_id_that_is_taken_meanwhile_gets_a_suffix(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID], job_id[BK_JOB_ID], name[256], command[1200];
+    add_files(f);
+    back_up(f, "full", id);
+    bk_fmt(command, sizeof command, "ls '%s' | head -1", at(f, "storage/snapshots"));
+    FILE *pipe = popen(command, "r");
+    assert_non_null(fgets(name, sizeof name, pipe));
+    pclose(pipe);
+    name[strcspn(name, "\n")] = '\0';
+    other_host_t other = {.f = f};
+    bk_fmt(other.to, sizeof other.to, "%s/%s", at(f, "storage/snapshots"), name);
+    bk_fmt(other.from, sizeof other.from, "%s/%s", f->dir, name);
+    assert_int_equal(rename(other.to, other.from), 0);
+    sqlite3 *db = open_db(f, "base/catalog.db");
+    sql(db, "DELETE FROM jobs");
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, job_id), BK_OK);
+    bk_fmt(command, sizeof command, "UPDATE jobs SET id = '%s'", id);
+    sql(db, command);
+    sqlite3_close(db);
+    OK(bk_engine_take(f->engine, job_id, &f->err), &f->err);
+    pthread_t thread;
+    void *failed;
+    bk_ctl_init(&f->ctl);
+    assert_int_equal(pthread_create(&thread, NULL, publish_soon, &other), 0);
+    bk_job_status_t status = run_taken(f, id);
+    pthread_join(thread, &failed);
+    bk_ctl_free(&f->ctl);
+    assert_null(failed);
+    assert_int_equal(status, BK_STATUS_COMPLETED);
+    json_t *job = job_of(f, id);
+    bk_fmt(name, sizeof name, "%s_2", id);
+    assert_string_equal(text_of(job, "backup_id"), name);
+    done(job);
+    json_t *answer = list(f);
+    assert_int_equal(int_of(answer, "total"), 2);
+    json_decref(answer);
+}
+
+static void an_interrupted_backup_is_queued_again_and_completes(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID], again[BK_JOB_ID];
+    pthread_t stopper;
+    add_files(f);
     assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
     OK(bk_engine_take(f->engine, again, &f->err), &f->err);
     bk_ctl_init(&f->ctl);
@@ -385,6 +446,7 @@ int main(void)
         T(an_incremental_backup_reads_only_what_changed),
         T(two_backups_in_one_second_are_two),
         T(an_id_that_another_host_used_gets_a_suffix),
+        T(an_id_that_is_taken_meanwhile_gets_a_suffix),
         T(a_missing_database_fails_the_backup),
         T(a_vanished_tree_fails_the_backup),
         T(an_unreadable_file_is_a_warning_with_its_name),

@@ -236,10 +236,16 @@ static void a_newer_catalog_is_left_alone(void **state)
 static void several(const char *dir, int children, int jobs)
 {
     pid_t pids[16];
+    int start[2];
+    char byte;
+    assert_int_equal(pipe(start), 0);
     for (int i = 0; i < children; i++) {
         pids[i] = fork();
         assert_true(pids[i] >= 0);
         if (pids[i] == 0) {
+            close(start[1]);
+            if (read(start[0], &byte, 1) != 0) /* until all are there */
+                _exit(3);
             bk_catalog_t *catalog;
             bk_err_t err = {0};
             bool replaced, replayed;
@@ -255,6 +261,8 @@ static void several(const char *dir, int children, int jobs)
             _exit(0);
         }
     }
+    close(start[0]);
+    close(start[1]);
     for (int i = 0; i < children; i++) {
         int status;
         assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
@@ -297,6 +305,16 @@ static void several_processes_set_a_damaged_one_aside_once(void **state)
     close(fd);
     several(dir, 8, 2);
     assert_int_equal(damaged_files(dir), 1);
+    /* Nobody threw away what another had begun. */
+    bk_err_t err = {0};
+    bk_catalog_t *catalog;
+    bool replaced;
+    uint64_t total;
+    int seen = 0;
+    OK(bk_catalog_open(dir, &catalog, &replaced, &err), &err);
+    OK(bk_catalog_jobs(catalog, 0, 500, count_job, &seen, &total, &err), &err);
+    assert_int_equal(seen, 16);
+    bk_catalog_close(catalog);
     test_dir_remove(dir);
 }
 
