@@ -63,8 +63,22 @@ static bk_rc_t make_directory(const bk_engine_t *engine, const char *name, char 
     return bk_mkdirs(text, 0700, err);
 }
 
+/* In the log, and for a while in the health that all processes show. */
+static void tell_replaced(bk_engine_t *engine)
+{
+    json_t *now = json_integer(bk_now());
+    bk_log(BK_LOG_ERROR,
+           "backup %s: the catalog was damaged and set aside as catalog.db.damaged-*; backups are "
+           "read from the storage again, the history of jobs is lost",
+           engine->set->name);
+    if (bk_catalog_set_value(engine->catalog, "replaced", now, NULL) != BK_OK)
+        bk_log(BK_LOG_WARN, "backup %s: the new catalog cannot be written", engine->set->name);
+    json_decref(now);
+}
+
 bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
 {
+    bool replaced = false;
     bk_engine_t *engine = calloc(1, sizeof *engine);
     if (engine == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", set->name);
@@ -81,18 +95,14 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     if (rc == BK_OK)
         rc = make_directory(engine, "scratch", &engine->scratch_dir, err);
     if (rc == BK_OK)
-        rc = bk_catalog_open(set->base_dir, &engine->catalog, &engine->catalog_replaced, err);
+        rc = bk_catalog_open(set->base_dir, &engine->catalog, &replaced, err);
     if (rc != BK_OK) {
         bk_err_wrap(err, "backup %s: base_dir %s", set->name, set->base_dir);
         bk_engine_close(engine);
         return rc;
     }
-    if (engine->catalog_replaced)
-        bk_log(BK_LOG_ERROR,
-               "backup %s: the catalog was damaged and set aside as catalog.db.damaged-*; backups "
-               "are read from "
-               "the storage again, the history of jobs is lost",
-               set->name);
+    if (replaced)
+        tell_replaced(engine);
     *result = engine;
     return BK_OK;
 }

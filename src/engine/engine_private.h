@@ -19,7 +19,6 @@ struct bk_engine_s {
     char *cache_dir, *spool_dir, *scratch_dir;
     int lock_fd;     /* of base_dir/lock while owner, else -1 */
     int64_t started; /* ns */
-    bool catalog_replaced;
 };
 
 /* A job while it runs: belongs to lane 0; other lanes see only what is handed to them. */

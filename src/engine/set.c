@@ -290,6 +290,11 @@ static bk_rc_t check_storage(bk_set_t *set, json_t *warnings, bk_err_t *err)
                               "storage local %s and base_dir must not lie in each other",
                               set->storages[0].name);
         rc = check_overlap(set, "storage", path, warnings, err);
+    } else if (rc == BK_OK && set->key_count == 0 && set->passphrase_file == NULL) {
+        warn(warnings,
+             "storage %s %s is not on this machine and there is no \"encryption\": whoever runs it "
+             "can read every backup",
+             set->storages[0].driver, set->storages[0].name);
     }
     return rc;
 }

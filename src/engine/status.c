@@ -13,6 +13,8 @@
 #include "base/str.h"
 #include "engine/engine_private.h"
 
+#define DAY (86400 * BK_SEC)
+
 /* A figure of the summary that bk_engine_sync_from left in the catalog; 0 before the first. */
 static json_int_t figure(const json_t *summary, const char *name)
 {
@@ -301,6 +303,17 @@ static void check_verified(bk_engine_t *engine, json_t *checks, verdict_t *worst
     json_decref(value);
 }
 
+/* A week is enough for somebody to have seen it. */
+static void check_catalog(bk_engine_t *engine, json_t *checks, verdict_t *worst)
+{
+    json_t *when = NULL;
+    if (bk_catalog_value(engine->catalog, "replaced", &when, NULL) == BK_OK && when != NULL &&
+        bk_now() - json_integer_value(when) < 7 * DAY)
+        add_check(checks, "catalog:state", WARN, json_string("replaced"), NULL,
+                  "the catalog was damaged and replaced; the history of jobs is lost", worst);
+    json_decref(when);
+}
+
 bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
 {
     verdict_t worst = PASS;
@@ -316,9 +329,7 @@ bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
     check_disk(engine, checks, &worst);
     check_verified(engine, checks, &worst);
     check_snapshots(summary, checks, &worst);
-    if (engine->catalog_replaced)
-        add_check(checks, "catalog:state", WARN, json_string("replaced"), NULL,
-                  "the catalog was damaged and replaced; the history of jobs is lost", &worst);
+    check_catalog(engine, checks, &worst);
     bk_fmt(description, sizeof description, "backup of %s", engine->set->name);
     *health = json_pack("{ss ss ss ss ss so sb sb sI so so}", "status", verdicts[worst], "version",
                         "1", "releaseId", BK_VERSION, "serviceId", engine->set->name, "description",
