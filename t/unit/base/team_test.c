@@ -147,6 +147,10 @@ static void a_full_stack_makes_the_caller_work(void **state)
     assert_int_equal(atomic_load(&count.done), 8);
     bk_team_close(team);
     bk_team_unref(team);
+    team = bk_team_new(1, 3, 100); /* nobody else will ever come: at once */
+    bk_team_submit(team, &group, count_work, &count, 1);
+    assert_int_equal(atomic_load(&count.done), 9);
+    bk_team_unref(team);
     assert_null(bk_team_new(0, 1, 1));
     assert_null(bk_team_new(1, 0, 1));
     assert_null(bk_team_new(1, SIZE_MAX, 1));
@@ -202,6 +206,55 @@ static void works_may_bring_works(void **state)
         OK(bk_team_run(lanes, grow_tree, &tree, &err), &err);
         assert_int_equal(atomic_load(&tree.done), 1093); /* 1 + 3 + 9 + ... + 729 */
     }
+}
+
+/* A work that brings another while its waiter sleeps, run by a thread that then leaves. */
+typedef struct {
+    bk_team_t *team;
+    bk_group_t group;
+    count_t count;
+    atomic_bool started, waiting;
+} late_t;
+
+static bk_rc_t bring_one_more(void *arg, bk_err_t *err)
+{
+    late_t *late = arg;
+    (void)err;
+    atomic_store(&late->started, true);
+    while (!atomic_load(&late->waiting))
+        bk_sleep_ms(1);
+    bk_sleep_ms(5); /* most likely asleep by now */
+    bk_team_submit(late->team, &late->group, count_work, &late->count, 1);
+    return BK_OK;
+}
+
+static void *help_once(void *arg)
+{
+    late_t *late = arg;
+    while (!bk_team_help(late->team))
+        bk_sleep_ms(1);
+    return NULL;
+}
+
+static void a_waiter_takes_what_comes_while_it_sleeps(void **state)
+{
+    late_t late = {.count.caller = pthread_self()};
+    pthread_t thread;
+    bk_err_t err = {0};
+    (void)state;
+    late.team = bk_team_new(2, 10, 100);
+    bk_group_init(&late.group);
+    assert_int_equal(pthread_create(&thread, NULL, help_once, &late), 0);
+    bk_team_submit(late.team, &late.group, bring_one_more, &late, 1);
+    /* Only when the other thread has it, else this one would run it. */
+    while (!atomic_load(&late.started))
+        bk_sleep_ms(1);
+    atomic_store(&late.waiting, true);
+    OK(bk_team_wait(late.team, &late.group, &err), &err);
+    assert_int_equal(atomic_load(&late.count.by_caller), 1);
+    pthread_join(thread, NULL);
+    bk_team_close(late.team);
+    bk_team_unref(late.team);
 }
 
 /* Many short groups, gone as soon as they are waited for: nobody may touch one afterwards. */
@@ -393,6 +446,7 @@ int main(void)
         cmocka_unit_test(the_first_failure_is_kept_and_all_works_run),
         cmocka_unit_test(a_full_stack_makes_the_caller_work),
         cmocka_unit_test(works_may_bring_works),
+        cmocka_unit_test(a_waiter_takes_what_comes_while_it_sleeps),
         cmocka_unit_test(a_group_is_free_once_it_was_waited_for),
         cmocka_unit_test(threads_may_wait_for_groups_of_their_own),
         cmocka_unit_test(sleeping_lanes_wake_up),

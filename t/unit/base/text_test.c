@@ -60,9 +60,9 @@ static void base32_is_that_of_its_standard(void **state)
 
 static void damaged_base32_is_refused(void **state)
 {
-    static const char *const wrong[] = {
-        "MZ1", "M8",   "MZXW=",   "M", "MZX", "MZXW6Y", /* no length */
-        "MZ",  "MZXR", "\xc3\xa4"};                     /* bits left over */
+    static const char *const wrong[] = {"MZ1",    "M8",   "MZXW=",   "M",      "MZX",
+                                        "MZXW6Y", "A",    "AAA",     "AAAAAA", /* no length */
+                                        "MZ",     "MZXR", "\xc3\xa4"};         /* bits left over */
     uint8_t back[3];
     (void)state;
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
