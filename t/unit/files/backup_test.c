@@ -209,7 +209,7 @@ static void in_child(world_t *w, void (*fn)(world_t *w))
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
-        skip();
+        SKIP_TEST();
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 0);
 }
@@ -241,7 +241,7 @@ static void other_file_systems_stay_outside_when_told_so(void **state)
 {
     world_t *w = world(state);
     if (geteuid() != 0)
-        skip();
+        SKIP_TEST();
     make_dir(w, "mount");
     put_text(at(w, "file"), "x");
     in_child(w, back_up_with_a_mount);
@@ -277,7 +277,7 @@ static void unreadable_files_and_directories_are_listed(void **state)
     world_t *w = world(state);
     char command[600];
     if (geteuid() != 0)
-        skip();
+        SKIP_TEST();
     make_dir(w, "closed");
     put_text(at(w, "closed/in"), "x");
     put_text(at(w, "secret"), "x");
@@ -312,8 +312,14 @@ static void *append_for_ever(void *arg)
     char block[4096] = {1};
     int fd = open(mover->path, O_WRONLY | O_APPEND);
     for (off_t size = 0; !atomic_load(&mover->stop); size += (off_t)sizeof block) {
-        if (write(fd, block, sizeof block) < 0 || (size > 1 << 28 && ftruncate(fd, 0) != 0))
+        if (write(fd, block, sizeof block) < 0)
             break;
+        /* Never so small that one reading of it is over before the next write. */
+        if (size > 1 << 27) {
+            if (ftruncate(fd, 40 << 20) != 0)
+                break;
+            size = 0;
+        }
         sched_yield();
     }
     close(fd);
@@ -358,7 +364,8 @@ static void a_file_that_changes_while_it_is_read_is_marked(void **state)
     run_incremental(w);
     assert_true(find_entry(w, "log", &entry));
     assert_false(entry.flags & BK_ENTRY_DAMAGED);
-    assert_int_equal(w->stats.files_changed, 1);
+    /* "quiet" too may be so young that it is read again. */
+    assert_in_range(w->stats.files_changed, 1, 2);
 }
 
 static void *come_and_go(void *arg)

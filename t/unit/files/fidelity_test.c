@@ -150,7 +150,7 @@ static void owners_come_back_by_number_and_by_name(void **state)
     world_t *w = world(state);
     struct stat st;
     if (geteuid() != 0)
-        skip();
+        SKIP_TEST();
     put_text(at(w, "named"), "x");
     put_text(at(w, "nameless"), "x");
     assert_int_equal(symlink("x", at(w, "link")), 0);
@@ -306,7 +306,7 @@ static void extended_attributes_come_back(void **state)
     put_random(at(w, "readonly"), 100000, 1);
     assert_int_equal(mkdir(at(w, "dir"), 0755), 0);
     if (setxattr(at(w, "file"), "user.note", "hello", 5, 0) != 0)
-        skip();
+        SKIP_TEST();
     test_fill(large, sizeof large, 4);
     assert_int_equal(setxattr(at(w, "file"), "user.large", large, sizeof large, 0), 0);
     assert_int_equal(setxattr(at(w, "file"), "user.empty", "", 0, 0), 0);
@@ -350,7 +350,7 @@ static void access_control_lists_come_back(void **state)
     put_text(at(w, "file"), "x");
     assert_int_equal(mkdir(at(w, "dir"), 0755), 0);
     if (setxattr(at(w, "file"), "system.posix_acl_access", acl, sizeof acl, 0) != 0)
-        skip();
+        SKIP_TEST();
     assert_int_equal(setxattr(at(w, "dir"), "system.posix_acl_default", acl, sizeof acl, 0), 0);
     put_text(at(w, "dir/inherits"), "x");
     round_trip(w);
@@ -373,7 +373,7 @@ static void without_xattrs_none_are_kept(void **state)
     char value[8];
     put_text(at(w, "file"), "x");
     if (setxattr(at(w, "file"), "user.note", "hello", 5, 0) != 0)
-        skip();
+        SKIP_TEST();
     w->backup.xattrs = false;
     round_trip(w);
     assert_int_equal(getxattr(out(w, "file"), "user.note", value, sizeof value), -1);
