@@ -212,8 +212,8 @@ void bk_engine_disown(bk_engine_t *engine)
 
 /* --- the repository --- */
 
-static bk_rc_t open_with_key(bk_engine_t *engine, bk_repo_options_t *options, const char *file,
-                             bk_ctl_t *ctl, bk_repo_t **repo, bk_err_t *err)
+static bk_rc_t open_with_key(bk_repo_options_t *options, const char *file, bk_ctl_t *ctl,
+                             bk_repo_t **repo, bk_err_t *err)
 {
     uint8_t key[BK_KEY_SIZE];
     bk_rc_t rc = bk_key_read_file(file, key, err);
@@ -221,14 +221,12 @@ static bk_rc_t open_with_key(bk_engine_t *engine, bk_repo_options_t *options, co
     if (rc == BK_OK)
         rc = bk_repo_open(options, ctl, repo, err);
     explicit_bzero(key, sizeof key);
-    (void)engine;
     return rc;
 }
 
-static bk_rc_t open_with_secret(bk_engine_t *engine, bk_repo_options_t *options, bk_ctl_t *ctl,
+static bk_rc_t open_with_secret(const bk_set_t *set, bk_repo_options_t *options, bk_ctl_t *ctl,
                                 bk_repo_t **repo, bk_err_t *err)
 {
-    const bk_set_t *set = engine->set;
     bk_rc_t rc = BK_WRONG_KEY;
     if (set->passphrase_file != NULL) {
         bk_buf_t text;
@@ -243,7 +241,7 @@ static bk_rc_t open_with_secret(bk_engine_t *engine, bk_repo_options_t *options,
     /* The first key makes a new repository; any of them may open an old one. */
     for (size_t i = 0; i < set->key_count && rc == BK_WRONG_KEY; i++) {
         options->label = set->keys[i].id;
-        rc = open_with_key(engine, options, set->keys[i].file, ctl, repo, err);
+        rc = open_with_key(options, set->keys[i].file, ctl, repo, err);
     }
     return rc;
 }
@@ -262,7 +260,7 @@ bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_
                                  .spool_dir = engine->spool_dir,
                                  .create = create,
                                  .plain = !encrypted};
-    rc = encrypted ? open_with_secret(engine, &options, ctl, &opened->repo, err)
+    rc = encrypted ? open_with_secret(set, &options, ctl, &opened->repo, err)
                    : bk_repo_open(&options, ctl, &opened->repo, err);
     if (rc != BK_OK)
         bk_engine_close_repo(opened);
