@@ -11,6 +11,7 @@
 #include <zstd.h>
 
 #define PROBE_BYTES (64u << 10)
+#define FAST_LEVEL  4
 #define GZIP_WINDOW 31 /* 15 bits and the gzip wrapper */
 
 typedef struct {
@@ -87,6 +88,16 @@ static size_t try_zstd(contexts_t *c, int level, const void *data, size_t len, v
     return ZSTD_isError(n) ? 0 : n;
 }
 
+/*
+ * Fast levels are through with noise nearly as soon as with a probe of it; on small content the
+ * probe would only add to the work.
+ */
+static bool probe_pays(bk_compression_t how, size_t len)
+{
+    bool fast = how.codec == BK_CODEC_ZSTD && how.level <= FAST_LEVEL;
+    return len >= (fast ? 8 * PROBE_BYTES : PROBE_BYTES / 4);
+}
+
 static bool incompressible(contexts_t *c, const uint8_t *data, size_t len)
 {
     /* The middle: headers and tags at the start of media compress and say nothing of the rest. */
@@ -152,7 +163,7 @@ bk_rc_t bk_compress(bk_compression_t how, bool probe, const void *data, size_t l
         return bk_err_set(err, BK_TOO_LARGE, "compress: %zu bytes are too many at once", len);
     *used = BK_CODEC_RAW;
     if (how.codec != BK_CODEC_RAW && len > 0 &&
-        !(probe && len > PROBE_BYTES / 4 && incompressible(c, data, len))) {
+        !(probe && probe_pays(how, len) && incompressible(c, data, len))) {
         /* No more room than is worth it: a compressor that does not fit gives up early. */
         size_t size = len - len * 3 / 100;
         uint8_t *room = bk_buf_room(out, len);

@@ -19,8 +19,8 @@ typedef struct {
 
 /*
  * Append the compressed form of data to out when it saves at least 3 %, else the data itself; *used
- * tells which. probe: first try 64 KiB of it at level 1 and store raw without more work when that
- * saves less than 3 % (media).
+ * tells which. probe: where it costs little of the whole, first try 64 KiB of it at level 1 and
+ * store raw without more work when that saves less than 3 % (media).
  */
 bk_rc_t bk_compress(bk_compression_t how, bool probe, const void *data, size_t len, bk_buf_t *out,
                     bk_codec_t *used, bk_err_t *err);

@@ -86,20 +86,24 @@ static void saving_three_percent_is_enough_and_less_is_not(void **state)
 
 static void the_probe_looks_at_the_middle(void **state)
 {
-    uint8_t *data = calloc(1, MAX);
+    enum { LEN = 3 * MAX };
+    static const bk_compression_t ways[] = {
+        {BK_CODEC_ZSTD, 3}, {BK_CODEC_ZSTD, 12}, {BK_CODEC_GZIP, 6}};
+    uint8_t *data = calloc(1, LEN);
     bk_buf_t out;
-    bk_codec_t used;
     bk_err_t err = {0};
     (void)state;
     /* A recording: an empty header, then noise. */
-    test_fill(data + 100000, MAX - 100000, 1);
-    bk_buf_init(&out, MAX);
-    OK(bk_compress((bk_compression_t){BK_CODEC_ZSTD, 3}, true, data, MAX, &out, &used, &err), &err);
-    assert_int_equal(used, BK_CODEC_RAW);
-    bk_buf_reset(&out);
-    OK(bk_compress((bk_compression_t){BK_CODEC_ZSTD, 3}, false, data, MAX, &out, &used, &err),
-       &err);
-    assert_int_equal(used, BK_CODEC_ZSTD);
+    test_fill(data + MAX, LEN - MAX, 1);
+    bk_buf_init(&out, LEN);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        for (int probe = 0; probe < 2; probe++) {
+            bk_codec_t used;
+            OK(bk_compress(ways[i], probe, data, LEN, &out, &used, &err), &err);
+            assert_int_equal(used, probe ? BK_CODEC_RAW : ways[i].codec);
+            bk_buf_reset(&out);
+        }
+    }
     bk_buf_free(&out);
     free(data);
 }
