@@ -45,8 +45,8 @@ void bk_pack_reset(bk_pack_t *pack);
 /* Bytes it would have if finished now, roughly; compare with BK_PACK_TARGET. */
 size_t bk_pack_size(const bk_pack_t *pack);
 /*
- * data: the chunk in codec's form, len bytes; raw: its length before, at most BK_CHUNK_MAX.  After a
- * failure the pack is what it was before.  A chunk that is added twice is stored once.
+ * data: the chunk in codec's form, len bytes; raw: its length before, at most BK_CHUNK_MAX.  After
+ * a failure the pack is what it was before.  A chunk that is added twice is stored once.
  */
 bk_rc_t bk_pack_add(bk_pack_t *pack, const bk_id_t *id, bk_type_t type, bk_codec_t codec,
                     const void *data, size_t len, uint32_t raw, bk_err_t *err);
