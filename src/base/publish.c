@@ -245,7 +245,7 @@ bk_rc_t bk_read_file(int dirfd, const char *path, bk_buf_t *out, bk_err_t *err)
         size_t step = 64u << 10, got;
         if (step > out->max - out->len)
             step = out->max - out->len;
-        uint8_t probe, *room = step > 0 ? bk_buf_room(out, step) : &probe;
+        uint8_t probe = 0, *room = step > 0 ? bk_buf_room(out, step) : &probe;
         if (room == NULL) {
             rc = bk_err_set(err, BK_NO_MEMORY, "read %s: out of memory", path);
             break;
