@@ -11,6 +11,7 @@ use File::Temp qw(tempdir);
 use JSON::PP;
 use File::Path qw(remove_tree make_path);
 use Time::HiRes qw(time);
+use Test::More;
 use NgxBackup;
 
 my $percent = $ENV{PERCENT} // 100;
@@ -226,3 +227,4 @@ for my $set (@sets) {
     @used = ();
 }
 table();
+done_testing();    # of the harness: nothing alarming in the logs
