@@ -296,7 +296,8 @@ static void plan_databases(recovery_t *r, json_t *plan)
         if (r->options.database != NULL && strcmp(r->options.database, s->dbs[i].name) != 0)
             continue;
         if (target != NULL) {
-            bk_db_recover_t how = {.target = target->path, .job = r->job->id};
+            bk_db_recover_t how = {
+                .target = target->path, .page_size = s->dbs[i].page_size, .job = r->job->id};
             bk_err_t why = {0};
             if (bk_db_recover_plan(&how, &method, &reason, &why) != BK_OK)
                 reason = "the database cannot be looked at";

@@ -5,17 +5,23 @@
 #ifndef BK_SQLITE_ATTACHED_H
 #define BK_SQLITE_ATTACHED_H
 
-#include <sqlite3.h>
 #include <stdint.h>
 #include <sys/stat.h>
 
 #include "base/err.h"
 
-/* Count the database (and the -shm beside it, when there is one) as open.  st: of the database. */
+/*
+ * Count the database (and the -shm beside it, when there is one) as open.  path: without links.
+ * BK_BUSY while it is reserved.
+ */
 bk_rc_t bk_db_attach(const char *path, const struct stat *st, bk_err_t *err);
 void bk_db_detach(uint64_t device, uint64_t inode);
 
-/* Describe a failure of SQLite.  db may be NULL. */
-bk_rc_t bk_db_error(sqlite3 *db, int code, const char *path, const char *operation, bk_err_t *err);
+/*
+ * Keep this process's SQLite away from the name and the file, so that its raw descriptors may be
+ * opened and closed: BK_BUSY when it is attached or reserved.  st is NULL when there is no file.
+ */
+bk_rc_t bk_db_reserve(const char *path, const struct stat *st, bk_err_t *err);
+void bk_db_release(const char *path);
 
 #endif

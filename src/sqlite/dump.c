@@ -16,9 +16,10 @@
 #include "base/publish.h"
 #include "base/str.h"
 #include "repo/map.h"
-#include "sqlite/attached.h"
+#include "sqlite/connect.h"
 
-#define WINDOW           64u /* blocks read ahead and in flight: at most 8 MiB */
+#define IN_FLIGHT        (16u << 20) /* bytes of blocks that are read ahead, hashed, stored */
+#define RING_MAX         (IN_FLIGHT / BK_BLOCK_SIZE)
 #define FULL_CHECK_BYTES (5ull << 30)
 #define FETCH_BLOCKS     4096u
 
@@ -27,21 +28,30 @@ typedef struct dump_s dump_t;
 /* One block in flight. */
 typedef struct {
     dump_t *dump;
-    uint64_t first; /* page */
+    bk_group_t group; /* of its one work */
+    uint64_t first;   /* page */
     unsigned pages;
     uint8_t *bytes;
     bk_id_t id;
     uint64_t digest;
 } block_t;
 
+/*
+ * Blocks go round in a ring: lane 0 reads into the next place while the lanes are at those before
+ * it, and enters them into the map in order.  The ring is long enough that a lane which ships a
+ * full pack meanwhile holds up nobody.
+ */
 struct dump_s {
     bk_session_t *session;
     bk_db_source_t *source;
     bk_ctl_t *ctl;
     uint32_t page_size, block_size;
     uint64_t lock_page;
-    block_t blocks[WINDOW];
     uint8_t *buffer;
+    size_t places;
+    uint64_t submitted, entered; /* blocks; the difference is in flight */
+    bk_map_builder_t *map;
+    block_t ring[RING_MAX];
 };
 
 static bool all_zero(const uint8_t *bytes, size_t len)
@@ -74,60 +84,87 @@ static bk_rc_t store_block(void *arg, bk_err_t *err)
     return rc;
 }
 
-/* Up to WINDOW blocks from page first on; *used: how many. */
-static bk_rc_t store_window(dump_t *dump, bk_team_t *team, uint64_t first, uint64_t page_count,
-                            size_t *used, bk_err_t *err)
+/* Read the block that starts at page first into the next place of the ring, and hand it out. */
+static bk_rc_t submit_block(dump_t *dump, bk_team_t *team, uint64_t first, unsigned pages,
+                            bk_err_t *err)
 {
-    bk_group_t group;
-    unsigned per_block = dump->block_size / dump->page_size;
-    bk_rc_t rc = BK_OK;
-    bk_group_init(&group);
-    *used = 0;
-    for (size_t i = 0; i < WINDOW && first <= page_count && rc == BK_OK; i++, first += per_block) {
-        block_t *block = &dump->blocks[i];
-        block->dump = dump;
-        block->first = first;
-        block->pages =
-            page_count - first + 1 < per_block ? (unsigned)(page_count - first + 1) : per_block;
-        block->bytes = dump->buffer + i * dump->block_size;
-        if ((rc = bk_ctl_check(dump->ctl, err)) == BK_OK)
-            rc = bk_db_source_read(dump->source, first, block->pages, block->bytes, err);
-        if (rc == BK_OK) {
-            bk_team_submit(team, &group, store_block, block, dump->block_size);
-            (*used)++;
-        }
-    }
-    bk_err_t failure = {0};
-    bk_rc_t done = bk_team_wait(team, &group, &failure);
-    if (rc == BK_OK && done != BK_OK) {
-        if (err != NULL)
-            *err = failure;
-        rc = done;
-    }
-    return rc;
+    size_t place = dump->submitted % dump->places;
+    block_t *block = &dump->ring[place];
+    bk_rc_t rc = bk_ctl_check(dump->ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    block->dump = dump;
+    block->first = first;
+    block->pages = pages;
+    block->bytes = dump->buffer + place * dump->block_size;
+    rc = bk_db_source_read(dump->source, first, pages, block->bytes, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_group_init(&block->group);
+    bk_team_submit(team, &block->group, store_block, block, dump->block_size);
+    dump->submitted++;
+    return BK_OK;
+}
+
+/* Wait for the oldest block in flight and enter it into the map and the digest. */
+static bk_rc_t enter_block(dump_t *dump, bk_team_t *team, bk_snapshot_db_t *db, bk_err_t *err)
+{
+    block_t *block = &dump->ring[dump->entered % dump->places];
+    bk_rc_t rc = bk_team_wait(team, &block->group, err);
+    dump->entered++;
+    if (rc != BK_OK)
+        return rc;
+    bk_chunk_ref_t ref = {.id = block->id, .raw = block->pages * dump->page_size};
+    db->digest ^= block->digest;
+    return bk_map_builder_add(dump->map, &ref, err);
 }
 
 static bk_rc_t store_pages(dump_t *dump, bk_team_t *team, bk_snapshot_db_t *db, bk_err_t *err)
 {
-    bk_map_builder_t *builder = bk_map_builder_new(dump->session);
     unsigned per_block = dump->block_size / dump->page_size;
-    bk_rc_t rc =
-        builder != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "back up database: out of memory");
-    for (uint64_t first = 1; rc == BK_OK && first <= db->page_count;) {
-        size_t used;
-        rc = store_window(dump, team, first, db->page_count, &used, err);
-        for (size_t i = 0; i < used && rc == BK_OK; i++) {
-            bk_chunk_ref_t ref = {.id = dump->blocks[i].id,
-                                  .raw = dump->blocks[i].pages * dump->page_size};
-            db->digest ^= dump->blocks[i].digest;
-            rc = bk_map_builder_add(builder, &ref, err);
-        }
-        first += (uint64_t)used * per_block;
+    bk_rc_t rc = BK_OK;
+    for (uint64_t first = 1; first <= db->page_count && rc == BK_OK; first += per_block) {
+        uint64_t left = db->page_count - first + 1;
+        if (dump->submitted - dump->entered == dump->places)
+            rc = enter_block(dump, team, db, err);
+        if (rc == BK_OK)
+            rc =
+                submit_block(dump, team, first, left < per_block ? (unsigned)left : per_block, err);
     }
-    if (rc == BK_OK)
-        rc = bk_map_builder_finish(builder, &db->map, err);
-    bk_map_builder_free(builder);
-    return rc;
+    while (dump->entered < dump->submitted) {
+        /* After a failure only wait: the lanes still work in this memory. */
+        bk_rc_t done = enter_block(dump, team, db, rc == BK_OK ? err : NULL);
+        if (rc == BK_OK)
+            rc = done;
+    }
+    return rc == BK_OK ? bk_map_builder_finish(dump->map, &db->map, err) : rc;
+}
+
+/* What the source tells about itself. */
+static bk_rc_t describe(dump_t *dump, const char *path, bk_snapshot_db_t *db, bk_err_t *err)
+{
+    const bk_db_info_t *info = bk_db_source_info(dump->source);
+    uint64_t bytes = info->page_count * info->page_size;
+    db->page_size = dump->page_size = info->page_size;
+    db->block_size = bytes >= BK_BLOCK_LARGE ? 2 * BK_BLOCK_SIZE : BK_BLOCK_SIZE;
+    db->page_count = info->page_count;
+    db->digest = 0;
+    db->instant = info->instant;
+    db->uid = info->uid;
+    db->gid = info->gid;
+    db->mode = info->mode;
+    db->path = bk_strdup(path);
+    db->journal = bk_strdup(info->journal);
+    dump->block_size = db->block_size;
+    dump->lock_page = bk_db_lock_page(info->page_size);
+    dump->places = IN_FLIGHT / dump->block_size;
+    dump->buffer = malloc(dump->places * dump->block_size);
+    dump->map = bk_map_builder_new(dump->session);
+    if (dump->ctl != NULL)
+        atomic_fetch_add(&dump->ctl->bytes_total, bytes);
+    return db->path != NULL && db->journal != NULL && dump->buffer != NULL && dump->map != NULL
+               ? BK_OK
+               : bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
 }
 
 bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bk_team_t *team,
@@ -139,30 +176,12 @@ bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bk
     dump->session = session;
     dump->ctl = ctl;
     bk_rc_t rc = bk_db_source_open(path, busy_ms, ctl, &dump->source, err);
-    if (rc == BK_OK) {
-        const bk_db_info_t *info = bk_db_source_info(dump->source);
-        uint64_t bytes = info->page_count * info->page_size;
-        db->page_size = dump->page_size = info->page_size;
-        db->block_size = bytes >= BK_BLOCK_LARGE ? 2 * BK_BLOCK_SIZE : BK_BLOCK_SIZE;
-        dump->block_size = db->block_size;
-        dump->lock_page = bk_db_lock_page(info->page_size);
-        db->page_count = info->page_count;
-        db->digest = 0;
-        db->instant = info->instant;
-        db->uid = info->uid;
-        db->gid = info->gid;
-        db->mode = info->mode;
-        db->path = bk_strdup(path);
-        db->journal = bk_strdup(info->journal);
-        dump->buffer = malloc((size_t)WINDOW * dump->block_size);
-        if (ctl != NULL)
-            atomic_fetch_add(&ctl->bytes_total, bytes);
-        if (db->path == NULL || db->journal == NULL || dump->buffer == NULL)
-            rc = bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
-    }
+    if (rc == BK_OK)
+        rc = describe(dump, path, db, err);
     if (rc == BK_OK)
         rc = store_pages(dump, team, db, err);
     bk_db_source_close(dump->source);
+    bk_map_builder_free(dump->map);
     free(dump->buffer);
     free(dump);
     return rc;
@@ -260,6 +279,20 @@ static bk_rc_t write_image(image_t *image, bk_repo_t *repo, bk_team_t *team, bk_
     return rc;
 }
 
+/* The snapshot is only as good as who wrote it: nothing below may divide by zero or wrap round. */
+static bk_rc_t check_geometry(const bk_snapshot_db_t *db, bk_err_t *err)
+{
+    uint64_t pages = db->page_count;
+    if (db->page_size < 512 || db->page_size > 65536 ||
+        (db->page_size & (db->page_size - 1)) != 0 || db->block_size < db->page_size ||
+        db->block_size > BK_CHUNK_MAX || db->block_size % db->page_size != 0 || pages > UINT32_MAX)
+        return bk_err_set(err, BK_CORRUPT, "database %s: impossible page or block size", db->name);
+    if (db->map.count != (pages * db->page_size + db->block_size - 1) / db->block_size)
+        return bk_err_set(err, BK_CORRUPT, "database %s: %llu blocks do not make %llu pages",
+                          db->name, (unsigned long long)db->map.count, (unsigned long long)pages);
+    return BK_OK;
+}
+
 bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file, bool check,
                           bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
 {
@@ -267,12 +300,15 @@ bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const cha
         .file = file, .db = db, .ctl = ctl, .lock_page = bk_db_lock_page(db->page_size)};
     uint64_t bytes = db->page_count * db->page_size, room;
     char dir[4096];
-
+    bk_rc_t rc = check_geometry(db, err);
     bk_strcpy(dir, sizeof dir, file);
     char *slash = strrchr(dir, '/');
-    if (slash != NULL)
-        *slash = '\0';
-    bk_rc_t rc = bk_free_space(slash != NULL && dir[0] != '\0' ? dir : ".", &room, err);
+    if (slash == NULL)
+        bk_strcpy(dir, sizeof dir, ".");
+    else
+        slash[slash == dir] = '\0';
+    if (rc == BK_OK)
+        rc = bk_free_space(dir, &room, err);
     if (rc == BK_OK && room < bytes)
         rc = bk_err_set(err, BK_NO_SPACE,
                         "database %s needs %llu MiB in %s, there are %llu MiB: free some space",
@@ -280,7 +316,7 @@ bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const cha
                         (unsigned long long)(room >> 20));
     if (rc != BK_OK)
         return rc;
-    image.fd = open(file, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    image.fd = bk_openat(AT_FDCWD, file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
     if (image.fd < 0)
         return bk_err_sys(err, errno, "make %s", file);
     atomic_init(&image.digest, 0);
@@ -302,36 +338,25 @@ static int keep_going(void *arg)
 
 bk_rc_t bk_db_check_file(const char *file, bool full, bk_ctl_t *ctl, bk_err_t *err)
 {
-    char uri[4096 * 3 + 32], *p;
-    sqlite3 *db = NULL;
+    sqlite3 *db;
     sqlite3_stmt *statement = NULL;
-
-    /* immutable: nobody writes to it, and no -wal or -shm may appear beside it. */
-    p = uri + snprintf(uri, sizeof uri, "file:");
-    for (const char *c = file; *c != '\0' && p < uri + sizeof uri - 32; c++) {
-        if (strchr("%?#", *c) != NULL)
-            p += snprintf(p, 4, "%%%02X", (unsigned char)*c);
-        else
-            *p++ = *c;
-    }
-    snprintf(p, 32, "?mode=ro&immutable=1");
-    int code = sqlite3_open_v2(uri, &db,
-                               SQLITE_OPEN_READONLY | SQLITE_OPEN_URI | SQLITE_OPEN_NOMUTEX, NULL);
-    bk_rc_t rc = code == SQLITE_OK ? BK_OK : bk_db_error(db, code, file, "open", err);
-    if (rc == BK_OK) {
-        sqlite3_progress_handler(db, 100000, keep_going, ctl);
-        code = sqlite3_prepare_v2(db, full ? "PRAGMA integrity_check(1)" : "PRAGMA quick_check(1)",
+    bk_rc_t rc = bk_db_open_image(file, &db, err);
+    if (rc != BK_OK)
+        return rc;
+    sqlite3_progress_handler(db, 100000, keep_going, ctl);
+    int code = sqlite3_prepare_v2(db, full ? "PRAGMA integrity_check(1)" : "PRAGMA quick_check(1)",
                                   -1, &statement, NULL);
-        if (code == SQLITE_OK)
-            code = sqlite3_step(statement);
-        if (code == SQLITE_INTERRUPT)
-            rc = bk_ctl_check(ctl, err);
-        else if (code != SQLITE_ROW)
-            rc = bk_db_error(db, code, file, "check", err);
-        else if (strcmp((const char *)sqlite3_column_text(statement, 0), "ok") != 0)
-            rc = bk_err_set(err, BK_CORRUPT, "database %s: SQLite's check says: %s", file,
-                            (const char *)sqlite3_column_text(statement, 0));
-    }
+    if (code == SQLITE_OK)
+        code = sqlite3_step(statement);
+    const char *text = code == SQLITE_ROW ? (const char *)sqlite3_column_text(statement, 0) : NULL;
+    if (code == SQLITE_INTERRUPT)
+        rc = bk_ctl_check(ctl, err);
+    else if (code != SQLITE_ROW)
+        rc = bk_db_error(db, code, file, "check", err);
+    else if (text == NULL)
+        rc = bk_err_set(err, BK_NO_MEMORY, "check database %s: out of memory", file);
+    else if (strcmp(text, "ok") != 0)
+        rc = bk_err_set(err, BK_CORRUPT, "database %s: SQLite's check says: %s", file, text);
     sqlite3_finalize(statement);
     sqlite3_close_v2(db);
     return rc;

@@ -19,9 +19,9 @@ bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bk
                    bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
 
 /*
- * Write the image of db to a new file (mode 0600) and prove it: page count, digest, then SQLite's
- * own check (integrity_check below 5 GB, else quick_check) and, when asked, foreign keys.  The file
- * is removed on failure. BK_CORRUPT says which test failed and what it said.
+ * Write the image of db to a new file (mode 0600) and prove it: page count and digest, then, when
+ * asked, SQLite's own check (integrity_check below 5 GB, else quick_check).  The file is removed on
+ * failure.  BK_CORRUPT says which test failed and what it said.
  */
 bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file, bool check,
                           bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err);

@@ -1,13 +1,14 @@
 /*
  * sqlite/recover.c: the last step of a database's recovery: a proven image takes the application's
- * database's place.
+ * database's place.  Decides the way, and does the live one; replace.c does the other.
  */
 #include "sqlite/recover.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sqlite3.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,258 +16,237 @@
 #include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
-#include "sqlite/attached.h"
-#include "sqlite/source.h"
+#include "sqlite/connect.h"
+#include "sqlite/replace.h"
 
-#define STEP_PAGES     2000
-#define PENDING_BYTE   0x40000000
-#define LOCK_BYTES     512 /* pending, reserved and shared bytes */
-#define SHM_LOCK_FIRST 120
-#define SHM_LOCK_BYTES 9
+#define STEP_BYTES   (4u << 20) /* copied between two looks at the stop flag */
+#define HEADER_BYTES 100
+#define PATH_ROOM    (PATH_MAX + 8)
 
-static const char *const companions[] = {"", "-wal", "-shm", "-journal"};
-
-/* The page size in a database's header, or 0 when this is none. */
-static uint32_t header_page_size(const char *path)
+/* The page size in a database's first bytes, or 0 when this is none. */
+static uint32_t parse_page_size(const uint8_t header[HEADER_BYTES])
 {
-    uint8_t header[100];
-    struct stat st;
-    size_t got = 0;
-    /* Opening and closing the file would drop the locks of a connection that this process has. */
-    if (stat(path, &st) != 0 || bk_db_is_attached(st.st_dev, st.st_ino))
-        return 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    bk_rc_t rc = bk_read_all(fd, header, sizeof header, &got, path, NULL);
-    close(fd);
-    if (rc != BK_OK || got != sizeof header || memcmp(header, "SQLite format 3", 16) != 0)
-        return 0;
     uint32_t size = (uint32_t)header[16] << 8 | header[17];
-    return size == 1 ? 65536 : size;
+    if (size == 1)
+        size = 65536;
+    return memcmp(header, "SQLite format 3", 16) == 0 && size >= 512 && (size & (size - 1)) == 0
+               ? size
+               : 0;
+}
+
+static bk_rc_t image_page_size(const char *path, uint32_t *size, bk_err_t *err)
+{
+    uint8_t header[HEADER_BYTES] = {0};
+    size_t got = 0;
+    int fd = bk_openat(AT_FDCWD, path, O_RDONLY, 0);
+    if (fd < 0)
+        return bk_err_sys(err, errno, "open the image %s", path);
+    bk_rc_t rc = bk_read_all(fd, header, sizeof header, &got, path, err);
+    close(fd);
+    *size = parse_page_size(header);
+    return rc;
+}
+
+/* Through SQLite: a descriptor of our own would drop the locks of connections in this process. */
+static bk_rc_t target_page_size(const char *path, bk_ctl_t *ctl, uint32_t *size, bk_err_t *err)
+{
+    uint8_t header[HEADER_BYTES];
+    bk_db_connection_t c;
+    bk_rc_t rc = bk_db_connect(&c, path, 0, ctl, err);
+    if (rc == BK_OK) {
+        int code = c.file->pMethods->xRead(c.file, header, sizeof header, 0);
+        if (code != SQLITE_OK && code != SQLITE_IOERR_SHORT_READ)
+            rc = bk_db_failure(&c, code, "read", err);
+    }
+    bk_db_disconnect(&c);
+    *size = rc == BK_OK ? parse_page_size(header) : 0;
+    return rc;
+}
+
+/* Follow links: what is replaced is the file, never a link to it. */
+static bk_rc_t resolve(const char *path, char real[PATH_ROOM], bool *there, struct stat *st,
+                       bk_err_t *err)
+{
+    *there = realpath(path, real) != NULL;
+    if (!*there && errno != ENOENT)
+        return bk_err_sys(err, errno, "database %s", path);
+    if (!*there && lstat(path, st) == 0)
+        return bk_err_set(err, BK_CONFIG,
+                          "database %s is a link to a file that is not there: make the file, or "
+                          "remove the link",
+                          path);
+    if (!*there)
+        return path[0] == '/' && bk_strcpy(real, PATH_ROOM, path)
+                   ? BK_OK
+                   : bk_err_set(err, BK_CONFIG, "database %s: not an absolute path", path);
+    if (stat(real, st) != 0)
+        return bk_err_sys(err, errno, "database %s", path);
+    if (!S_ISREG(st->st_mode))
+        return bk_err_set(err, BK_CONFIG, "database %s is not a file", path);
+    return BK_OK;
+}
+
+typedef struct {
+    char target[PATH_ROOM]; /* without links */
+    bool sound;             /* the old file is a database */
+    bk_db_method_t method;
+    const char *reason;
+} plan_t;
+
+static bk_rc_t make_plan(const bk_db_recover_t *how, bk_ctl_t *ctl, plan_t *plan, bk_err_t *err)
+{
+    struct stat st;
+    bool there;
+    uint32_t old = 0, new = how->page_size;
+    *plan = (plan_t){.method = BK_DB_OFFLINE};
+    bk_rc_t rc = resolve(how->target, plan->target, &there, &st, err);
+    if (rc == BK_OK && how->image != NULL)
+        rc = image_page_size(how->image, &new, err);
+    if (rc == BK_OK && there && st.st_size > 0)
+        rc = target_page_size(plan->target, ctl, &old, err);
+    if (rc != BK_OK)
+        return rc;
+    plan->sound = old != 0;
+    if (!there) {
+        plan->reason = "the database is missing: it is put there as a new file";
+    } else if (st.st_size == 0) {
+        plan->reason = "the database is empty: it is replaced, with the application stopped";
+    } else if (old == 0) {
+        plan->reason =
+            "the file is no database any more: it is replaced, with the application stopped";
+    } else if (new == 0 && how->image != NULL) {
+        plan->reason = "the backup is an empty database: the file is replaced, with the "
+                       "application stopped";
+    } else if (new != 0 && new != old) {
+        plan->reason = "the page size differs: the file is replaced, with the application stopped";
+    } else {
+        plan->method = BK_DB_LIVE;
+        plan->reason =
+            "the database is rewritten in one transaction, the application keeps running";
+    }
+    return BK_OK;
 }
 
 bk_rc_t bk_db_recover_plan(const bk_db_recover_t *how, bk_db_method_t *method, const char **reason,
                            bk_err_t *err)
 {
-    struct stat st, image;
-    *method = BK_DB_OFFLINE;
-    if (stat(how->target, &st) != 0) {
-        if (errno != ENOENT)
-            return bk_err_sys(err, errno, "database %s", how->target);
-        *reason = "the database is missing: it is put there as a new file";
-        return BK_OK;
-    }
-    if (!S_ISREG(st.st_mode))
-        return bk_err_set(err, BK_CONFIG, "database %s is not a file", how->target);
-    uint32_t page_size = st.st_size > 0 ? header_page_size(how->target) : 0;
-    if (st.st_size == 0) {
-        *reason = "the database is empty: it is replaced";
-    } else if (page_size == 0) {
-        *reason = "the file is no database any more: it is replaced, with the application stopped";
-    } else if (how->image != NULL && stat(how->image, &image) == 0 &&
-               (image.st_size == 0 || header_page_size(how->image) != page_size)) {
-        *reason = "the page size differs: the file is replaced, with the application stopped";
-    } else {
-        *method = BK_DB_LIVE;
-        *reason = "the database is rewritten in one transaction, the application keeps running";
-    }
-    return BK_OK;
+    plan_t plan;
+    bk_rc_t rc = make_plan(how, NULL, &plan, err);
+    *method = plan.method;
+    *reason = rc == BK_OK ? plan.reason : "the database cannot be looked at";
+    return rc;
 }
 
 /* --- live --- */
 
-static bk_rc_t copy_pages(sqlite3 *from, sqlite3 *to, const bk_db_recover_t *how, bk_ctl_t *ctl,
-                          bk_err_t *err)
+/* SQLite waits for locks itself, by the connection's busy handler; this is for what it does not
+ * wait for, so that no lock is asked for endlessly. */
+static bk_rc_t step(bk_db_connection_t *to, sqlite3_backup *backup, int pages, bool *done,
+                    bk_err_t *err)
 {
-    int64_t give_up = bk_mono() + (int64_t)how->busy_ms * BK_MS;
-    bk_rc_t rc = BK_OK;
-    sqlite3_backup *backup = sqlite3_backup_init(to, "main", from, "main");
-    if (backup == NULL)
-        return bk_db_error(to, sqlite3_errcode(to), how->target, "begin the recovery", err);
+    int64_t give_up = bk_mono() + (int64_t)to->busy_ms * BK_MS;
     for (;;) {
-        int code = sqlite3_backup_step(backup, STEP_PAGES);
-        if (code == SQLITE_DONE)
-            break;
-        if ((rc = bk_ctl_check(ctl, err)) != BK_OK)
-            break;
-        if ((code & 0xff) == SQLITE_BUSY || (code & 0xff) == SQLITE_LOCKED) {
-            if (bk_mono() > give_up) {
-                rc = bk_db_error(to, code, how->target, "write", err);
-                break;
-            }
-            bk_sleep_ms(20);
-        } else if (code != SQLITE_OK) {
-            rc = bk_db_error(to, code, how->target, "write", err);
-            break;
+        bk_rc_t rc = bk_ctl_check(to->ctl, err);
+        if (rc != BK_OK)
+            return rc;
+        int code = sqlite3_backup_step(backup, pages);
+        *done = code == SQLITE_DONE;
+        if (code == SQLITE_OK || code == SQLITE_DONE)
+            return BK_OK;
+        int kind = code & 0xff;
+        if ((kind != SQLITE_BUSY && kind != SQLITE_LOCKED) || bk_mono() >= give_up)
+            return bk_db_failure(to, code, "rewrite (nothing is changed)", err);
+        bk_sleep_ms(20);
+    }
+}
+
+static bk_rc_t copy_pages(sqlite3 *from, bk_db_connection_t *to, uint32_t page_size, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    bool done = false;
+    int last = 0;
+    sqlite3_backup *backup = sqlite3_backup_init(to->db, "main", from, "main");
+    if (backup == NULL)
+        return bk_db_failure(to, sqlite3_extended_errcode(to->db), "begin the recovery", err);
+    while (rc == BK_OK && !done) {
+        rc = step(to, backup, (int)(STEP_BYTES / page_size), &done, err);
+        int copied = sqlite3_backup_pagecount(backup) - sqlite3_backup_remaining(backup);
+        if (rc == BK_OK && to->ctl != NULL) {
+            if (last == 0)
+                atomic_fetch_add(&to->ctl->bytes_total,
+                                 (uint64_t)sqlite3_backup_pagecount(backup) * page_size);
+            atomic_fetch_add(&to->ctl->bytes_done, (uint64_t)(copied - last) * page_size);
+            last = copied;
         }
     }
-    /* Before SQLITE_DONE this rolls the one transaction back: nothing has changed then. */
+    /* All steps are one transaction, and it is over at the last one: before that this rolls back. */
     int code = sqlite3_backup_finish(backup);
     if (rc == BK_OK && code != SQLITE_OK)
-        rc = bk_db_error(to, code, how->target, "commit the recovery", err);
+        rc = bk_db_failure(to, code, "commit the recovery", err);
     return rc;
 }
 
-static bk_rc_t recover_live(const bk_db_recover_t *how, bk_ctl_t *ctl, bk_err_t *err)
+/* The transaction is as large as the image, in the -wal or in a -journal of what it replaces. */
+static bk_rc_t check_room(const bk_db_recover_t *how, const char *target, bk_err_t *err)
 {
-    sqlite3 *from = NULL, *to = NULL;
+    char dir[PATH_ROOM];
     struct stat st;
-    int on = 1;
-    if (stat(how->target, &st) != 0)
-        return bk_err_sys(err, errno, "database %s", how->target);
-    bk_rc_t rc = bk_db_attach(how->target, &st, err);
-    if (rc != BK_OK)
-        return rc;
-    int code =
-        sqlite3_open_v2(how->image, &from, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
-    if (code != SQLITE_OK)
-        rc = bk_db_error(from, code, how->image, "open", err);
+    uint64_t room;
+    if (stat(how->image, &st) != 0)
+        return bk_err_sys(err, errno, "image %s", how->image);
+    bk_strcpy(dir, sizeof dir, target);
+    char *slash = strrchr(dir, '/');
+    slash[slash == dir] = '\0';
+    bk_rc_t rc = bk_free_space(dir, &room, err);
+    if (rc == BK_OK && room < (uint64_t)st.st_size)
+        rc = bk_err_set(err, BK_NO_SPACE,
+                        "database %s: rewriting it needs %llu MiB in %s, there are %llu MiB: free "
+                        "some space",
+                        target, (unsigned long long)st.st_size >> 20, dir,
+                        (unsigned long long)(room >> 20));
+    return rc;
+}
+
+static bk_rc_t recover_live(const bk_db_recover_t *how, const char *target, bk_ctl_t *ctl,
+                            bk_err_t *err)
+{
+    sqlite3 *from = NULL;
+    bk_db_connection_t to = {0};
+    uint32_t page_size;
+    bk_rc_t rc = check_room(how, target, err);
+    if (rc == BK_OK)
+        rc = image_page_size(how->image, &page_size, err);
+    if (rc == BK_OK)
+        rc = bk_db_open_image(how->image, &from, err);
+    if (rc == BK_OK)
+        rc = bk_db_connect(&to, target, how->busy_ms, ctl, err);
     if (rc == BK_OK) {
-        code = sqlite3_open_v2(how->target, &to, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
-        if (code != SQLITE_OK)
-            rc = bk_db_error(to, code, how->target, "open", err);
+        rc = copy_pages(from, &to, page_size, err);
+        bk_db_share_companions(&to);
     }
-    if (rc == BK_OK) {
-        sqlite3_busy_timeout(to, 1000);
-        sqlite3_db_config(to, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
-        sqlite3_file_control(to, "main", SQLITE_FCNTL_PERSIST_WAL, &on);
-        rc = copy_pages(from, to, how, ctl, err);
-    }
+    /* When nobody else has it open, what was written goes from the -wal into the file now. */
+    to.found_wal = false;
+    bk_db_disconnect(&to);
     sqlite3_close_v2(from);
-    sqlite3_close_v2(to);
-    bk_db_detach(st.st_dev, st.st_ino);
-    return rc;
-}
-
-/* --- offline --- */
-
-/* Does any process hold SQLite's lock bytes?  The caller made sure that it is not this one. */
-static bk_rc_t check_unlocked(const char *path, off_t first, off_t bytes, const char *target,
-                              bk_err_t *err)
-{
-    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = bytes};
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "open %s", path);
-    bk_rc_t rc = BK_OK;
-    if (fcntl(fd, F_GETLK, &lock) != 0)
-        rc = bk_err_sys(err, errno, "look for locks on %s", path);
-    else if (lock.l_type != F_UNLCK)
-        rc = bk_err_set(
-            err, BK_BUSY,
-            "database %s is open in process %ld: stop the application, recover again, start it",
-            target, (long)lock.l_pid);
-    close(fd);
-    return rc;
-}
-
-static bk_rc_t check_nobody(const char *target, bk_err_t *err)
-{
-    char shm[4096];
-    struct stat st;
-    if (stat(target, &st) == 0 && bk_db_is_attached(st.st_dev, st.st_ino))
-        return bk_err_set(err, BK_BUSY, "database %s is in use by another job: try again", target);
-    bk_rc_t rc = check_unlocked(target, PENDING_BYTE, LOCK_BYTES, target, err);
-    if (rc != BK_OK)
-        return rc;
-    bk_fmt(shm, sizeof shm, "%s-shm", target);
-    return check_unlocked(shm, SHM_LOCK_FIRST, SHM_LOCK_BYTES, target, err);
-}
-
-/*
- * The main file is moved last and comes back first: while a -wal stands beside a main file, they
- * belong together.  A crash in between leaves set-aside companions beside the old file or no file
- * at all; running the recovery again completes it.
- */
-static bk_rc_t set_aside(const bk_db_recover_t *how, bk_err_t *err)
-{
-    for (size_t i = 4; i-- > 0;) {
-        char from[4096], to[4096];
-        bk_fmt(from, sizeof from, "%s%s", how->target, companions[i]);
-        bk_fmt(to, sizeof to, "%s.before-%s%s", how->target, how->job, companions[i]);
-        if (rename(from, to) != 0 && errno != ENOENT)
-            return bk_err_sys(err, errno, "set %s aside as %s", from, to);
-    }
-    return BK_OK;
-}
-
-static bk_rc_t copy_into(int from, int to, const char *what, bk_ctl_t *ctl, bk_err_t *err)
-{
-    static const size_t step = 1u << 20;
-    bk_buf_t buffer;
-    size_t got = 0;
-    bk_buf_init(&buffer, step);
-    uint8_t *room = bk_buf_room(&buffer, step);
-    bk_rc_t rc =
-        room != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "copy %s: out of memory", what);
-    do {
-        if (rc == BK_OK)
-            rc = bk_ctl_check(ctl, err);
-        if (rc == BK_OK)
-            rc = bk_read_all(from, room, step, &got, what, err);
-        if (rc == BK_OK)
-            rc = bk_write_all(to, room, got, what, err);
-    } while (rc == BK_OK && got == step);
-    bk_buf_free(&buffer);
-    return rc;
-}
-
-static bk_rc_t recover_offline(const bk_db_recover_t *how, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_publish_t pub;
-    struct stat st;
-    uint32_t uid = how->uid, gid = how->gid, mode = how->mode;
-    bk_rc_t rc = check_nobody(how->target, err);
-    if (rc != BK_OK)
-        return rc;
-    if (stat(how->target, &st) == 0) {
-        uid = st.st_uid;
-        gid = st.st_gid;
-        mode = st.st_mode & 07777;
-    }
-    int from = open(how->image, O_RDONLY | O_CLOEXEC);
-    if (from < 0)
-        return bk_err_sys(err, errno, "open %s", how->image);
-    rc = bk_publish_open(&pub, AT_FDCWD, how->target, 0600, err);
-    if (rc == BK_OK) {
-        rc = copy_into(from, pub.fd, how->target, ctl, err);
-        if (rc == BK_OK && (uid != geteuid() || gid != getegid()) && fchown(pub.fd, uid, gid) != 0)
-            bk_ctl_note(
-                ctl,
-                "database %s: it belongs to user %u now: its owner %u:%u could not be set (%s)",
-                how->target, (unsigned)geteuid(), uid, gid, strerror_r(errno, (char[128]){0}, 128));
-        if (rc == BK_OK && fchmod(pub.fd, (mode_t)mode) != 0)
-            rc = bk_err_sys(err, errno, "set the mode of %s", how->target);
-        /* Whatever else can fail has succeeded: only renames from here on. */
-        if (rc == BK_OK && fsync(pub.fd) != 0)
-            rc = bk_err_sys(err, errno, "fsync %s", how->target);
-        if (rc == BK_OK)
-            rc = set_aside(how, err);
-        if (rc == BK_OK)
-            rc = bk_publish_commit(&pub, false, err);
-        else
-            bk_publish_abort(&pub);
-    }
-    close(from);
     return rc;
 }
 
 bk_rc_t bk_db_recover(const bk_db_recover_t *how, bk_db_method_t *method, bk_ctl_t *ctl,
                       bk_err_t *err)
 {
-    const char *reason;
-    bk_rc_t rc = bk_db_recover_plan(how, method, &reason, err);
+    plan_t plan;
+    bk_rc_t rc = make_plan(how, ctl, &plan, err);
+    *method = plan.method;
     if (rc != BK_OK)
         return rc;
-    if (*method == BK_DB_OFFLINE)
-        return recover_offline(how, ctl, err);
-    rc = recover_live(how, ctl, err);
+    if (plan.method == BK_DB_OFFLINE)
+        return bk_db_replace(how, plan.target, plan.sound, ctl, err);
+    rc = recover_live(how, plan.target, ctl, err);
     if (rc == BK_CORRUPT) {
-        /* Too damaged for SQLite to open: as if it were no database. */
+        /* Too damaged for SQLite to write to: as if it were no database. */
         bk_err_clear(err);
         *method = BK_DB_OFFLINE;
-        rc = recover_offline(how, ctl, err);
+        rc = bk_db_replace(how, plan.target, false, ctl, err);
     }
     return rc;
 }

@@ -3,11 +3,11 @@
  *
  * Live: sqlite3_backup from the image into the database, one write transaction: open readers keep
  * their snapshot, writers wait, everyone sees the new content afterwards.  BUSY longer than
- * busy_ms: BK_BUSY, nothing changed. Offline, when the file is missing, is no database, or has
- * another page size: prove that nobody has it open, set the old files aside as <path>.before-<job>
- * (and -wal, -shm, -journal likewise), publish the new file by rename, with the given owner and
- * mode.  A database that somebody has open is never renamed over (BK_BUSY says to stop the
- * application).
+ * busy_ms: BK_BUSY, nothing changed.  A stop of the job before the end: nothing changed.
+ * Offline, when the file is missing, empty, no database, or has another page size: prove that
+ * nobody has it open, keep the old file as <path>.before-<job> (and -wal, -shm, -journal likewise),
+ * publish the new file by rename, with owner and mode of the old one, else those given.  A database
+ * that somebody has open is never renamed over (BK_BUSY says to stop the application).
  */
 #ifndef BK_SQLITE_RECOVER_H
 #define BK_SQLITE_RECOVER_H
@@ -21,7 +21,8 @@
 typedef enum { BK_DB_LIVE = 1, BK_DB_OFFLINE = 2 } bk_db_method_t;
 
 typedef struct {
-    const char *image;       /* proven file, same file system or not */
+    const char *image;       /* proven file, same file system or not; NULL in a plan: none yet */
+    uint32_t page_size;      /* of the backup, for a plan without an image; 0: unknown */
     const char *target;      /* the application's database */
     const char *job;         /* for the names of what is set aside */
     uint32_t uid, gid, mode; /* for a file that is made; an existing file's own are kept */

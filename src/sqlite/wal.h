@@ -14,7 +14,8 @@
 #include "base/err.h"
 
 #define BK_WAL_INDEX_REGION 32768 /* bytes of the first region of the -shm */
-#define BK_WAL_INDEX_HEADER 136   /* two headers of 48 bytes, then the checkpoint information */
+#define BK_WAL_INDEX_COPY   48    /* bytes of one of the two headers in it */
+#define BK_WAL_INDEX_HEADER 136   /* two headers, then the checkpoint information */
 
 typedef struct {
     uint32_t page_size;
@@ -26,7 +27,8 @@ typedef struct {
     bool big_endian;      /* byte order of checksums */
 } bk_wal_header_t;
 
-/* False when the two copies differ, the checksum is wrong or nothing is there yet. */
+/* False when the two copies differ, the checksum is wrong, nothing is there yet, or it is of a
+ * format this program does not know. */
 bool bk_wal_index_parse(const uint8_t bytes[BK_WAL_INDEX_HEADER], bk_wal_header_t *header);
 
 /* Where the page of a frame (from 1) starts in the -wal. */

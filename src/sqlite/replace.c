@@ -1,0 +1,381 @@
+/*
+ * sqlite/replace.c: puts a new file under the name of a database that nobody has open, and keeps
+ * the old files beside it.  Touches only the directory of the database.
+ *
+ * What is under the names at each step, should the machine stop there:
+ *
+ *   1. a sound old database takes in its -wal or -journal    the old database, whole
+ *   2. the image is written to a temporary and fsynced       the same
+ *   3. the old file gets its second name, <path>.before-<job>  the same
+ *   4. -wal, -shm, -journal are renamed, directory fsync     the old database; of a damaged one
+ *                                                            only the file, the rest set aside
+ *   5. the temporary is renamed, directory fsync             the new database
+ *
+ * The directory is fsynced before step 5, or a new database could meet an old -wal after a power
+ * failure, and SQLite would play that into it.
+ */
+#include "sqlite/replace.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/publish.h"
+#include "base/str.h"
+#include "sqlite/attached.h"
+#include "sqlite/connect.h"
+
+#define LOCK_FIRST     0x40000000 /* pending, reserved and shared bytes of the database */
+#define LOCK_BYTES     512
+#define SHM_LOCK_FIRST 120
+#define SHM_LOCK_BYTES 9
+#define COPY_BYTES     (8u << 20)
+#define ASIDE_TRIES    100
+#define PATH_ROOM      (PATH_MAX + 64)
+
+/* The main file is first, both ways: a -wal never stands beside another database than its own. */
+static const char *const parts[] = {"", "-wal", "-shm", "-journal"};
+#define PARTS (sizeof parts / sizeof *parts)
+
+typedef struct {
+    const bk_db_recover_t *how;
+    const char *target;
+    bk_ctl_t *ctl;
+    int main_fd, shm_fd;          /* hold the locks */
+    char aside[PARTS][PATH_ROOM]; /* "" when the part is where it was */
+    bool linked;                  /* the main file has both names */
+} replace_t;
+
+/* --- nobody has it open --- */
+
+static bk_rc_t in_use(const replace_t *r, long pid, bk_err_t *err)
+{
+    char who[64] = "another process";
+    /* A process of another pid namespace has no number here. */
+    if (pid > 0)
+        bk_fmt(who, sizeof who, "process %ld", pid);
+    return bk_err_set(err, BK_BUSY,
+                      "database %s is open in %s: stop the application, recover again, start it",
+                      r->target, who);
+}
+
+/*
+ * Take SQLite's lock bytes, and keep them until *fd is closed: who opens the database meanwhile has
+ * to wait.  The caller made sure that this process has it not open: closing would drop its locks.
+ */
+static bk_rc_t lock_part(const replace_t *r, const char *path, off_t first, off_t bytes, int *fd,
+                         bk_err_t *err)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = bytes};
+    struct flock holder = lock;
+    *fd = bk_openat(AT_FDCWD, path, O_RDWR, 0);
+    if (*fd < 0)
+        return errno == ENOENT ? BK_OK
+                               : bk_err_sys(err, errno, "database %s: open %s", r->target, path);
+    if (fcntl(*fd, F_SETLK, &lock) == 0)
+        return BK_OK;
+    if (errno != EACCES && errno != EAGAIN)
+        return bk_err_sys(err, errno, "database %s: lock %s", r->target, path);
+    if (fcntl(*fd, F_GETLK, &holder) != 0 || holder.l_type == F_UNLCK)
+        holder.l_pid = 0;
+    return in_use(r, (long)holder.l_pid, err);
+}
+
+/*
+ * A connection in a rollback-journal mode holds no lock while it is idle, but it has the file open:
+ * a write lease is granted only on a file that nobody else has open for writing.  Given up at once,
+ * and silently left out where leases are not possible (another owner, network file systems).
+ */
+static bk_rc_t check_not_open(const replace_t *r, bk_err_t *err)
+{
+    /* The default signal of a lease that is broken would end this process; this one is ignored. */
+    if (r->main_fd < 0 || fcntl(r->main_fd, F_SETSIG, SIGURG) != 0)
+        return BK_OK;
+    if (fcntl(r->main_fd, F_SETLEASE, F_WRLCK) == 0) {
+        if (fcntl(r->main_fd, F_SETLEASE, F_UNLCK) != 0)
+            return bk_err_sys(err, errno, "database %s: give up a lease", r->target);
+        return BK_OK;
+    }
+    return errno == EAGAIN ? in_use(r, 0, err) : BK_OK;
+}
+
+static bk_rc_t lock_all(replace_t *r, bk_err_t *err)
+{
+    char shm[PATH_ROOM];
+    bk_rc_t rc = lock_part(r, r->target, LOCK_FIRST, LOCK_BYTES, &r->main_fd, err);
+    if (rc == BK_OK && !bk_fmt(shm, sizeof shm, "%s-shm", r->target))
+        rc = bk_err_set(err, BK_CONFIG, "database %s: the path is too long", r->target);
+    if (rc == BK_OK)
+        rc = lock_part(r, shm, SHM_LOCK_FIRST, SHM_LOCK_BYTES, &r->shm_fd, err);
+    return rc == BK_OK ? check_not_open(r, err) : rc;
+}
+
+/* --- step 1: nothing of the old database is in its companions --- */
+
+/*
+ * Through SQLite: it plays back a -journal when it reads, and takes in the -wal when its last
+ * connection closes.  A -wal that stays is one that somebody else has open.
+ */
+static bk_rc_t fold(const replace_t *r, bk_err_t *err)
+{
+    bk_db_connection_t c;
+    struct stat st;
+    char wal[PATH_ROOM];
+    bk_rc_t rc = bk_db_connect(&c, r->target, r->how->busy_ms, r->ctl, err);
+    if (rc == BK_OK)
+        rc = bk_db_query(&c, "PRAGMA schema_version", NULL, 0, err);
+    c.found_wal = false;
+    bk_db_disconnect(&c);
+    if (rc == BK_CORRUPT) {
+        bk_err_clear(err);
+        return BK_OK; /* not sound after all: its parts are only set aside */
+    }
+    bk_fmt(wal, sizeof wal, "%s-wal", r->target);
+    if (rc == BK_OK && stat(wal, &st) == 0)
+        return in_use(r, 0, err);
+    return rc;
+}
+
+/* --- step 2: the new file --- */
+
+static bk_rc_t copy_range(int from, int to, off_t at, off_t end, const replace_t *r, bk_err_t *err)
+{
+    while (at < end) {
+        bk_rc_t rc = bk_ctl_check(r->ctl, err);
+        if (rc != BK_OK)
+            return rc;
+        size_t len = end - at < (off_t)COPY_BYTES ? (size_t)(end - at) : COPY_BYTES;
+        loff_t in = at, out = at;
+        ssize_t n = copy_file_range(from, &in, to, &out, len, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n > 0) {
+            at += n;
+            continue;
+        }
+        if (n < 0 && errno != EXDEV && errno != ENOSYS && errno != EOPNOTSUPP && errno != EINVAL)
+            return bk_err_sys(err, errno, "write %s", r->target);
+        /* File systems that cannot: in pieces through memory. */
+        uint8_t piece[65536];
+        size_t got;
+        if (len > sizeof piece)
+            len = sizeof piece;
+        rc = bk_pread_all(from, piece, len, (uint64_t)at, &got, r->how->image, err);
+        if (rc == BK_OK && got != len)
+            rc = bk_err_set(err, BK_IO, "%s became shorter while it was copied", r->how->image);
+        if (rc == BK_OK)
+            rc = bk_pwrite_all(to, piece, len, (uint64_t)at, r->target, err);
+        if (rc != BK_OK)
+            return rc;
+        at += (off_t)len;
+    }
+    return BK_OK;
+}
+
+/* Holes stay holes. */
+static bk_rc_t copy_image(int from, int to, const replace_t *r, bk_err_t *err)
+{
+    struct stat st;
+    bk_rc_t rc = BK_OK;
+    if (fstat(from, &st) != 0)
+        return bk_err_sys(err, errno, "look at %s", r->how->image);
+    if (ftruncate(to, st.st_size) != 0)
+        return bk_err_sys(err, errno, "make %s as long as the database", r->target);
+    for (off_t at = 0; at < st.st_size && rc == BK_OK;) {
+        off_t data = lseek(from, at, SEEK_DATA);
+        if (data < 0 && errno == ENXIO)
+            break;
+        if (data < 0)
+            return bk_err_sys(err, errno, "look for data in %s", r->how->image);
+        off_t hole = lseek(from, data, SEEK_HOLE);
+        if (hole < 0)
+            return bk_err_sys(err, errno, "look for holes in %s", r->how->image);
+        rc = copy_range(from, to, data, hole, r, err);
+        at = hole;
+    }
+    return rc;
+}
+
+static bk_rc_t check_room(const replace_t *r, int image, bk_err_t *err)
+{
+    char dir[PATH_ROOM];
+    struct stat st;
+    uint64_t room;
+    if (fstat(image, &st) != 0)
+        return bk_err_sys(err, errno, "look at %s", r->how->image);
+    bk_strcpy(dir, sizeof dir, r->target);
+    char *slash = strrchr(dir, '/');
+    slash[slash == dir] = '\0';
+    bk_rc_t rc = bk_free_space(dir, &room, err);
+    if (rc == BK_OK && room < (uint64_t)st.st_blocks * 512)
+        rc = bk_err_set(err, BK_NO_SPACE,
+                        "database %s needs %llu MiB in %s, there are %llu MiB: free some space",
+                        r->target, (unsigned long long)st.st_blocks >> 11, dir,
+                        (unsigned long long)(room >> 20));
+    return rc;
+}
+
+/* Owner and mode of the old file, else those of the backup. */
+static bk_rc_t set_owner(const replace_t *r, int fd, bk_err_t *err)
+{
+    uint32_t uid = r->how->uid, gid = r->how->gid, mode = r->how->mode;
+    struct stat st, new;
+    if (r->main_fd >= 0 && fstat(r->main_fd, &st) == 0) {
+        uid = st.st_uid;
+        gid = st.st_gid;
+        mode = st.st_mode & 07777;
+    }
+    if (fstat(fd, &new) != 0)
+        return bk_err_sys(err, errno, "look at the new %s", r->target);
+    if ((new.st_uid != uid || new.st_gid != gid) && fchown(fd, uid, gid) != 0) {
+        int why = errno;
+        char text[128];
+        /* The group alone may be possible, and may be what lets the application in. */
+        const char *group = new.st_gid == gid || fchown(fd, (uid_t)-1, gid) == 0 ? "" : ":group";
+        bk_ctl_note(r->ctl,
+                    "database %s: its owner%s %u:%u could not be set (%s): it belongs to user %u "
+                    "now; run: chown %u:%u %s",
+                    r->target, group, uid, gid, strerror_r(why, text, sizeof text),
+                    (unsigned)geteuid(), uid, gid, r->target);
+    }
+    if (fchmod(fd, (mode_t)(mode & 07777)) != 0)
+        return bk_err_sys(err, errno, "set the mode of %s", r->target);
+    return BK_OK;
+}
+
+/* --- steps 3 and 4: the old files --- */
+
+/* A free name, of the form <path>.before-<job>[.n]<part>. */
+static bk_rc_t name_aside(replace_t *r, size_t part, bk_err_t *err)
+{
+    struct stat st;
+    for (unsigned n = 1; n < ASIDE_TRIES; n++) {
+        char number[16] = "";
+        if (n > 1)
+            bk_fmt(number, sizeof number, ".%u", n);
+        if (!bk_fmt(r->aside[part], PATH_ROOM, "%s.before-%s%s%s", r->target, r->how->job, number,
+                    parts[part]))
+            break;
+        if (lstat(r->aside[part], &st) != 0 && errno == ENOENT)
+            return BK_OK;
+    }
+    r->aside[part][0] = '\0';
+    return bk_err_set(err, BK_EXISTS,
+                      "database %s: there is no free name to set it aside: remove old %s.before-*",
+                      r->target, r->target);
+}
+
+static bk_rc_t move_part(replace_t *r, size_t part, bk_err_t *err)
+{
+    char from[PATH_ROOM];
+    struct stat st;
+    if (!bk_fmt(from, sizeof from, "%s%s", r->target, parts[part]))
+        return bk_err_set(err, BK_CONFIG, "database %s: the path is too long", r->target);
+    if (lstat(from, &st) != 0)
+        return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "look at %s", from);
+    bk_rc_t rc = name_aside(r, part, err);
+    if (rc != BK_OK)
+        return rc;
+    /* The main file keeps its name until the new one takes it: a start in between must not find
+     * none and make an empty database. */
+    if (part == 0 && link(from, r->aside[part]) == 0) {
+        r->linked = true;
+        return BK_OK;
+    }
+    if (rename(from, r->aside[part]) != 0) {
+        int why = errno;
+        rc = bk_err_sys(err, why, "set %s aside as %s", from, r->aside[part]);
+        r->aside[part][0] = '\0';
+    }
+    return rc;
+}
+
+/* Everything back as it was.  The first failure is what the caller reports; this one is added. */
+static void move_back(replace_t *r, bk_err_t *err)
+{
+    for (size_t part = 0; part < PARTS; part++) {
+        char to[PATH_ROOM];
+        if (r->aside[part][0] == '\0')
+            continue;
+        bk_fmt(to, sizeof to, "%s%s", r->target, parts[part]);
+        /* rename does nothing between two names of one file. */
+        if (rename(r->aside[part], to) != 0)
+            bk_err_remedy(err, "%s could not be moved back: it is %s", to, r->aside[part]);
+        else if (part == 0 && r->linked)
+            unlink(r->aside[part]);
+        r->aside[part][0] = '\0';
+    }
+}
+
+static bk_rc_t swap(replace_t *r, bk_publish_t *pub, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    for (size_t part = 0; part < PARTS && rc == BK_OK; part++)
+        rc = move_part(r, part, err);
+    if (rc == BK_OK)
+        rc = bk_fsync_dir(pub->dirfd, ".", err);
+    if (rc == BK_OK)
+        rc = bk_publish_commit(pub, false, err);
+    else
+        bk_publish_abort(pub);
+    if (rc != BK_OK)
+        move_back(r, err);
+    return rc;
+}
+
+/* --- all steps --- */
+
+static bk_rc_t write_and_swap(replace_t *r, bk_err_t *err)
+{
+    bk_publish_t pub;
+    int image = bk_openat(AT_FDCWD, r->how->image, O_RDONLY, 0);
+    if (image < 0)
+        return bk_err_sys(err, errno, "open %s", r->how->image);
+    bk_rc_t rc = check_room(r, image, err);
+    if (rc == BK_OK)
+        rc = bk_publish_open(&pub, AT_FDCWD, r->target, 0600, err);
+    if (rc == BK_OK) {
+        rc = copy_image(image, pub.fd, r, err);
+        if (rc == BK_OK)
+            rc = set_owner(r, pub.fd, err);
+        /* Whatever can fail for lack of something fails here, before a name changes. */
+        if (rc == BK_OK && fsync(pub.fd) != 0)
+            rc = bk_err_sys(err, errno, "fsync the new %s", r->target);
+        if (rc == BK_OK)
+            rc = bk_ctl_check(r->ctl, err);
+        if (rc == BK_OK)
+            rc = swap(r, &pub, err);
+        else
+            bk_publish_abort(&pub);
+    }
+    close(image);
+    return rc;
+}
+
+bk_rc_t bk_db_replace(const bk_db_recover_t *how, const char *target, bool sound, bk_ctl_t *ctl,
+                      bk_err_t *err)
+{
+    struct stat st;
+    replace_t r = {.how = how, .target = target, .ctl = ctl, .main_fd = -1, .shm_fd = -1};
+    bool there = stat(target, &st) == 0;
+    bk_rc_t rc = there && sound ? fold(&r, err) : BK_OK;
+    if (rc != BK_OK)
+        return rc;
+    rc = bk_db_reserve(target, there ? &st : NULL, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = lock_all(&r, err);
+    if (rc == BK_OK)
+        rc = write_and_swap(&r, err);
+    if (r.shm_fd >= 0)
+        close(r.shm_fd);
+    if (r.main_fd >= 0)
+        close(r.main_fd);
+    bk_db_release(target);
+    return rc;
+}
