@@ -179,7 +179,8 @@ static bk_rc_t copy_pages(sqlite3 *from, bk_db_connection_t *to, uint32_t page_s
             last = copied;
         }
     }
-    /* All steps are one transaction, and it is over at the last one: before that this rolls back. */
+    /* All steps are one transaction, and it is over at the last one: before that this rolls back.
+     */
     int code = sqlite3_backup_finish(backup);
     if (rc == BK_OK && code != SQLITE_OK)
         rc = bk_db_failure(to, code, "commit the recovery", err);
