@@ -487,7 +487,6 @@ static void chunks_are_found_while_they_move_to_the_index(void **state)
     }
     bk_session_stats(session, &stats);
     assert_int_equal(stats.chunks_new, CHUNKS);
-    assert_true(count_objects(f->storage, "index/") >= 1);
     for (uint64_t seed = 1; seed <= CHUNKS; seed += 4999) {
         bk_id_t id = put_seed(session, BK_TYPE_TREE, seed, 40);
         assert_seed(f->repo, &id, seed, 40);
