@@ -227,7 +227,17 @@ void bk_db_share_companions(const bk_db_connection_t *c)
             continue;
 }
 
-/* --- images --- */
+/* --- files --- */
+
+uint32_t bk_db_header_page_size(const uint8_t header[20])
+{
+    uint32_t size = (uint32_t)header[16] << 8 | header[17];
+    if (size == 1)
+        size = 65536;
+    return memcmp(header, "SQLite format 3", 16) == 0 && size >= 512 && (size & (size - 1)) == 0
+               ? size
+               : 0;
+}
 
 /* immutable: nobody writes to it, and no -wal or -shm may appear beside it. */
 static bk_rc_t image_uri(const char *file, char *uri, size_t size, bk_err_t *err)

@@ -10,6 +10,7 @@
 
 #include <sqlite3.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/stat.h>
 
 #include "base/ctl.h"
@@ -42,6 +43,8 @@ bk_rc_t bk_db_failure(const bk_db_connection_t *c, int code, const char *operati
 /* The same without a connection of this kind.  db may be NULL. */
 bk_rc_t bk_db_error(sqlite3 *db, int code, const char *path, const char *operation, bk_err_t *err);
 
+/* The page size in the first 20 bytes of a file, 0 when they are not a database's. */
+uint32_t bk_db_header_page_size(const uint8_t header[20]);
 /* A finished image: read only, without locks; nothing appears beside it. */
 bk_rc_t bk_db_open_image(const char *file, sqlite3 **db, bk_err_t *err);
 

@@ -20,19 +20,8 @@
 #include "sqlite/replace.h"
 
 #define STEP_BYTES   (4u << 20) /* copied between two looks at the stop flag */
-#define HEADER_BYTES 100
+#define HEADER_BYTES 20         /* magic, page size, journal mode */
 #define PATH_ROOM    (PATH_MAX + 8)
-
-/* The page size in a database's first bytes, or 0 when this is none. */
-static uint32_t parse_page_size(const uint8_t header[HEADER_BYTES])
-{
-    uint32_t size = (uint32_t)header[16] << 8 | header[17];
-    if (size == 1)
-        size = 65536;
-    return memcmp(header, "SQLite format 3", 16) == 0 && size >= 512 && (size & (size - 1)) == 0
-               ? size
-               : 0;
-}
 
 static bk_rc_t image_page_size(const char *path, uint32_t *size, bk_err_t *err)
 {
@@ -43,7 +32,7 @@ static bk_rc_t image_page_size(const char *path, uint32_t *size, bk_err_t *err)
         return bk_err_sys(err, errno, "open the image %s", path);
     bk_rc_t rc = bk_read_all(fd, header, sizeof header, &got, path, err);
     close(fd);
-    *size = parse_page_size(header);
+    *size = bk_db_header_page_size(header);
     return rc;
 }
 
@@ -59,7 +48,7 @@ static bk_rc_t target_page_size(const char *path, bk_ctl_t *ctl, uint32_t *size,
             rc = bk_db_failure(&c, code, "read", err);
     }
     bk_db_disconnect(&c);
-    *size = rc == BK_OK ? parse_page_size(header) : 0;
+    *size = rc == BK_OK ? bk_db_header_page_size(header) : 0;
     return rc;
 }
 

@@ -10,16 +10,19 @@
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include "base/clock.h"
 #include "base/publish.h"
+#include "base/str.h"
 #include "sqlite/connect.h"
 #include "sqlite/wal.h"
 
-#define LOCK_BYTE    0x40000000u
-#define HEADER_TRIES 1000
+#define LOCK_BYTE       0x40000000u
+#define HEADER_TRIES    1000
+#define EMPTY_PAGE_SIZE 4096u
 
 struct bk_db_source_s {
     bk_db_connection_t c;
@@ -41,27 +44,48 @@ uint64_t bk_db_page_hash(uint64_t pgno, const uint8_t *page, uint32_t page_size)
 }
 
 /*
+ * Page size and journal mode, from the file itself: asking by SQL would need the schema.  While
+ * pinned these bytes do not change, also not under a checkpoint that rewrites the page they are in.
+ */
+static bk_rc_t read_file_header(bk_db_source_t *s, bk_err_t *err)
+{
+    uint8_t header[20] = {0};
+    int code = s->c.file->pMethods->xRead(s->c.file, header, sizeof header, 0);
+    if (code == SQLITE_IOERR_SHORT_READ) {
+        /* Nothing was ever stored. */
+        s->info.page_size = EMPTY_PAGE_SIZE;
+        bk_strcpy(s->info.journal, sizeof s->info.journal, "delete");
+        return BK_OK;
+    }
+    if (code != SQLITE_OK)
+        return bk_db_failure(&s->c, code, "read", err);
+    s->info.page_size = bk_db_header_page_size(header);
+    bk_strcpy(s->info.journal, sizeof s->info.journal, header[19] == 2 ? "wal" : "delete");
+    if (s->info.page_size == 0)
+        return bk_err_set(err, BK_CORRUPT, "database %s: impossible page size", s->c.path);
+    /* A -wal counts for SQLite whatever the header says. */
+    struct stat st;
+    return header[19] != 2 && stat(s->c.wal, &st) == 0
+               ? bk_db_query(&s->c, "PRAGMA journal_mode", s->info.journal, sizeof s->info.journal,
+                             err)
+               : BK_OK;
+}
+
+/*
  * Begin the transaction.  It needs no schema: an application may use another SQLite than this
  * process, and a damaged schema is no reason to lose the pages as well.
  */
 static bk_rc_t pin(bk_db_source_t *s, bk_err_t *err)
 {
-    char text[64];
     bk_err_t why = {0};
     bk_rc_t rc = bk_db_query(&s->c, "BEGIN", NULL, 0, err);
     if (rc == BK_OK)
-        rc = bk_db_query(&s->c, "PRAGMA schema_version", text, sizeof text, err);
+        rc = bk_db_query(&s->c, "PRAGMA schema_version", NULL, 0, err);
     bk_db_share_companions(&s->c);
     if (rc == BK_OK)
-        rc =
-            bk_db_query(&s->c, "PRAGMA journal_mode", s->info.journal, sizeof s->info.journal, err);
-    if (rc == BK_OK)
-        rc = bk_db_query(&s->c, "PRAGMA page_size", text, sizeof text, err);
-    s->info.page_size = rc == BK_OK ? (uint32_t)strtoul(text, NULL, 10) : 0;
-    if (rc == BK_OK && (s->info.page_size < 512 || s->info.page_size > 65536))
-        rc = bk_err_set(err, BK_CORRUPT, "database %s: impossible page size", s->c.path);
+        rc = read_file_header(s, err);
     if (rc == BK_OK &&
-        bk_db_query(&s->c, "SELECT 1 FROM sqlite_schema", text, sizeof text, &why) != BK_OK)
+        bk_db_query(&s->c, "SELECT 1 FROM sqlite_schema", NULL, 0, &why) == BK_CORRUPT)
         bk_ctl_note(s->c.ctl, "%s: its pages are backed up as they are", why.text);
     return rc;
 }

@@ -30,8 +30,9 @@ typedef struct {
     uint32_t page_size;
     uint64_t page_count; /* of the image */
     uint64_t wal_frames; /* M, 0 outside WAL mode */
-    char journal[16];    /* "wal", "delete", "truncate", "persist", "memory", "off" */
-    int64_t instant; /* bk_now when the pin was taken: the image holds every transaction committed
+    char journal[16]; /* "wal"; "delete" for all others: only the application's own connections know
+                            which of the rollback modes they use */
+    int64_t instant;  /* bk_now when the pin was taken: the image holds every transaction committed
                         before it */
     uint32_t uid, gid, mode;
     uint64_t device, inode;

@@ -102,6 +102,8 @@ bk_rc_t bk_wal_scan(int fd, const char *what, const bk_wal_header_t *header, uin
     size_t frame_bytes = FRAME_HEADER + header->page_size;
     size_t batch = READ_BYTES / frame_bytes > 0 ? READ_BYTES / frame_bytes : 1;
     uint32_t sum[2];
+    if (batch > header->frames)
+        batch = header->frames > 0 ? header->frames : 1;
     uint8_t *buffer = malloc(batch * frame_bytes);
     if (buffer == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", what);
