@@ -293,29 +293,36 @@ static bk_rc_t check_geometry(const bk_snapshot_db_t *db, bk_err_t *err)
     return BK_OK;
 }
 
-bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file, bool check,
-                          bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t check_room(const bk_snapshot_db_t *db, const char *file, bk_err_t *err)
 {
-    image_t image = {
-        .file = file, .db = db, .ctl = ctl, .lock_page = bk_db_lock_page(db->page_size)};
     uint64_t bytes = db->page_count * db->page_size, room;
     char dir[4096];
-    bk_rc_t rc = check_geometry(db, err);
     bk_strcpy(dir, sizeof dir, file);
     char *slash = strrchr(dir, '/');
     if (slash == NULL)
         bk_strcpy(dir, sizeof dir, ".");
     else
         slash[slash == dir] = '\0';
-    if (rc == BK_OK)
-        rc = bk_free_space(dir, &room, err);
+    bk_rc_t rc = bk_free_space(dir, &room, err);
     if (rc == BK_OK && room < bytes)
         rc = bk_err_set(err, BK_NO_SPACE,
                         "database %s needs %llu MiB in %s, there are %llu MiB: free some space",
                         db->name, (unsigned long long)(bytes >> 20), dir,
                         (unsigned long long)(room >> 20));
+    return rc;
+}
+
+bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file, bool check,
+                          bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
+{
+    image_t image = {.file = file, .db = db, .ctl = ctl};
+    bk_rc_t rc = check_geometry(db, err);
+    if (rc == BK_OK)
+        rc = check_room(db, file, err);
     if (rc != BK_OK)
         return rc;
+    uint64_t bytes = db->page_count * db->page_size;
+    image.lock_page = bk_db_lock_page(db->page_size);
     image.fd = bk_openat(AT_FDCWD, file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
     if (image.fd < 0)
         return bk_err_sys(err, errno, "make %s", file);
