@@ -295,26 +295,43 @@ static bk_rc_t move_part(replace_t *r, size_t part, bk_err_t *err)
     return rc;
 }
 
-/* Everything back as it was.  The first failure is what the caller reports; this one is added. */
-static void move_back(replace_t *r, bk_err_t *err)
+/* The name is the old file's again, or nobody's, if there was none. */
+static bool main_back(replace_t *r, ino_t new_inode)
 {
-    for (size_t part = 0; part < PARTS; part++) {
+    struct stat st;
+    if (r->aside[0][0] == '\0')
+        return stat(r->target, &st) != 0 || st.st_ino != new_inode || unlink(r->target) == 0;
+    /* Does nothing when both are names of one file still. */
+    if (rename(r->aside[0], r->target) != 0)
+        return false;
+    if (r->linked)
+        unlink(r->aside[0]);
+    return true;
+}
+
+/*
+ * Everything back as it was.  The new file may have its name already, when only the fsync of the
+ * directory failed: the old companions come back only when it is gone.  err is added to.
+ */
+static void move_back(replace_t *r, ino_t new_inode, bk_err_t *err)
+{
+    bool ok = main_back(r, new_inode);
+    for (size_t part = 1; part < PARTS && ok; part++) {
         char to[PATH_ROOM];
-        if (r->aside[part][0] == '\0')
-            continue;
         bk_fmt(to, sizeof to, "%s%s", r->target, parts[part]);
-        /* rename does nothing between two names of one file. */
-        if (rename(r->aside[part], to) != 0)
-            bk_err_remedy(err, "%s could not be moved back: it is %s", to, r->aside[part]);
-        else if (part == 0 && r->linked)
-            unlink(r->aside[part]);
-        r->aside[part][0] = '\0';
+        ok = r->aside[part][0] == '\0' || rename(r->aside[part], to) == 0;
     }
+    if (!ok)
+        bk_err_remedy(err, "not everything could be moved back: the old files are %s.before-%s*",
+                      r->target, r->how->job);
 }
 
 static bk_rc_t swap(replace_t *r, bk_publish_t *pub, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
+    struct stat st = {0};
+    if (fstat(pub->fd, &st) != 0)
+        rc = bk_err_sys(err, errno, "look at the new %s", r->target);
     for (size_t part = 0; part < PARTS && rc == BK_OK; part++)
         rc = move_part(r, part, err);
     if (rc == BK_OK)
@@ -324,7 +341,7 @@ static bk_rc_t swap(replace_t *r, bk_publish_t *pub, bk_err_t *err)
     else
         bk_publish_abort(pub);
     if (rc != BK_OK)
-        move_back(r, err);
+        move_back(r, st.st_ino, err);
     return rc;
 }
 

@@ -16,9 +16,10 @@ typedef struct {
 static void ten_pages(const char *path)
 {
     sqlite3 *db = open_db(path);
-    run_sql(db, "PRAGMA page_size=1024; PRAGMA journal_mode=WAL; PRAGMA wal_autocheckpoint=0;"
+    run_sql(db, "PRAGMA page_size=1024; PRAGMA auto_vacuum=FULL; PRAGMA journal_mode=WAL; PRAGMA "
+                "wal_autocheckpoint=0;"
                 "CREATE TABLE t(v); INSERT INTO t VALUES(randomblob(5000)); DELETE FROM t;"
-                "INSERT INTO t VALUES(randomblob(3000))");
+                "INSERT INTO t VALUES(randomblob(2000))");
 }
 
 static void start(world_t *w)
