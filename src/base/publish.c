@@ -98,10 +98,10 @@ static int move(bk_publish_t *pub, bool exclusive)
     return rc;
 }
 
-bk_rc_t bk_publish_commit(bk_publish_t *pub, bool exclusive, bk_err_t *err)
+static bk_rc_t commit(bk_publish_t *pub, bool exclusive, bool durable, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
-    if (sync_fd(pub->fd) != 0) {
+    if (durable && sync_fd(pub->fd) != 0) {
         rc = bk_err_sys(err, errno, "write %s: fsync", pub->name);
         goto fail;
     }
@@ -116,11 +116,16 @@ bk_rc_t bk_publish_commit(bk_publish_t *pub, bool exclusive, bk_err_t *err)
         rc = bk_err_sys(err, errno, "write %s: rename", pub->name);
         goto fail;
     }
-    if (sync_directory(pub->dirfd) != 0)
+    if (durable && sync_directory(pub->dirfd) != 0)
         rc = bk_err_sys(err, errno, "write %s: fsync of its directory", pub->name);
 fail:
     bk_publish_abort(pub);
     return rc;
+}
+
+bk_rc_t bk_publish_commit(bk_publish_t *pub, bool exclusive, bk_err_t *err)
+{
+    return commit(pub, exclusive, true, err);
 }
 
 void bk_publish_abort(bk_publish_t *pub)
@@ -136,8 +141,8 @@ void bk_publish_abort(bk_publish_t *pub)
     pub->tmp[0] = '\0';
 }
 
-bk_rc_t bk_publish_bytes(int dirfd, const char *path, mode_t mode, const void *data, size_t len,
-                         bool exclusive, bk_err_t *err)
+static bk_rc_t publish_bytes(int dirfd, const char *path, mode_t mode, const void *data, size_t len,
+                             bool exclusive, bool durable, bk_err_t *err)
 {
     bk_publish_t pub;
     bk_rc_t rc = bk_publish_open(&pub, dirfd, path, mode, err);
@@ -148,7 +153,19 @@ bk_rc_t bk_publish_bytes(int dirfd, const char *path, mode_t mode, const void *d
         bk_publish_abort(&pub);
         return rc;
     }
-    return bk_publish_commit(&pub, exclusive, err);
+    return commit(&pub, exclusive, durable, err);
+}
+
+bk_rc_t bk_publish_bytes(int dirfd, const char *path, mode_t mode, const void *data, size_t len,
+                         bool exclusive, bk_err_t *err)
+{
+    return publish_bytes(dirfd, path, mode, data, len, exclusive, true, err);
+}
+
+bk_rc_t bk_publish_cache(int dirfd, const char *path, mode_t mode, const void *data, size_t len,
+                         bk_err_t *err)
+{
+    return publish_bytes(dirfd, path, mode, data, len, false, false, err);
 }
 
 void bk_publish_sweep(const char *dir, unsigned min_age)

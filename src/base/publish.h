@@ -34,6 +34,12 @@ void bk_publish_abort(bk_publish_t *pub);
 /* open + write + commit. */
 bk_rc_t bk_publish_bytes(int dirfd, const char *path, mode_t mode, const void *data, size_t len,
                          bool exclusive, bk_err_t *err);
+/*
+ * The same without fsync, replacing: for caches that can be made again and whose readers check what
+ * they find, since power loss may leave a short or an empty file.
+ */
+bk_rc_t bk_publish_cache(int dirfd, const char *path, mode_t mode, const void *data, size_t len,
+                         bk_err_t *err);
 /* Remove temporaries older than min_age seconds in one directory. */
 void bk_publish_sweep(const char *dir, unsigned min_age);
 

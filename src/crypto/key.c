@@ -67,10 +67,8 @@ bk_rc_t bk_key_decode(uint8_t key[BK_KEY_SIZE], const char *text, bk_err_t *err)
 static bk_rc_t read_private(const char *path, bk_buf_t *out, bk_err_t *err)
 {
     struct stat st;
-    int fd;
-    do /* not blocking: a FIFO in the file's place must not stop the program */
-        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    while (fd < 0 && errno == EINTR);
+    /* Not blocking: a FIFO in the file's place must not stop the program. */
+    int fd = bk_openat(AT_FDCWD, path, O_RDONLY | O_NOCTTY | O_NONBLOCK, 0);
     if (fd < 0)
         return bk_err_sys(err, errno, "read secret file %s", path);
     bk_rc_t rc = BK_OK;

@@ -5,14 +5,17 @@
  * (same content, unsealed, mmapped):
  *
  *   "NGXBKIDX" | version u32 | packs u32 | entries u32 | superseded u32
- *   fan-out      256 × u32: entries whose first id byte is ≤ i
+ *   fan-out      256 × u32: entries whose first id byte is <= i
  *   packs        packs × { name 32 | size u32 | kind u16 | reserved u16 | created i64 (s) }
- *   entries      entries × { id 32 | pack u32 | offset u32 | stored u32 | raw u24 | (type << 4 |
- * codec) u8 }, sorted by id superseded   superseded × { u8 length | object name } of segments this
- * one replaces xxh64 of all before
+ *   entries      entries × { id 32 | pack u32 | offset u32 | stored u32 | raw u24
+ *                            | (type << 4 | codec) u8 }, sorted by id
+ *   superseded   superseded × { u8 length | object name } of segments this one replaces
+ *   xxh64 of all before
  *
- * The opened index is a set of segments; look-ups are lock-free on an immutable generation. Loading
- * and adding are done by one thread at a time (the index's own lock); look-ups by any.
+ * The opened index is a set of segments.  When they are many, small ones are merged into files of
+ * the cache, so that a look-up searches a few dozen at most.  Look-ups may be made by any thread at
+ * any time; they see the segments of the last refresh and never wait for the storage.  Refreshing
+ * and rebuilding wait for each other.
  */
 #ifndef BK_REPO_INDEX_H
 #define BK_REPO_INDEX_H
@@ -33,7 +36,8 @@ typedef struct {
 /*
  * Bring cache_dir in line with the storage (download new segments, drop gone ones, verify both) and
  * map it.  Segments that are damaged are reported through ctl notes; the directories of packs that
- * no other segment names are read instead.  Nothing is written to the storage.
+ * no other segment names are read instead.  Nothing is written to the storage.  A cache that cannot
+ * be written costs memory, not the index.  After a failed refresh the index is what it was before.
  */
 bk_rc_t bk_index_open(const bk_objects_t *objects, const bk_keyring_t *ring,
                       const uint8_t uuid[BK_UUID_SIZE], const char *cache_dir, bk_ctl_t *ctl,
@@ -48,18 +52,25 @@ bool bk_index_find_except(const bk_index_t *index, const bk_id_t *id, bk_index_r
                           void *arg, bk_location_t *where);
 /* True when the index names a pack of that name. */
 bool bk_index_has_pack(const bk_index_t *index, const bk_id_t *pack);
-/* Totals for status: chunks, packs, bytes in packs. */
+/* Totals for status: chunks (with further copies of one), packs, bytes in packs. */
 void bk_index_totals(const bk_index_t *index, uint64_t *chunks, uint64_t *packs, uint64_t *bytes);
 
 typedef bk_rc_t (*bk_index_pack_fn)(void *arg, const bk_id_t *name, uint32_t size, bk_kind_t kind,
                                     bk_err_t *err);
 typedef bk_rc_t (*bk_index_chunk_fn)(void *arg, const bk_location_t *where, bk_err_t *err);
+/*
+ * Each pack once, or once for each size and kind that segments disagree about, by name; each entry.
+ * They walk over the segments of the moment they began; fn may look chunks up and refresh.
+ */
 bk_rc_t bk_index_each_pack(const bk_index_t *index, bk_index_pack_fn fn, void *arg, bk_err_t *err);
 bk_rc_t bk_index_each_chunk(const bk_index_t *index, bk_index_chunk_fn fn, void *arg,
                             bk_err_t *err);
 
-/* Everything again from the trailers and directories of all packs on the storage, as one new
- * segment. */
+/*
+ * Everything again from the trailers and directories of all packs on the storage, as new segments of
+ * about a million entries.  They replace those that were there when every pack could be read; packs
+ * that could not are noted in ctl.
+ */
 bk_rc_t bk_index_rebuild(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err);
 
 /* Encode a segment from finished packs (their entries and names). */

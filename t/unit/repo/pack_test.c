@@ -355,6 +355,12 @@ static void a_full_pack_keeps_what_it_has(void **state)
     assert_int_not_equal(rc, BK_OK);
     assert_int_equal(count, 7); /* the eighth would pass BK_PACK_MAX */
     assert_int_equal(f->pack.count, 7);
+    /* The bytes fit, their tag does not. */
+    size_t len = f->pack.bytes.len;
+    assert_int_not_equal(bk_pack_add(&f->pack, &(bk_id_t){{1}}, BK_TYPE_FILE, BK_CODEC_RAW, data,
+                                     BK_PACK_MAX - len - 3, 1, &f->err),
+                         BK_OK);
+    assert_int_equal(f->pack.bytes.len, len);
     OK(bk_pack_finish(&f->pack, f->ring, uuid, &f->err), &f->err);
     reading_t r;
     read_pack(f->ring, f->pack.bytes.data, f->pack.bytes.len, NULL, NULL, &r);

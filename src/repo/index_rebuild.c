@@ -1,0 +1,262 @@
+/*
+ * repo/index_rebuild.c: the index from the packs' own directories: in memory for what damaged
+ * segments named, or stored again as a whole.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/str.h"
+#include "repo/index_private.h"
+
+#define ENTRIES_MAX (1u << 20) /* in one rebuilt segment: bounds the memory */
+
+typedef struct {
+    char **names;
+    size_t count, cap;
+} names_t;
+
+typedef struct {
+    bk_index_t *index;
+    bk_ctl_t *ctl;
+    bk_id_t *known; /* packs to pass over, sorted */
+    size_t known_count;
+    bk_pack_t **packs;
+    size_t count, cap, entries;
+    bool store;      /* a segment each ENTRIES_MAX entries; else one in memory at the end */
+    size_t left_out; /* packs whose directories cannot be read */
+} rebuild_t;
+
+static void free_packs(rebuild_t *rebuild)
+{
+    for (size_t i = 0; i < rebuild->count; i++) {
+        free(rebuild->packs[i]->entries);
+        free(rebuild->packs[i]);
+    }
+    rebuild->count = rebuild->entries = 0;
+}
+
+static void free_rebuild(rebuild_t *rebuild)
+{
+    free_packs(rebuild);
+    free(rebuild->packs);
+    free(rebuild->known);
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+    return bk_id_compare(a, b);
+}
+
+static bk_rc_t store_batch(rebuild_t *rebuild, const names_t *superseded, bk_err_t *err)
+{
+    char name[BK_STORAGE_NAME];
+    uint64_t bytes;
+    bk_index_t *index = rebuild->index;
+    if (rebuild->count == 0)
+        return BK_OK;
+    bk_rc_t rc = bk_segment_store(
+        index->ring, index->uuid, (const bk_pack_t *const *)rebuild->packs, rebuild->count,
+        superseded != NULL ? (const char *const *)superseded->names : NULL,
+        superseded != NULL ? superseded->count : 0, index->objects.storage, name, &bytes,
+        rebuild->ctl, err);
+    free_packs(rebuild);
+    return rc;
+}
+
+static bk_rc_t remember(rebuild_t *rebuild, bk_pack_t *pack, bk_err_t *err)
+{
+    if (rebuild->count == rebuild->cap) {
+        size_t cap = rebuild->cap > 0 ? 2 * rebuild->cap : 64;
+        bk_pack_t **more = realloc(rebuild->packs, cap * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
+        rebuild->packs = more;
+        rebuild->cap = cap;
+    }
+    rebuild->packs[rebuild->count++] = pack;
+    rebuild->entries += pack->count;
+    return BK_OK;
+}
+
+static bk_rc_t rebuild_pack(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    rebuild_t *rebuild = arg;
+    bk_index_t *index = rebuild->index;
+    bk_err_t why = {0};
+    bk_id_t name;
+    if (rebuild->known_count > 0 && bk_object_name_id(item->name, &name) &&
+        bsearch(&name, rebuild->known, rebuild->known_count, sizeof name, compare_ids) != NULL)
+        return BK_OK;
+    bk_rc_t rc = bk_ctl_check(rebuild->ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_kind_t kind = strncmp(item->name, "meta/", 5) == 0 ? BK_KIND_META : BK_KIND_PACK;
+    bk_pack_t *pack = calloc(1, sizeof *pack);
+    if (pack == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
+    rc = bk_pack_read_entries(&index->objects, index->ring, index->uuid, item->name, item->size,
+                              kind, pack, rebuild->ctl, &why);
+    if (rc == BK_OK && rebuild->store && rebuild->count > 0 &&
+        rebuild->entries + pack->count > ENTRIES_MAX)
+        rc = store_batch(rebuild, NULL, &why);
+    if (rc == BK_OK)
+        rc = remember(rebuild, pack, &why);
+    if (rc == BK_OK)
+        return BK_OK;
+    free(pack->entries);
+    free(pack);
+    if (rc == BK_CORRUPT || rc == BK_WRONG_KEY) {
+        rebuild->left_out++;
+        bk_ctl_note(rebuild->ctl, "%s: %s; its chunks are left out of the index", item->name,
+                    why.text);
+        return BK_OK;
+    }
+    if (rc == BK_NOT_FOUND)
+        return BK_OK; /* removed, or shipped, between listing and reading */
+    if (err != NULL)
+        *err = why;
+    return rc;
+}
+
+/* --- in memory --- */
+
+static void add_packs(const bk_segment_t *segment, bk_id_t *names, size_t *count)
+{
+    uint32_t size;
+    bk_kind_t kind;
+    for (uint32_t n = 0; n < segment->packs; n++)
+        bk_segment_pack(segment, n, &names[(*count)++], &size, &kind);
+}
+
+/* Names of all packs of the segments that count, sorted. */
+static bk_rc_t know_packs(rebuild_t *rebuild, bk_err_t *err)
+{
+    const bk_index_t *index = rebuild->index;
+    size_t total = 0;
+    for (size_t i = 0; i < index->known_count; i++)
+        total += index->known[i].segment != NULL ? index->known[i].segment->packs : 0;
+    for (size_t i = 0; i < index->merge_count; i++)
+        total += index->merges[i]->packs;
+    for (size_t i = 0; i < index->made_count; i++)
+        total += index->made[i]->packs;
+    if ((rebuild->known = calloc(total + 1, sizeof *rebuild->known)) == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
+    for (size_t i = 0; i < index->known_count; i++)
+        if (index->known[i].segment != NULL && !index->known[i].hidden)
+            add_packs(index->known[i].segment, rebuild->known, &rebuild->known_count);
+    for (size_t i = 0; i < index->merge_count; i++)
+        add_packs(index->merges[i], rebuild->known, &rebuild->known_count);
+    for (size_t i = 0; i < index->made_count; i++)
+        add_packs(index->made[i], rebuild->known, &rebuild->known_count);
+    if (rebuild->known_count > 1)
+        qsort(rebuild->known, rebuild->known_count, sizeof *rebuild->known, compare_ids);
+    return BK_OK;
+}
+
+static bk_rc_t add_made(bk_index_t *index, rebuild_t *rebuild, bk_err_t *err)
+{
+    bk_buf_t bytes;
+    bk_segment_t **more = realloc(index->made, (index->made_count + 1) * sizeof *index->made);
+    if (more == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
+    index->made = more;
+    bk_buf_init(&bytes, BK_SEGMENT_MAX);
+    bk_rc_t rc = bk_index_encode((const bk_pack_t *const *)rebuild->packs, rebuild->count, bk_now(),
+                                 &bytes, err);
+    if (rc != BK_OK) {
+        bk_buf_free(&bytes);
+        return rc;
+    }
+    rc = bk_segment_take("made", bytes.data, bytes.len, &index->made[index->made_count], err);
+    index->made_count += rc == BK_OK;
+    return rc;
+}
+
+/*
+ * Segments in memory for packs that no sound segment names.  Nothing is written: readers may not,
+ * and the damaged object may come back from another copy of the storage.
+ */
+bk_rc_t bk_index_make_up(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
+{
+    rebuild_t rebuild = {.index = index, .ctl = ctl};
+    if (!bk_index_is_damaged(index)) {
+        for (size_t i = 0; i < index->made_count; i++)
+            bk_segment_unref(index->made[i]);
+        index->made_count = 0;
+        return BK_OK;
+    }
+    bk_rc_t rc = know_packs(&rebuild, err);
+    if (rc == BK_OK)
+        rc = bk_objects_list(&index->objects, "packs/", rebuild_pack, &rebuild, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_objects_list(&index->objects, "meta/", rebuild_pack, &rebuild, ctl, err);
+    if (rc == BK_OK && rebuild.count > 0)
+        rc = add_made(index, &rebuild, err);
+    free_rebuild(&rebuild);
+    return rc;
+}
+
+/* --- on the storage --- */
+
+static void free_names(names_t *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        free(list->names[i]);
+    free(list->names);
+}
+
+static bk_rc_t add_name(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    names_t *list = arg;
+    if (strlen(item->name) > UINT8_MAX) /* not a name that is written here */
+        return BK_OK;
+    if (list->count == list->cap) {
+        size_t cap = list->cap > 0 ? 2 * list->cap : 64;
+        char **more = realloc(list->names, cap * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
+        list->names = more;
+        list->cap = cap;
+    }
+    if ((list->names[list->count] = bk_strdup(item->name)) == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
+    list->count++;
+    return BK_OK;
+}
+
+/*
+ * Segments are listed before packs: what a listed segment names is then among the packs.  They are
+ * replaced only when every pack could be read, since a segment may know chunks of a pack whose
+ * directory is damaged.
+ */
+static bk_rc_t rebuild_all(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
+{
+    rebuild_t rebuild = {.index = index, .ctl = ctl, .store = true};
+    names_t old = {0};
+    bk_storage_t *storage = index->objects.storage;
+    bk_rc_t rc = bk_storage_list(storage, "index/", add_name, &old, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_storage_list(storage, "packs/", rebuild_pack, &rebuild, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_storage_list(storage, "meta/", rebuild_pack, &rebuild, ctl, err);
+    if (rc == BK_OK)
+        rc = store_batch(&rebuild, rebuild.left_out == 0 ? &old : NULL, err);
+    free_names(&old);
+    free_rebuild(&rebuild);
+    return rc;
+}
+
+bk_rc_t bk_index_rebuild(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
+{
+    pthread_mutex_lock(&index->loading);
+    bk_rc_t rc = rebuild_all(index, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_index_load(index, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_index_make_up(index, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_index_publish(index, err);
+    pthread_mutex_unlock(&index->loading);
+    return rc;
+}
