@@ -27,7 +27,7 @@
 #define NGX_HTTP_BACKUP_RESYNC     60000    /* ms after a failed sync */
 
 #define NGX_HTTP_BACKUP_QUEUE      256      /* works of a team */
-#define NGX_HTTP_BACKUP_QUEUE_LEN  (32 * 1024 * 1024)
+#define NGX_HTTP_BACKUP_QUEUE_LEN  (16 * 1024 * 1024)
 
 
 /* A job at work.  The loop counts who still looks at it. */
