@@ -11,6 +11,7 @@
 
 #include "nginx/module.h"
 
+#include <malloc.h>
 #include <sqlite3.h>
 #include <sys/eventfd.h>
 
@@ -27,7 +28,7 @@
 #define NGX_HTTP_BACKUP_RESYNC     60000    /* ms after a failed sync */
 
 #define NGX_HTTP_BACKUP_QUEUE      256      /* works of a team */
-#define NGX_HTTP_BACKUP_QUEUE_LEN  (16 * 1024 * 1024)
+#define NGX_HTTP_BACKUP_QUEUE_LEN  (8 * 1024 * 1024)
 
 
 /* A job at work.  The loop counts who still looks at it. */
@@ -740,6 +741,14 @@ ngx_http_backup_job_work(void *data)
     } else {
         bk_team_close(job->team);
     }
+
+#ifdef __GLIBC__
+
+    /* Each thread's heap keeps what a pack took; the next job has others. */
+
+    (void) malloc_trim(0);
+
+#endif
 }
 
 
