@@ -1,9 +1,9 @@
 /*
  * files/content.c: reading one file, cutting it, and handing its chunks to the session.
  *
- * The window in which cuts are sought is a ring mapped twice in a row, so that what lies in it is
- * always contiguous and never copied.  Bytes are hashed as they arrive, while they are still in the
- * cache.
+ * Cuts are sought in a window; what is left of it after a cut moves to its front, so that no more
+ * of it is ever touched than a look needs: it stays in the cache, and there are as many windows as
+ * lanes.  Bytes are hashed as they arrive.
  */
 #include "files/content.h"
 
@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define RING          BK_CHUNK_MAX
+#define WINDOW        BK_CHUNK_MAX
 #define STEP          (1u << 20) /* of one read */
 #define FIRST_LOOK    (3u << 20) /* most cuts are found in so much */
 #define ZEROS         (64u << 10)
@@ -30,7 +30,7 @@ typedef struct {
 struct bk_reader_s {
     bk_session_t *session;
     bk_ctl_t *ctl;
-    uint8_t *ring; /* 2 * RING bytes of address space */
+    uint8_t *window; /* WINDOW bytes of address space */
     bk_sha256_t *sha;
 
     int fd;
@@ -38,10 +38,10 @@ struct bk_reader_s {
     extent_t *extents; /* what is read; heap unless it is &whole */
     size_t extent_count, extent_at;
     extent_t whole;
-    uint64_t offset;  /* next byte to read */
-    uint64_t hashed;  /* logical bytes hashed so far */
-    uint64_t data;    /* bytes read */
-    size_t head, len; /* of the ring: first byte in use, bytes in use */
+    uint64_t offset; /* next byte to read */
+    uint64_t hashed; /* logical bytes hashed so far */
+    uint64_t data;   /* bytes read */
+    size_t len;      /* bytes in the window */
     bool end;
     int sys;
 
@@ -52,20 +52,6 @@ struct bk_reader_s {
 
 static const uint8_t zeros[ZEROS];
 
-/* RING bytes, seen twice.  NULL: no memory. */
-static uint8_t *map_ring(void)
-{
-    uint8_t *at = mmap(NULL, 2 * RING, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED)
-        return NULL;
-    /* An old size of 0 makes a second mapping of the same shared pages (mremap(2)). */
-    if (mremap(at, 0, RING, MREMAP_MAYMOVE | MREMAP_FIXED, at + RING) == MAP_FAILED) {
-        munmap(at, 2 * RING);
-        return NULL;
-    }
-    return at;
-}
-
 bk_reader_t *bk_reader_new(bk_session_t *session, bk_ctl_t *ctl)
 {
     bk_reader_t *reader = calloc(1, sizeof *reader);
@@ -73,9 +59,10 @@ bk_reader_t *bk_reader_new(bk_session_t *session, bk_ctl_t *ctl)
         return NULL;
     reader->session = session;
     reader->ctl = ctl;
-    reader->ring = map_ring();
+    void *window = mmap(NULL, WINDOW, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    reader->window = window != MAP_FAILED ? window : NULL;
     reader->sha = bk_sha256_new();
-    if (reader->ring == NULL || reader->sha == NULL) {
+    if (reader->window == NULL || reader->sha == NULL) {
         bk_reader_free(reader);
         return NULL;
     }
@@ -95,8 +82,8 @@ void bk_reader_free(bk_reader_t *reader)
         return;
     forget_refs(reader);
     free(reader->blocks);
-    if (reader->ring != NULL)
-        munmap(reader->ring, 2 * RING);
+    if (reader->window != NULL)
+        munmap(reader->window, WINDOW);
     bk_sha256_free(reader->sha);
     free(reader);
 }
@@ -202,7 +189,7 @@ static bk_rc_t start(bk_reader_t *reader, int fd, const struct stat *st, bk_err_
     reader->size = (uint64_t)st->st_size;
     reader->extent_at = 0;
     reader->hashed = reader->data = 0;
-    reader->head = reader->len = 0;
+    reader->len = 0;
     reader->end = false;
     reader->sys = find_extents(reader, st);
     reader->end = reader->sys != 0 || reader->extent_count == 0;
@@ -225,15 +212,15 @@ static void cut_short(bk_reader_t *reader)
     reader->end = true;
 }
 
-/* Bring more data into the ring until it holds want bytes or the file ends. */
-static bk_rc_t fill_ring(bk_reader_t *reader, size_t want, bk_err_t *err)
+/* Bring more data into the window until it holds want bytes or the file ends. */
+static bk_rc_t fill_window(bk_reader_t *reader, size_t want, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
     while (reader->len < want && !reader->end && rc == BK_OK) {
         const extent_t *extent = &reader->extents[reader->extent_at];
         uint64_t left = extent->offset + extent->length - reader->offset;
         size_t room = want - reader->len < STEP ? want - reader->len : STEP;
-        uint8_t *to = reader->ring + (reader->head + reader->len) % RING;
+        uint8_t *to = reader->window + reader->len;
         if ((rc = bk_ctl_check(reader->ctl, err)) != BK_OK ||
             (rc = hash_zeros(reader, reader->offset, err)) != BK_OK)
             break;
@@ -322,19 +309,19 @@ static bk_rc_t send_chunk(bk_reader_t *reader, bk_team_t *team, bk_group_t *grou
     return BK_OK;
 }
 
-/* Bytes of the next chunk, at the head of the ring; 0 at the end. */
+/* Bytes of the next chunk, at the front of the window; 0 at the end. */
 static bk_rc_t next_cut(bk_reader_t *reader, const bk_chunker_t *chunker, size_t *cut,
                         bk_err_t *err)
 {
-    bk_rc_t rc = fill_ring(reader, FIRST_LOOK, err);
+    bk_rc_t rc = fill_window(reader, FIRST_LOOK, err);
     if (rc != BK_OK)
         return rc;
-    *cut = bk_chunker_cut(chunker, reader->ring + reader->head, reader->len);
+    *cut = bk_chunker_cut(chunker, reader->window, reader->len);
     /* A cut at the very end of what is there may be no cut at all. */
-    if (*cut == reader->len && !reader->end && reader->len < RING) {
-        if ((rc = fill_ring(reader, RING, err)) != BK_OK)
+    if (*cut == reader->len && !reader->end && reader->len < WINDOW) {
+        if ((rc = fill_window(reader, WINDOW, err)) != BK_OK)
             return rc;
-        *cut = bk_chunker_cut(chunker, reader->ring + reader->head, reader->len);
+        *cut = bk_chunker_cut(chunker, reader->window, reader->len);
     }
     return BK_OK;
 }
@@ -355,12 +342,12 @@ static bk_rc_t store_chunks(bk_reader_t *reader, bk_team_t *team, bk_err_t *err)
             break;
         ref->raw = (uint32_t)cut;
         if (team != NULL)
-            rc = send_chunk(reader, team, &group, reader->ring + reader->head, ref, err);
+            rc = send_chunk(reader, team, &group, reader->window, ref, err);
         else
-            rc = bk_session_put(reader->session, BK_TYPE_FILE, true, reader->ring + reader->head,
-                                cut, &ref->id, err);
-        reader->head = (reader->head + cut) % RING;
+            rc = bk_session_put(reader->session, BK_TYPE_FILE, true, reader->window, cut, &ref->id,
+                                err);
         reader->len -= cut;
+        memmove(reader->window, reader->window + cut, reader->len);
     }
     bk_err_t failure = {0};
     bk_rc_t done = bk_team_wait(team, &group, &failure);
@@ -436,7 +423,7 @@ static bk_rc_t list_extents(bk_reader_t *reader, bk_entry_t *entry, bk_err_t *er
 static bk_rc_t read_small(bk_reader_t *reader, bk_content_t *content, bk_err_t *err)
 {
     bk_entry_t *entry = content->entry;
-    bk_rc_t rc = fill_ring(reader, (size_t)reader->size, err);
+    bk_rc_t rc = fill_window(reader, (size_t)reader->size, err);
     if (rc != BK_OK || reader->sys != 0 || reader->len == 0)
         return rc;
     size_t len = reader->len;
@@ -445,7 +432,7 @@ static bk_rc_t read_small(bk_reader_t *reader, bk_content_t *content, bk_err_t *
     if (content->owned == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "read a file: out of memory");
     if (in_entry) {
-        memcpy(content->owned, reader->ring, len);
+        memcpy(content->owned, reader->window, len);
         entry->content = content->owned;
         entry->content_len = (uint16_t)len;
         entry->flags |= BK_ENTRY_INLINE;
@@ -456,7 +443,7 @@ static bk_rc_t read_small(bk_reader_t *reader, bk_content_t *content, bk_err_t *
     entry->chunks = ref;
     entry->chunk_count = 1;
     entry->flags |= BK_ENTRY_CHUNKS;
-    return bk_session_put(reader->session, BK_TYPE_FILE, true, reader->ring, len, &ref->id, err);
+    return bk_session_put(reader->session, BK_TYPE_FILE, true, reader->window, len, &ref->id, err);
 }
 
 bk_rc_t bk_content_read(bk_reader_t *reader, int fd, const struct stat *st, bk_team_t *team,
@@ -500,7 +487,7 @@ bk_rc_t bk_content_hash(bk_reader_t *reader, int fd, const struct stat *st, bk_i
 {
     bk_rc_t rc = start(reader, fd, st, err);
     while (rc == BK_OK && !reader->end) {
-        rc = fill_ring(reader, STEP, err);
+        rc = fill_window(reader, STEP, err);
         reader->len = 0;
     }
     if (rc == BK_OK && reader->sys == 0)

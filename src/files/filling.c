@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/publish.h"
+#include "base/direct.h"
 #include "base/str.h"
 
 #define PIECES_MAX 1000000u
@@ -142,7 +142,7 @@ static bk_rc_t write_data(const bk_item_t *item, int fd, const uint8_t *data, si
                           uint64_t offset, bk_err_t *err)
 {
     if (item->pieces == NULL)
-        return bk_pwrite_all(fd, data, len, offset, "it", err);
+        return bk_direct_write(fd, data, len, offset, "it", err);
     size_t low = 0, high = item->piece_count;
     while (high - low > 1) {
         size_t middle = low + (high - low) / 2;
@@ -158,7 +158,7 @@ static bk_rc_t write_data(const bk_item_t *item, int fd, const uint8_t *data, si
         if (skip >= piece->length)
             continue;
         size_t n = piece->length - skip < len ? (size_t)(piece->length - skip) : len;
-        rc = bk_pwrite_all(fd, data, n, piece->offset + skip, "it", err);
+        rc = bk_direct_write(fd, data, n, piece->offset + skip, "it", err);
         data += n;
         len -= n;
         offset += n;
@@ -266,6 +266,18 @@ bk_rc_t bk_item_prepare(bk_item_t *item, int dir, bk_reader_t *reader, bk_err_t 
     return settle(item, rc, &why, err);
 }
 
+/*
+ * Room in one piece, since chunks come in any order and each goes to the disk at once.  A file
+ * system that cannot reserve is no failure; one that is full is the same failure sooner.
+ */
+static bk_rc_t reserve(const bk_item_t *item, int fd, bk_err_t *err)
+{
+    if (item->pieces != NULL || item->data_bytes < BK_DIRECT_MIN)
+        return BK_OK;
+    int failed = TEMP_FAILURE_RETRY(fallocate(fd, 0, 0, (off_t)item->data_bytes));
+    return failed != 0 && errno == ENOSPC ? bk_err_sys(err, errno, "reserve its room") : BK_OK;
+}
+
 bk_rc_t bk_item_begin(bk_item_t *item, bk_err_t *err)
 {
     bk_err_t why = {0};
@@ -279,7 +291,7 @@ bk_rc_t bk_item_begin(bk_item_t *item, bk_err_t *err)
         if (fd < 0)
             rc = bk_err_sys(&why, errno, "make a temporary file");
         else
-            close(fd);
+            rc = close_written(fd, reserve(item, fd, &why), &why);
     }
     return settle(item, rc, &why, err);
 }

@@ -181,7 +181,19 @@ ngx_http_backup_postconf(ngx_conf_t *cf)
 static void
 ngx_http_backup_cleanup_main(void *data)
 {
-    ngx_http_backup_main_conf_t *bmcf = data;
+    ngx_uint_t                    i;
+    ngx_socket_t                 *calls;
+    ngx_http_backup_main_conf_t  *bmcf = data;
+
+    calls = bmcf->calls.elts;
+
+    for (i = 0; i < bmcf->calls.nelts; i++) {
+        if (calls[i] != (ngx_socket_t) -1) {
+            (void) close(calls[i]);
+        }
+    }
+
+    bmcf->calls.nelts = 0;
 
     if (bmcf->wake != (ngx_socket_t) -1) {
         (void) close(bmcf->wake);
@@ -203,6 +215,12 @@ ngx_http_backup_create_main_conf(ngx_conf_t *cf)
 
     if (ngx_array_init(&bmcf->sets, cf->pool, 4,
                        sizeof(ngx_http_backup_set_t *))
+        != NGX_OK)
+    {
+        return NULL;
+    }
+
+    if (ngx_array_init(&bmcf->calls, cf->pool, 4, sizeof(ngx_socket_t))
         != NGX_OK)
     {
         return NULL;
@@ -583,6 +601,50 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
 }
 
 
+/*
+ * Made before the fork, so that each worker has all of them.  Without one,
+ * ticks find jobs and their ends all the same.
+ */
+
+static ngx_socket_t
+ngx_http_backup_eventfd(ngx_cycle_t *cycle)
+{
+    ngx_socket_t  fd;
+
+    fd = eventfd(0, EFD_NONBLOCK|EFD_CLOEXEC);
+
+    if (fd == (ngx_socket_t) -1) {
+        ngx_log_error(NGX_LOG_ERR, cycle->log, ngx_errno,
+                      "backup: eventfd() failed");
+    }
+
+    return fd;
+}
+
+
+static void
+ngx_http_backup_make_eventfds(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf)
+{
+    ngx_int_t         i;
+    ngx_socket_t     *call;
+    ngx_core_conf_t  *ccf;
+
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
+
+    bmcf->wake = ngx_http_backup_eventfd(cycle);
+
+    for (i = 0; i < (ccf->master ? ccf->worker_processes : 1); i++) {
+        call = ngx_array_push(&bmcf->calls);
+        if (call == NULL) {
+            return;
+        }
+
+        *call = ngx_http_backup_eventfd(cycle);
+    }
+}
+
+
 static ngx_int_t
 ngx_http_backup_init_module(ngx_cycle_t *cycle)
 {
@@ -625,15 +687,7 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
     }
 
     if (!ngx_test_config) {
-        bmcf->wake = eventfd(0, EFD_NONBLOCK|EFD_CLOEXEC);
-
-        if (bmcf->wake == (ngx_socket_t) -1) {
-
-            /* the runner's tick finds jobs all the same */
-
-            ngx_log_error(NGX_LOG_ERR, cycle->log, ngx_errno,
-                          "backup: eventfd() failed");
-        }
+        ngx_http_backup_make_eventfds(cycle, bmcf);
     }
 
     /* On a reload an error would end the master: what runs goes on. */

@@ -111,6 +111,7 @@ typedef struct {
     ngx_flag_t                   helper_off;
     ngx_int_t                    request_id;    /* index of $request_id */
     ngx_socket_t                 wake;          /* eventfd, -1 */
+    ngx_array_t                  calls;         /* eventfd of each worker */
 } ngx_http_backup_main_conf_t;
 
 
@@ -151,6 +152,7 @@ typedef struct {
     ngx_http_backup_call_t      *call;          /* at work on a thread */
     const char                  *operation;     /* for the audit */
 
+    ngx_queue_t                  waiters;       /* while wait is set */
     ngx_event_t                  wait;
     ngx_msec_t                   timeout;       /* 0: answer at once */
     ngx_msec_t                   deadline;
@@ -235,6 +237,13 @@ void ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf);
 /* Any worker: there is something to do. */
 void ngx_http_backup_wake(void);
+/* A job has ended: whoever waits for one looks now. */
+void ngx_http_backup_call_waiters(void);
+
+
+/* request.c: requests that wait for a job. */
+
+void ngx_http_backup_look(void);
 
 
 /* auth.c: who asks, and what they may. */

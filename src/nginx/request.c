@@ -13,7 +13,7 @@
 #include "base/str.h"
 
 
-#define NGX_HTTP_BACKUP_POLL    50      /* ms between looks at the zone */
+#define NGX_HTTP_BACKUP_POLL    250     /* ms between looks at the zone */
 #define NGX_HTTP_BACKUP_LOOK    3000    /* ms between looks at the catalog */
 
 
@@ -26,7 +26,14 @@ static ngx_int_t ngx_http_backup_call_answer(ngx_http_request_t *r,
     ngx_http_backup_call_t *call);
 static ngx_int_t ngx_http_backup_fail(ngx_http_request_t *r, bk_rc_t rc,
     ngx_uint_t status, const char *text);
+static void ngx_http_backup_wait_more(ngx_http_backup_ctx_t *ctx);
+static void ngx_http_backup_wait_end(ngx_http_backup_ctx_t *ctx);
 static void ngx_http_backup_wait_handler(ngx_event_t *ev);
+
+
+static ngx_queue_t  ngx_http_backup_waiters = {
+    &ngx_http_backup_waiters, &ngx_http_backup_waiters
+};
 
 
 static char *
@@ -347,9 +354,7 @@ ngx_http_backup_request_gone(void *data)
 {
     ngx_http_backup_ctx_t  *ctx = data;
 
-    if (ctx->wait.timer_set) {
-        ngx_del_timer(&ctx->wait);
-    }
+    ngx_http_backup_wait_end(ctx);
 
     if (ctx->call == NULL) {
         return;
@@ -388,6 +393,7 @@ ngx_http_backup_call_done(void *data)
 
     if (call->op == NGX_HTTP_BACKUP_OP_CANCEL && !call->failed) {
         ngx_http_backup_ended(call->bset);
+        ngx_http_backup_call_waiters();
     }
 
     if (call->wake || call->stop) {
@@ -412,7 +418,7 @@ ngx_http_backup_call_done(void *data)
     ngx_http_backup_call_free(call);
 
     if (rc == NGX_AGAIN) {
-        ngx_add_timer(&ctx->wait, NGX_HTTP_BACKUP_POLL);
+        ngx_http_backup_wait_more(ctx);
 
     } else {
         ngx_http_finalize_request(r, rc);
@@ -524,6 +530,57 @@ ngx_http_backup_call_answer(ngx_http_request_t *r, ngx_http_backup_call_t *call)
 
 
 /*
+ * The end of a job is announced through an eventfd.  One that came before the
+ * request began to wait is in the count; one that got lost, as it does to the
+ * workers of an older cycle, is found by a slow look.
+ */
+
+static void
+ngx_http_backup_wait_more(ngx_http_backup_ctx_t *ctx)
+{
+    ngx_queue_insert_tail(&ngx_http_backup_waiters, &ctx->waiters);
+
+    ngx_add_timer(&ctx->wait,
+                  ngx_http_backup_ended_count(ctx->bset) == ctx->seen
+                  ? NGX_HTTP_BACKUP_POLL : 1);
+}
+
+
+static void
+ngx_http_backup_wait_end(ngx_http_backup_ctx_t *ctx)
+{
+    if (ctx->wait.timer_set) {
+        ngx_del_timer(&ctx->wait);
+    }
+
+    if (ctx->waiters.next) {
+        ngx_queue_remove(&ctx->waiters);
+        ctx->waiters.next = NULL;
+    }
+}
+
+
+/* Each request looks by its own timer: it may end, and others with it. */
+
+void
+ngx_http_backup_look(void)
+{
+    ngx_queue_t            *q;
+    ngx_http_backup_ctx_t  *ctx;
+
+    for (q = ngx_queue_head(&ngx_http_backup_waiters);
+         q != ngx_queue_sentinel(&ngx_http_backup_waiters);
+         q = ngx_queue_next(q))
+    {
+        ctx = ngx_queue_data(q, ngx_http_backup_ctx_t, waiters);
+
+        ngx_del_timer(&ctx->wait);
+        ngx_add_timer(&ctx->wait, 1);
+    }
+}
+
+
+/*
  * Looks into the zone often and into the catalog when a job has ended, when
  * time is up, and now and then in case that was missed.
  */
@@ -542,6 +599,8 @@ ngx_http_backup_wait_handler(ngx_event_t *ev)
     r = ctx->request;
     c = r->connection;
 
+    ngx_http_backup_wait_end(ctx);
+
     leaving = (ngx_exiting || ngx_terminate
                || (ngx_msec_int_t) (ctx->deadline - ngx_current_msec) <= 0);
 
@@ -549,7 +608,7 @@ ngx_http_backup_wait_handler(ngx_event_t *ev)
         && ngx_http_backup_ended_count(ctx->bset) == ctx->seen
         && ngx_current_msec - ctx->polled < NGX_HTTP_BACKUP_LOOK)
     {
-        ngx_add_timer(&ctx->wait, NGX_HTTP_BACKUP_POLL);
+        ngx_http_backup_wait_more(ctx);
         return;
     }
 

@@ -5,11 +5,13 @@
  * tries to own each set, takes the next job, publishes progress, status and
  * health, hands on the wish to cancel, and lets go when the worker leaves.  An
  * eventfd made before the fork lets any worker hurry it; when such a wake-up
- * is lost, the next tick finds the job all the same.
+ * is lost, the next tick finds the job all the same.  Each worker has one more,
+ * by which the runner tells it that a job has ended.
  */
 
 #include "nginx/module.h"
 
+#include <malloc.h>
 #include <sqlite3.h>
 #include <sys/eventfd.h>
 
@@ -26,7 +28,7 @@
 #define NGX_HTTP_BACKUP_RESYNC     60000    /* ms after a failed sync */
 
 #define NGX_HTTP_BACKUP_QUEUE      256      /* works of a team */
-#define NGX_HTTP_BACKUP_QUEUE_LEN  (32 * 1024 * 1024)
+#define NGX_HTTP_BACKUP_QUEUE_LEN  (8 * 1024 * 1024)
 
 
 /* A job at work.  The loop counts who still looks at it. */
@@ -84,6 +86,9 @@ typedef struct {
 
 static void ngx_http_backup_tick(ngx_event_t *ev);
 static void ngx_http_backup_awake(ngx_event_t *ev);
+static ngx_connection_t *ngx_http_backup_listen(ngx_cycle_t *cycle,
+    ngx_socket_t fd, void (*handler)(ngx_event_t *ev));
+static void ngx_http_backup_called(ngx_event_t *ev);
 static void ngx_http_backup_run(ngx_http_backup_set_t *bset,
     ngx_uint_t leaving);
 static void ngx_http_backup_step(ngx_http_backup_set_t *bset,
@@ -104,6 +109,8 @@ static void ngx_http_backup_trouble(ngx_http_backup_set_t *bset,
 
 static ngx_event_t                   ngx_http_backup_timer;
 static ngx_connection_t             *ngx_http_backup_wakeup;
+static ngx_connection_t             *ngx_http_backup_caller;
+static ngx_array_t                  *ngx_http_backup_callees;
 static ngx_http_backup_main_conf_t  *ngx_http_backup_runner_conf;
 static ngx_socket_t                  ngx_http_backup_wake_fd = -1;
 
@@ -113,7 +120,7 @@ ngx_http_backup_runner_init(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf)
 {
     ngx_uint_t               i;
-    ngx_connection_t        *c;
+    ngx_socket_t            *calls;
     ngx_http_backup_set_t  **sets;
 
     /* Once, before any thread. */
@@ -128,6 +135,20 @@ ngx_http_backup_runner_init(ngx_cycle_t *cycle,
 
     for (i = 0; i < bmcf->sets.nelts; i++) {
         sets[i]->ready = 1;
+    }
+
+    ngx_http_backup_callees = &bmcf->calls;
+    calls = bmcf->calls.elts;
+
+    if (ngx_worker < bmcf->calls.nelts
+        && calls[ngx_worker] != (ngx_socket_t) -1)
+    {
+        ngx_http_backup_caller = ngx_http_backup_listen(cycle,
+                                                        calls[ngx_worker],
+                                                        ngx_http_backup_called);
+        if (ngx_http_backup_caller == NULL) {
+            return NGX_ERROR;
+        }
     }
 
     if (ngx_worker != 0) {
@@ -149,21 +170,11 @@ ngx_http_backup_runner_init(ngx_cycle_t *cycle,
     ngx_http_backup_runner_conf = bmcf;
 
     if (bmcf->wake != (ngx_socket_t) -1) {
-        c = ngx_get_connection(bmcf->wake, cycle->log);
-        if (c == NULL) {
+        ngx_http_backup_wakeup = ngx_http_backup_listen(cycle, bmcf->wake,
+                                                        ngx_http_backup_awake);
+        if (ngx_http_backup_wakeup == NULL) {
             return NGX_ERROR;
         }
-
-        c->read->handler = ngx_http_backup_awake;
-        c->read->log = cycle->log;
-        c->write->log = cycle->log;
-
-        if (ngx_handle_read_event(c->read, 0) != NGX_OK) {
-            ngx_free_connection(c);
-            return NGX_ERROR;
-        }
-
-        ngx_http_backup_wakeup = c;
     }
 
     ngx_http_backup_timer.handler = ngx_http_backup_tick;
@@ -182,6 +193,7 @@ ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf)
 {
     ngx_uint_t               i;
+    ngx_socket_t            *calls;
     ngx_http_backup_set_t  **sets;
 
     /* The threads are gone by now. */
@@ -192,6 +204,15 @@ ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
 
         ngx_close_connection(ngx_http_backup_wakeup);
         ngx_http_backup_wakeup = NULL;
+        bmcf->wake = (ngx_socket_t) -1;
+    }
+
+    if (ngx_http_backup_caller) {
+        ngx_close_connection(ngx_http_backup_caller);
+        ngx_http_backup_caller = NULL;
+
+        calls = bmcf->calls.elts;
+        calls[ngx_worker] = (ngx_socket_t) -1;
     }
 
     sets = bmcf->sets.elts;
@@ -213,23 +234,47 @@ ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
 }
 
 
-void
-ngx_http_backup_wake(void)
+static ngx_connection_t *
+ngx_http_backup_listen(ngx_cycle_t *cycle, ngx_socket_t fd,
+    void (*handler)(ngx_event_t *ev))
+{
+    ngx_connection_t  *c;
+
+    c = ngx_get_connection(fd, cycle->log);
+    if (c == NULL) {
+        return NULL;
+    }
+
+    c->read->handler = handler;
+    c->read->log = cycle->log;
+    c->write->log = cycle->log;
+
+    if (ngx_handle_read_event(c->read, 0) != NGX_OK) {
+        ngx_free_connection(c);
+        return NULL;
+    }
+
+    return c;
+}
+
+
+static void
+ngx_http_backup_signal(ngx_socket_t fd, const char *whom)
 {
     uint64_t  one = 1;
 
-    if (ngx_http_backup_wake_fd != (ngx_socket_t) -1
-        && write(ngx_http_backup_wake_fd, &one, sizeof(one)) == -1
+    if (fd != (ngx_socket_t) -1
+        && write(fd, &one, sizeof(one)) == -1
         && ngx_errno != NGX_EAGAIN)
     {
         ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, ngx_errno,
-                      "backup: waking the runner failed");
+                      "backup: waking %s failed", whom);
     }
 }
 
 
 static void
-ngx_http_backup_awake(ngx_event_t *ev)
+ngx_http_backup_hear(ngx_event_t *ev)
 {
     ssize_t            n;
     uint64_t           count;
@@ -242,6 +287,42 @@ ngx_http_backup_awake(ngx_event_t *ev)
     }
 
     (void) ngx_handle_read_event(ev, 0);
+}
+
+
+void
+ngx_http_backup_wake(void)
+{
+    ngx_http_backup_signal(ngx_http_backup_wake_fd, "the runner");
+}
+
+
+void
+ngx_http_backup_call_waiters(void)
+{
+    ngx_uint_t     i;
+    ngx_socket_t  *calls;
+
+    calls = ngx_http_backup_callees->elts;
+
+    for (i = 0; i < ngx_http_backup_callees->nelts; i++) {
+        ngx_http_backup_signal(calls[i], "a worker");
+    }
+}
+
+
+static void
+ngx_http_backup_called(ngx_event_t *ev)
+{
+    ngx_http_backup_hear(ev);
+    ngx_http_backup_look();
+}
+
+
+static void
+ngx_http_backup_awake(ngx_event_t *ev)
+{
+    ngx_http_backup_hear(ev);
 
     if (ngx_http_backup_timer.timer_set) {
         ngx_del_timer(&ngx_http_backup_timer);
@@ -454,6 +535,7 @@ ngx_http_backup_own_done(void *data)
         /* what a killed runner left there */
         ngx_http_backup_running(bset, "");
         ngx_http_backup_ended(bset);
+        ngx_http_backup_call_waiters();
 
         ngx_http_backup_trouble(bset, "");
         ngx_log_error(NGX_LOG_NOTICE, ngx_cycle->log, 0,
@@ -659,6 +741,14 @@ ngx_http_backup_job_work(void *data)
     } else {
         bk_team_close(job->team);
     }
+
+#ifdef __GLIBC__
+
+    /* Each thread's heap keeps what a pack took; the next job has others. */
+
+    (void) malloc_trim(0);
+
+#endif
 }
 
 
@@ -691,6 +781,7 @@ ngx_http_backup_job_done(void *data)
 
     ngx_http_backup_running(bset, "");
     ngx_http_backup_ended(bset);
+    ngx_http_backup_call_waiters();
 
     ngx_http_backup_run(bset, ngx_exiting || ngx_quit || ngx_terminate);
 }

@@ -9,7 +9,7 @@
 #include "repo/repo_private.h"
 
 #define GAP           (256u << 10) /* bytes read in vain rather than a second request */
-#define RANGE_MAX     (8u << 20)   /* of one read, but a single longer frame */
+#define RANGE_MAX     (4u << 20)   /* of one read, but a single longer frame */
 #define WHOLE_PERCENT 60u
 
 typedef struct {

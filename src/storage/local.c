@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/direct.h"
 #include "base/publish.h"
 #include "base/str.h"
 #include "storage/driver.h"
@@ -303,7 +304,7 @@ static bk_rc_t write_steps(int fd, const char *name, const uint8_t *data, size_t
     for (size_t at = 0; at < len && rc == BK_OK; at += STEP) {
         rc = bk_ctl_check(ctl, err);
         if (rc == BK_OK)
-            rc = bk_write_all(fd, data + at, len - at < STEP ? len - at : STEP, name, err);
+            rc = bk_direct_write(fd, data + at, len - at < STEP ? len - at : STEP, at, name, err);
     }
     return rc;
 }

@@ -32,8 +32,8 @@
 static void (*failcall_set)(const char *spec);
 static long (*failcall_hits)(void);
 static char root[4096];
-static char new_content[200000];
-static char why[2048]; /* what a check found */
+static char new_content[300000]; /* enough to go past the page cache */
+static char why[2048];           /* what a check found */
 
 #define MUST(rc)                                                                                   \
     do {                                                                                           \
