@@ -43,9 +43,9 @@
  *     EVENT   helper -> worker, id 0: count times (bk_wire_event_t, path)
  *     FAILED  the reply to any request that is understood but refused as a whole; body: text.
  *
- * Errors that stand for a refusal: EPERM (a path with "..", a right that was not asked for, a device
- * node, a socket), ELOOP (a symbolic link in the way), EXDEV (a mount point), EMLINK (a file that
- * has further names would be changed), ESTALE (ROOT: the root was made or replaced after this
+ * Errors that stand for a refusal: EPERM (a path with "..", a right that was not asked for, a
+ * device node, a socket), ELOOP (a symbolic link in the way), EXDEV (a mount point), EMLINK (a file
+ * that has further names would be changed), ESTALE (ROOT: the root was made or replaced after this
  * conversation began, a new one can open it; AT: another directory is there now).
  *
  * Who may say what: the master CONF, QUIT; a worker TALK on the broker socket; a conversation
@@ -102,7 +102,7 @@ typedef struct {
 #define BK_WIRE_MAY_PLACE  2u /* create, rename, remove, set metadata */
 #define BK_WIRE_MAY_WATCH  4u
 #define BK_WIRE_MAY_SETUID 8u  /* set-user-id and set-group-id bits of files come back */
-#define BK_WIRE_DATABASE   16u /* path is one database file: only it and its companions exist here */
+#define BK_WIRE_DATABASE   16u /* path is one database file: it and its companions are all */
 #define BK_WIRE_ROOT_FLAGS 31u /* all that there are */
 
 typedef struct {

@@ -229,8 +229,9 @@ static int find_directory(const bk_task_root_t *root, const char *dir, size_t le
     return -1;
 }
 
-/* One operation into the reply at talk->out_len; what it passes on goes to talk->out_fds. */
-static void do_one(bk_talk_t *talk, bk_task_t *task, bk_wire_cur_t *cur, unsigned left)
+/* One operation into the reply; dir: of the request, or the negative errno of finding it. */
+static void do_one(bk_talk_t *talk, const bk_task_root_t *root, int dir, bk_wire_cur_t *cur,
+                   unsigned left)
 {
     bk_wire_op_t op;
     bk_wire_result_t result = {0};
@@ -239,26 +240,29 @@ static void do_one(bk_talk_t *talk, bk_task_t *task, bk_wire_cur_t *cur, unsigne
     bk_wire_get(cur, name, op.name_len);
     bk_wire_get(cur, name2, op.name2_len);
     name[op.name_len] = name2[op.name2_len] = '\0';
-    task->op = &op;
-    task->name = name;
-    task->name2 = name2;
-    task->result = &result;
-    task->fd = -1;
-    task->data = (char *)talk->out + talk->out_len + sizeof result;
-    task->room = sizeof talk->out - talk->out_len - (size_t)left * sizeof result;
-    task->attrs = op.call == BK_WIRE_META && (op.set & BK_WIRE_SET_ATTRS) != 0
-                      ? talk->in.fds[talk->attrs_used++]
-                      : -1;
+    bk_task_t task = {.root = root,
+                      .made = &talk->made,
+                      .dir = dir,
+                      .op = &op,
+                      .name = name,
+                      .name2 = name2,
+                      .attrs = -1,
+                      .result = &result,
+                      .fd = -1,
+                      .data = (char *)talk->out + talk->out_len + sizeof result,
+                      .room = sizeof talk->out - talk->out_len - (size_t)left * sizeof result};
+    if (op.call == BK_WIRE_META && (op.set & BK_WIRE_SET_ATTRS) != 0)
+        task.attrs = talk->in.fds[talk->attrs_used++];
     if (!names_are_sound(&op, name, name2)) {
         bk_refuse(BK_REFUSE_PATH, name, op.name_len);
         result.error = EPERM;
     } else {
-        result.error = task->dir < 0 ? -task->dir : dispatch(task);
+        result.error = dir < 0 ? -dir : dispatch(&task);
     }
     if (result.error != 0)
         result.data_len = 0;
-    if (task->fd >= 0) {
-        talk->out_fds[talk->out_fd_count++] = task->fd;
+    if (task.fd >= 0) {
+        talk->out_fds[talk->out_fd_count++] = task.fd;
         result.has_fd = 1;
     }
     memcpy(talk->out + talk->out_len, &result, sizeof result);
@@ -275,17 +279,17 @@ static int answer_at(bk_talk_t *talk)
     const char *dir = bk_wire_bytes(&cur, at.dir_len);
     if (at.root >= talk->root_count)
         return EPROTO;
-    bk_task_t task = {.root = &talk->roots[at.root], .made = &talk->made};
-    task.dir = find_directory(task.root, dir, at.dir_len, at.inode);
-    if (task.dir < 0)
-        task.dir = -errno;
+    const bk_task_root_t *root = &talk->roots[at.root];
+    int fd = find_directory(root, dir, at.dir_len, at.inode);
+    if (fd < 0)
+        fd = -errno;
     talk->out_len = 0;
     talk->out_fd_count = 0;
     talk->attrs_used = 0;
     for (unsigned i = 0; i < at.count; i++)
-        do_one(talk, &task, &cur, at.count - i);
-    if (task.dir >= 0)
-        close(task.dir);
+        do_one(talk, root, fd, &cur, at.count - i);
+    if (fd >= 0)
+        close(fd);
     int errnum = bk_wire_send(talk->fd, BK_WIRE_AT, talk->in.head.id, talk->out, talk->out_len,
                               talk->out_fds, talk->out_fd_count);
     for (unsigned i = 0; i < talk->out_fd_count; i++)
