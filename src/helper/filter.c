@@ -56,6 +56,9 @@ static const uint16_t everyone[] = {
 #ifdef SYS_chmod
     SYS_chmod,
 #endif
+#ifdef SYS_renameat
+    SYS_renameat,
+#endif
     /* the C library: memory, time, locks, the end */
     SYS_brk, SYS_mmap, SYS_munmap, SYS_mremap, SYS_madvise, SYS_futex, SYS_getrandom, SYS_getpid,
     SYS_gettid, SYS_getppid, SYS_clock_gettime, SYS_clock_nanosleep, SYS_nanosleep,
