@@ -205,6 +205,20 @@ static int dispatch(bk_task_t *task)
     }
 }
 
+/* Something that is no directory: when it is a link, that is what is said, and counted. */
+static int not_directory(int root, const char *path)
+{
+    struct stat st;
+    int fd = bk_task_find(root, path, 0);
+    if (fd < 0)
+        return errno;
+    bool link = fstat(fd, &st) == 0 && S_ISLNK(st.st_mode);
+    close(fd);
+    if (link)
+        bk_refuse(BK_REFUSE_LINK, path, strlen(path));
+    return link ? ELOOP : ENOTDIR;
+}
+
 /* The directory of a request, O_PATH, or -1 and errno. */
 static int find_directory(const bk_task_root_t *root, const char *dir, size_t len, uint64_t inode)
 {
@@ -219,6 +233,8 @@ static int find_directory(const bk_task_root_t *root, const char *dir, size_t le
     path[len] = '\0';
     int fd =
         len > 0 ? bk_task_find(root->fd, path, O_DIRECTORY) : fcntl(root->fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0 && errno == ENOTDIR)
+        errno = not_directory(root->fd, path);
     if (fd < 0 || inode == 0)
         return fd;
     int errnum = fstat(fd, &st) != 0 ? errno : st.st_ino != inode ? ESTALE : 0;
