@@ -93,10 +93,10 @@ $(foreach f,$(FOLDERS) helper,$(eval $(call unittest,$(f))))
 TOOLS := $(patsubst t/lib/%.c,$(BUILD)/tools/%,$(wildcard t/lib/*.c)) $(BUILD)/tools/failcall.so
 .PHONY: tools
 tools: $(TOOLS)
-$(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
+$(BUILD)/tools/%: t/lib/%.c $(BUILD)/libhelper.a $(call archives,engine)
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $@ $< \
-	    $(call archives,engine) $(LIBS) -lm -pthread
+	    $(BUILD)/libhelper.a $(call archives,engine) $(LIBS) -lm -pthread
 
 # Preloaded below other programs, so never with a sanitizer; it defines both forms of the calls with large offsets.
 $(BUILD)/tools/failcall.so: t/fault/failcall.c
