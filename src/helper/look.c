@@ -136,17 +136,7 @@ static int check_database(const bk_task_t *task, int found, const struct stat *s
     if (!others && (dir.st_uid == 0 || dir.st_uid == st->st_uid))
         return 0;
     int errnum = bk_task_sole(task, found, task->name, PATIENCE_MS);
-    /* Written all the time: its name is there again and again, with one link each time.  Who wants
-     * to fake that has to win as many races in a row, each shorter than a system call. */
-    for (unsigned i = 0; i < 16 && errnum == EMLINK; i++) {
-        struct stat named;
-        if (fstatat(task->dir, task->name, &named, AT_SYMLINK_NOFOLLOW) != 0 ||
-            named.st_ino != st->st_ino || named.st_dev != st->st_dev || named.st_nlink != 1)
-            return EMLINK;
-        if (i == 15)
-            errnum = 0;
-    }
-    return errnum;
+    return errnum == EAGAIN ? bk_task_sole_busy(task, found, task->name) : errnum;
 }
 
 static int open_found(bk_task_t *task, int found, int flags)
@@ -207,13 +197,15 @@ int bk_look_open(bk_task_t *task)
         errnum = check_flags(task, flags);
     if (errnum != 0)
         return errnum;
-    /* To restore, directories are listed; content is read only where reading was asked for. */
-    if (task->name[0] != '\0' && !bk_task_allowed(task, task->name, true))
+    /* Beside a database temporaries are made by who places one. */
+    bool temporary = (task->root->may & BK_WIRE_MAY_PLACE) != 0;
+    if (task->name[0] != '\0' && !bk_task_allowed(task, task->name, temporary))
         return EPERM;
     for (unsigned tries = 0; tries < CREATE_TRIES; tries++) {
         int found = bk_task_find(task->dir, task->name, flags & O_DIRECTORY);
         if (found >= 0) {
             struct stat st;
+            /* To restore, directories are listed; content is read only where that was asked for. */
             if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL))
                 errnum = EEXIST;
             else if ((task->root->may & BK_WIRE_MAY_READ) == 0 && (flags & O_PATH) == 0 &&

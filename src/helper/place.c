@@ -181,6 +181,8 @@ static int place_meta(bk_task_t *task)
         errnum = read_blob(task->attrs, &blob, &len);
     if (errnum == 0) {
         errnum = bk_task_sole(task, found, task->name, PATIENCE_MS);
+        if (errnum == EAGAIN)
+            errnum = EMLINK;
         if (errnum == 0)
             errnum = set_all(task, found, &st, blob, len);
         else if (errnum == EMLINK && is_so(task, found, &st, blob, len))

@@ -341,6 +341,7 @@ int bk_talk_message(bk_talk_t *talk)
         return head->verb == BK_WIRE_ROOT ? answer_root(talk) : answer_at(talk);
     }
     case BK_WIRE_WATCH:
+        /* Whoever watches takes over the conversation here, with this message in talk->in. */
         return say_no(talk, "watching is not supported by this helper");
     default:
         return EPROTO;

@@ -107,35 +107,64 @@ static bool before(const struct timespec *a, const struct timespec *b)
 }
 
 /*
+ * One look: the file has one name, and that name is this one; unless somebody gave and took a name
+ * within it.  *st is the file as it was at the end.
+ *
+ * An unlink counts the name off before it takes it out of the cache of names, and may be held up
+ * between the two: the name still seems to lead to a file whose one name is elsewhere.  A rename to
+ * the same name changes nothing and waits for whoever changes the directory: what was counted off
+ * before is gone from the cache behind it.
+ */
+static int look_once(const bk_task_t *task, int fd, const char *name, struct stat *st)
+{
+    struct stat named;
+    if (fstat(fd, st) != 0)
+        return errno;
+    if (st->st_nlink != 1)
+        return EMLINK;
+    if (renameat2(task->dir, name, task->dir, name, 0) != 0 ||
+        fstatat(task->dir, name, &named, AT_SYMLINK_NOFOLLOW) != 0 || fstat(fd, st) != 0)
+        return errno;
+    bool same = named.st_ino == st->st_ino && named.st_dev == st->st_dev;
+    return same && named.st_nlink == 1 && st->st_nlink == 1 ? 0 : EMLINK;
+}
+
+/*
  * Who may write to the directory can give a name in it to a file from elsewhere (a hard link; not
- * every system forbids that) and take it away again while we look.  Each link and unlink sets
- * ctime.  So: note the time, see that the name leads to the file and that it has one name, and then
- * that ctime is older than the note: nothing happened in between, the one name is this one.
+ * every system forbids that) and take it away again while we look.  But a link sets ctime before
+ * its name is to be seen.  So: note the time, look, and see that ctime is older than the note.  A
+ * file of elsewhere had no name here when it was seen to have one name only, and would have been
+ * given one since then.
  */
 int bk_task_sole(const bk_task_t *task, int fd, const char *name, unsigned patience_ms)
 {
     const unsigned pause_ms = 4; /* a tick of the clock that ctime is taken from */
-    struct stat st, named;
+    struct stat st;
     if (fstat(fd, &st) != 0)
         return errno;
     if (S_ISDIR(st.st_mode) || made_here(task->made, &st))
         return 0;
-    for (unsigned waited = 0; st.st_nlink == 1; waited += pause_ms) {
+    for (unsigned waited = 0;; waited += pause_ms) {
         struct timespec note, pause = {.tv_nsec = pause_ms * 1000000L};
-        if (clock_gettime(CLOCK_REALTIME_COARSE, &note) != 0 ||
-            fstatat(task->dir, name, &named, AT_SYMLINK_NOFOLLOW) != 0 || fstat(fd, &st) != 0)
+        if (clock_gettime(CLOCK_REALTIME_COARSE, &note) != 0)
             return errno;
-        if (named.st_ino != st.st_ino || named.st_dev != st.st_dev || named.st_nlink != 1 ||
-            st.st_nlink != 1)
-            break;
+        int errnum = look_once(task, fd, name, &st);
         /* A link's owner gives nobody anything: without the wait. */
-        if (S_ISLNK(st.st_mode) || before(&st.st_ctim, &note))
-            return 0;
+        if (errnum != 0 || S_ISLNK(st.st_mode) || before(&st.st_ctim, &note))
+            return errnum;
         if (waited >= patience_ms)
-            break;
+            return EAGAIN;
         nanosleep(&pause, NULL);
     }
-    return EMLINK;
+}
+
+int bk_task_sole_busy(const bk_task_t *task, int fd, const char *name)
+{
+    struct stat st;
+    int errnum = 0;
+    for (unsigned i = 0; i < 24 && errnum == 0; i++)
+        errnum = look_once(task, fd, name, &st);
+    return errnum;
 }
 
 void bk_task_result(bk_wire_result_t *result, const struct stat *st)

@@ -64,9 +64,14 @@ int bk_task_open(int dir, const char *path, int flags, mode_t mode);
 void bk_task_proc(char out[BK_TASK_PROC], int fd);
 /* May this name be used in this root?  Always, but for a database's. */
 bool bk_task_allowed(const bk_task_t *task, const char *name, bool temporary);
-/* Of a regular file, link or FIFO: is its one name the one in dir?  0 or EMLINK.  fd: O_PATH of it.
+/*
+ * Of a regular file, link or FIFO: is its one name the one in dir?  0; EMLINK; EAGAIN when it is
+ * changed all the time, so that nobody can tell.  fd: O_PATH of it.
  */
 int bk_task_sole(const bk_task_t *task, int fd, const char *name, unsigned patience_ms);
+/* The same for a file that is changed all the time: looked at so often that who wants to deceive
+ * would have to win as many races in a row. */
+int bk_task_sole_busy(const bk_task_t *task, int fd, const char *name);
 void bk_task_remember(bk_task_t *task, int fd);
 void bk_task_result(bk_wire_result_t *result, const struct stat *st);
 

@@ -289,6 +289,13 @@ static void test_no_path_leads_out(void **state)
     BOX;
     run_as(box, NOBODY, leave_by_paths);
     assert_untouched(box);
+    /* And counted, for all conversations together. */
+    bk_wire_hello_t hello;
+    int talk = agent_talk(&box->agent);
+    assert_int_equal(ask(talk, BK_WIRE_HELLO, NULL, 0), BK_WIRE_OK);
+    memcpy(&hello, in.body, sizeof hello);
+    assert_true(hello.refused > 200);
+    close(talk);
 }
 
 /* --- links, /proc, devices, mounts --- */

@@ -562,6 +562,27 @@ static void test_a_database_is_placed_by_a_rename(void **state)
     assert_int_equal(look(box->data, "app.db").st_uid, APP);
 }
 
+static void test_a_reader_of_a_database_makes_its_companions_alone(void **state)
+{
+    BOX;
+    bk_helper_root_t *reader;
+    bk_err_t err = {0};
+    OK(bk_helper_root_open(box->helper, box->database, BK_WIRE_MAY_READ | BK_WIRE_DATABASE, &reader,
+                           NULL, &err),
+       &err);
+    bk_helper_op_t op = {.call = BK_WIRE_OPEN, .name = "app.db-shm", .flags = O_RDWR | O_CREAT};
+    assert_int_equal(error_of(reader, op), 0);
+    op.name = ".ngx-backup-x";
+    assert_int_equal(error_of(reader, op), EPERM);
+    op.call = BK_WIRE_CREATE;
+    op.flags = 0;
+    assert_int_equal(error_of(reader, op), EPERM);
+    op.call = BK_WIRE_UNLINK;
+    op.name = "app.db-shm";
+    assert_int_equal(error_of(reader, op), EPERM);
+    bk_helper_root_close(reader);
+}
+
 /* A database that is a second name of somebody else's file is not given out for writing. */
 static void test_a_database_with_further_names_is_not_written(void **state)
 {
@@ -603,6 +624,7 @@ int main(void)
         T(test_a_database_is_opened_for_use),
         T(test_only_the_database_is_reached),
         T(test_a_database_is_placed_by_a_rename),
+        T(test_a_reader_of_a_database_makes_its_companions_alone),
         T(test_a_database_with_further_names_is_not_written),
     };
     return cmocka_run_group_tests_name("helper place", tests, NULL, NULL);
