@@ -17,7 +17,8 @@
  *
  *   control:
  *     master -> supervisor   CONF   body: bk_wire_conf_t, one descriptor: a sealed memfd that holds
- *                                   count times bk_wire_root_t
+ *                                   count times bk_wire_root_t.  The first one over a path socket
+ *                                   has a second descriptor: the helper's end of the broker socket.
  *                            QUIT   no body, no reply: a clean end.  End of file means that the
  *                                   master died.
  *     supervisor -> master   READY  body: bk_wire_ready_t; the reply to CONF
@@ -93,6 +94,8 @@ typedef struct {
 
 typedef struct {
     uint64_t generation; /* grows by one with each configuration that nginx loads */
+    uint64_t nginx;      /* tells one nginx of this machine from another: of its two helpers during
+                            a binary upgrade only one is active */
     uint32_t count;      /* of roots */
     uint32_t zero;
 } bk_wire_conf_t;
@@ -113,8 +116,9 @@ typedef struct {
 
 typedef struct {
     uint64_t generation;
-    uint32_t active; /* 0: another helper still serves this nginx, this one waits */
-    int32_t pid;     /* of the supervisor */
+    uint32_t active;  /* 0: another helper still serves this nginx, this one waits */
+    int32_t pid;      /* of the supervisor */
+    char release[32]; /* of the helper, NUL-terminated */
 } bk_wire_ready_t;
 
 /* --- conversations --- */

@@ -25,8 +25,6 @@ static char *ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent,
     void *child);
 static char *ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
-static char *ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
 static char *ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -34,6 +32,7 @@ static char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd,
 static ngx_int_t ngx_http_backup_init_module(ngx_cycle_t *cycle);
 static ngx_int_t ngx_http_backup_init_process(ngx_cycle_t *cycle);
 static void ngx_http_backup_exit_process(ngx_cycle_t *cycle);
+static void ngx_http_backup_exit_master(ngx_cycle_t *cycle);
 
 
 static ngx_command_t  ngx_http_backup_commands[] = {
@@ -53,7 +52,7 @@ static ngx_command_t  ngx_http_backup_commands[] = {
       NULL },
 
     { ngx_string("backup_helper"),
-      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE12,
       ngx_http_backup_helper,
       NGX_HTTP_MAIN_CONF_OFFSET,
       0,
@@ -119,7 +118,7 @@ ngx_module_t  ngx_http_backup_module = {
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
     ngx_http_backup_exit_process,          /* exit process */
-    NULL,                                  /* exit master */
+    ngx_http_backup_exit_master,           /* exit master */
     NGX_MODULE_V1_PADDING
 };
 
@@ -187,6 +186,10 @@ ngx_http_backup_cleanup_main(void *data)
         (void) close(bmcf->wake);
         bmcf->wake = (ngx_socket_t) -1;
     }
+
+    /* The master reloaded without this module, or without a set. */
+
+    ngx_http_backup_helper_exit(bmcf);
 }
 
 
@@ -209,7 +212,6 @@ ngx_http_backup_create_main_conf(ngx_conf_t *cf)
     }
 
     bmcf->wake = (ngx_socket_t) -1;
-    bmcf->helper_off = NGX_CONF_UNSET;
 
     cln = ngx_pool_cleanup_add(cf->pool, 0);
     if (cln == NULL) {
@@ -377,32 +379,6 @@ ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                            &value[1]);
         return NGX_CONF_ERROR;
     }
-
-    return NGX_CONF_OK;
-}
-
-
-static char *
-ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_http_backup_main_conf_t *bmcf = conf;
-
-    ngx_str_t  *value = cf->args->elts;
-
-    if (bmcf->helper_off != NGX_CONF_UNSET) {
-        return "is duplicate";
-    }
-
-    if (ngx_strcmp(value[1].data, "off") != 0) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"backup_helper %V\" is not in this version: "
-                           "workers read and restore with their own rights, "
-                           "write \"backup_helper off\" or leave it out",
-                           &value[1]);
-        return NGX_CONF_ERROR;
-    }
-
-    bmcf->helper_off = 1;
 
     return NGX_CONF_OK;
 }
@@ -636,6 +612,12 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
         }
     }
 
+    if ((rc == NGX_OK || ngx_process == NGX_PROCESS_MASTER)
+        && ngx_http_backup_helper_init(cycle, bmcf) != NGX_OK)
+    {
+        rc = NGX_ERROR;
+    }
+
     /* On a reload an error would end the master: what runs goes on. */
 
     if (rc != NGX_OK && ngx_process == NGX_PROCESS_MASTER) {
@@ -669,6 +651,8 @@ ngx_http_backup_init_process(ngx_cycle_t *cycle)
 {
     ngx_http_backup_main_conf_t  *bmcf;
 
+    ngx_http_backup_helper_process(cycle);
+
     bmcf = ngx_http_backup_process_conf(cycle);
 
     return bmcf ? ngx_http_backup_runner_init(cycle, bmcf) : NGX_OK;
@@ -685,4 +669,13 @@ ngx_http_backup_exit_process(ngx_cycle_t *cycle)
     if (bmcf) {
         ngx_http_backup_runner_exit(cycle, bmcf);
     }
+
+    ngx_http_backup_helper_leave();
+}
+
+
+static void
+ngx_http_backup_exit_master(ngx_cycle_t *cycle)
+{
+    ngx_http_backup_helper_exit(NULL);
 }
