@@ -176,6 +176,9 @@ subtest 'a binary upgrade: the new helper waits for the old one' => sub {
     ok((grep { /process $second: waits/ } $t->log_lines), 'which waits');
     is(scalar($t->workers($second)), 0, 'without an agent');
     ok(!$t->gone($first), 'the first one still serves');
+    # Workers of both masters answer; those of the new one know what they wait for.
+    my $waits = $t->wait_until(20, 'standby', sub { my $s = helper_status($t); $s->{state} eq 'standby' && $s });
+    like($waits->{detail}, qr/takes over when that master quits/, 'the new workers say that it waits');
     kill 'QUIT', $old;
     ok($t->wait_until(30, 'the old master leaves', sub { $t->gone($old) }), 'the old master left');
     ok($t->wait_until(10, 'its helper ends', sub { $t->gone($first) }), 'and its helper');
@@ -252,6 +255,96 @@ PERL
     $t->write('nginx.conf', $t->conf);
     $t->hup;
     state_is($t, 'active', 'the right one again');
+    $t->finish;
+};
+
+# The helper as a service: its process, once it listens.
+sub start_service {
+    my ($t, $path) = @_;
+    my $pid = fork // die "fork: $!";
+    if (!$pid) {
+        open STDERR, '>', "$t->{dir}/service.log";
+        exec $program, '--listen', $path or POSIX::_exit(127);
+    }
+    ok($t->wait_until(10, 'the socket', sub { -S $path || waitpid($pid, POSIX::WNOHANG()) == $pid }), 'the service listens');
+    return $pid;
+}
+
+sub stop_service {
+    my ($pid) = @_;
+    kill 'TERM', $pid;
+    waitpid $pid, 0;
+    return $?;
+}
+
+subtest 'as a service of its own' => sub {
+    my $t = new_app(daemon => 1);
+    my $path = "$t->{dir}/helper.sock";
+    $t->{helper} = "external unix:$path";
+    $t->start;
+    like(state_is($t, 'down', 'without the service: down')->{detail}, qr/start its service, then reload nginx/, 'with what to do');
+    my $service = start_service($t, $path);
+    is((stat $path)[2] & 0777, 0600, 'only root may connect');
+    $t->hup;
+    my $status = state_is($t, 'active', 'a reload connects');
+    my ($session) = $t->supervisors;
+    is(($t->workers($service))[0], $session, 'the supervisor belongs to the service');
+    is($status->{pid}, agent($t), 'and has an agent');
+    $t->hup;
+    ok($t->wait_until(20, 'generation 3', sub { (helper_status($t)->{generation} // 0) >= 3 }), 'a reload keeps the connection');
+    is_deeply([$t->supervisors], [$session], 'to the same supervisor');
+    # Nobody but root: a worker of the web server that found the socket.
+    my $refused = fork // die;
+    if (!$refused) {
+        chmod 0777, $path;
+        POSIX::setuid(65534);
+        require Socket;
+        socket my $s, Socket::AF_UNIX(), Socket::SOCK_SEQPACKET(), 0 or POSIX::_exit(2);
+        connect $s, Socket::pack_sockaddr_un($path) or POSIX::_exit(3);
+        my $got = sysread $s, my $byte, 1;
+        POSIX::_exit(defined $got && $got == 0 ? 0 : 4);
+    }
+    waitpid $refused, 0;
+    is($? >> 8, 0, 'another user is turned away');
+    isnt(system("$program --listen $path 2>/dev/null"), 0, 'a second service does not take the socket away');
+    my @all = ($service, $t->below($service));
+    is(stop_service($service), 0, 'the service ends when asked');
+    ok($t->wait_until(5, 'all end', sub { !grep { !$t->gone($_) } @all }), 'with everything below it');
+    ok(!-e $path, 'and without its socket');
+    state_is($t, 'down', 'workers see it');
+    is($t->backup->{status}, 'completed', 'and go on with their own rights');
+    $service = start_service($t, $path);
+    $t->hup;
+    state_is($t, 'active', 'a reload connects again');
+    my $second = ($t->supervisors)[-1];
+    my @workers = $t->workers;
+    kill 'KILL', $t->{pid};
+    ok($t->wait_until(5, 'the session ends', sub { $t->gone($second) }), 'kill -9 of the master ends its supervisor');
+    ok(!$t->gone($service), 'not the service');
+    kill 'TERM', @workers;
+    ok($t->wait_until(10, 'workers end', sub { !grep { !$t->gone($_) } @workers }), 'stopped');
+    $t->{pid} = 0;
+    stop_service($service);
+    $t->finish;
+};
+
+subtest 'where the service may listen' => sub {
+    my $t = new_app();
+    my $complains = sub {
+        my ($path, $re, $name) = @_;
+        my $said = `$program --listen $path 2>&1`;
+        is($? >> 8, 1, "$name: refused");
+        like($said, $re, $name);
+    };
+    mkdir "$t->{dir}/open";
+    chmod 0777, "$t->{dir}/open";
+    $complains->("$t->{dir}/open/h.sock", qr/nobody else may write to/, 'a directory that others may write to');
+    $complains->('helper.sock', qr/absolute path/, 'a relative path');
+    $complains->('/nowhere/h.sock', qr/No such file/, 'a missing directory');
+    $complains->('/tmp/' . 'x' x 200, qr/107 bytes/, 'a long path');
+    like(`$program 2>&1 </dev/null`, qr/nginx starts it by itself/, 'by hand it says what it is');
+    is($? >> 8, 2, 'and fails');
+    like(`$program --version`, qr/^ngx-backup-helper \d+\.\S+ \(protocol \d+\)$/, '--version');
     $t->finish;
 };
 

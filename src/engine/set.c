@@ -154,8 +154,8 @@ static bk_rc_t check_name(const char *what, const char *name, bk_err_t *err)
 }
 
 /*
- * One spelling for each path, in place: no "//", no "/./", no '/' at the end.  The privileged helper
- * knows its directories by their spelling.  False where ".." would make it depend on links.
+ * One spelling for each path, in place: no "//", no "/./", no '/' at the end.  The privileged
+ * helper knows its directories by their spelling.  False where ".." would make it depend on links.
  */
 static bool tidy_path(char *path)
 {
