@@ -9,6 +9,7 @@
 
 #include "nginx/module.h"
 
+#include <dlfcn.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
@@ -646,6 +647,32 @@ ngx_http_backup_process_conf(ngx_cycle_t *cycle)
 }
 
 
+/*
+ * A worker that leaves unloads its modules while threads of its pools still
+ * end: nginx waits for their last task, not for them.  What frees the contexts
+ * of such a thread is code of this module, so it stays until the process ends.
+ * Not in the master, which may load another one.
+ */
+
+static void
+ngx_http_backup_stay(ngx_cycle_t *cycle)
+{
+    Dl_info  info;
+
+    if (ngx_process != NGX_PROCESS_WORKER
+        || dladdr((void *) &ngx_http_backup_module, &info) == 0)
+    {
+        return;
+    }
+
+    if (dlopen(info.dli_fname, RTLD_NOW|RTLD_NOLOAD|RTLD_NODELETE) == NULL) {
+        ngx_log_error(NGX_LOG_INFO, cycle->log, 0,
+                      "backup: the module cannot be kept in this process: %s",
+                      dlerror());
+    }
+}
+
+
 static ngx_int_t
 ngx_http_backup_init_process(ngx_cycle_t *cycle)
 {
@@ -654,6 +681,10 @@ ngx_http_backup_init_process(ngx_cycle_t *cycle)
     ngx_http_backup_helper_process(cycle);
 
     bmcf = ngx_http_backup_process_conf(cycle);
+
+    if (bmcf) {
+        ngx_http_backup_stay(cycle);
+    }
 
     return bmcf ? ngx_http_backup_runner_init(cycle, bmcf) : NGX_OK;
 }
