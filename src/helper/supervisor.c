@@ -56,6 +56,7 @@ static _Noreturn void be_agent(supervisor_t *s, int line)
 {
     close(s->control);
     close(s->signals);
+    bk_wire_drop(&s->in);
     if (s->line >= 0)
         close(s->line);
     /* The lock stays open: it must not be free before this agent is gone. */
