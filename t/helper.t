@@ -264,10 +264,20 @@ sub start_service {
     my $pid = fork // die "fork: $!";
     if (!$pid) {
         open STDERR, '>', "$t->{dir}/service.log";
-        exec $program, '--listen', $path or POSIX::_exit(127);
+        # With what the systemd unit leaves to it.
+        my ($unit) = map { /^CapabilityBoundingSet=(.*)/m } slurp("$FindBin::Bin/../conf/ngx-backup-helper.service");
+        my $set = join ',', '-all', map { '+' . lc s/^CAP_//r } split ' ', $unit;
+        exec 'setpriv', '--bounding-set', $set, '--no-new-privs', $program, '--listen', $path or POSIX::_exit(127);
     }
     ok($t->wait_until(10, 'the socket', sub { -S $path || waitpid($pid, POSIX::WNOHANG()) == $pid }), 'the service listens');
     return $pid;
+}
+
+sub slurp {
+    my ($file) = @_;
+    open my $in, '<', $file or die "$file: $!";
+    local $/;
+    return scalar <$in>;
 }
 
 sub stop_service {
@@ -290,6 +300,7 @@ subtest 'as a service of its own' => sub {
     my ($session) = $t->supervisors;
     is(($t->workers($service))[0], $session, 'the supervisor belongs to the service');
     is($status->{pid}, agent($t), 'and has an agent');
+    ok($status->{caged}, 'with all its walls') or diag(explain($status));
     $t->hup;
     ok($t->wait_until(20, 'generation 3', sub { (helper_status($t)->{generation} // 0) >= 3 }), 'a reload keeps the connection');
     is_deeply([$t->supervisors], [$session], 'to the same supervisor');
