@@ -178,13 +178,40 @@ subtest 'a binary upgrade: the new helper waits for the old one' => sub {
     ok(!$t->gone($first), 'the first one still serves');
     # Workers of both masters answer; those of the new one know what they wait for.
     my $waits = $t->wait_until(20, 'standby', sub { my $s = helper_status($t); $s->{state} eq 'standby' && $s });
-    like($waits->{detail}, qr/takes over when that master quits/, 'the new workers say that it waits');
+    like($waits->{detail}, qr/takes over when the workers of that master have left/, 'the new workers say that it waits');
     kill 'QUIT', $old;
     ok($t->wait_until(30, 'the old master leaves', sub { $t->gone($old) }), 'the old master left');
     ok($t->wait_until(10, 'its helper ends', sub { $t->gone($first) }), 'and its helper');
     ok($t->wait_until(10, 'the second has an agent', sub { $t->workers($second) }), 'the second takes over');
     is(state_is($t, 'active', 'status says active')->{pid}, agent($t), 'as the second');
     is($t->backup->{status}, 'completed', 'a backup');
+    $t->finish;
+};
+
+subtest 'an old master without workers keeps nobody waiting' => sub {
+    my $t = new_app(daemon => 1);
+    $t->start;
+    state_is($t, 'active', 'active');
+    my ($old, $first) = ($t->{pid}, $t->supervisors);
+    kill 'USR2', $old;
+    ok($t->wait_until(20, 'the second helper', sub { $t->supervisors == 2 && -s "$t->{dir}/nginx.pid" }), 'a second helper');
+    my $second = ($t->supervisors)[-1];
+    chomp($t->{pid} = $t->read('nginx.pid'));
+    kill 'WINCH', $old;
+    ok($t->wait_until(20, 'old workers leave', sub { !grep { $_ != $t->{pid} } $t->workers($old) }),
+        'the old workers left, their master stays');
+    ok($t->wait_until(30, 'the second serves', sub { $t->workers($second) }), 'the second helper serves');
+    state_is($t, 'active', 'active');
+    is(scalar($t->workers($first)), 0, 'the first one has no agent');
+    # The old version is wanted back: its workers call its own helper again.
+    kill 'HUP', $old;
+    ok($t->wait_until(20, 'old workers', sub { grep { $_ != $t->{pid} } $t->workers($old) }),
+        'workers of the old master again');
+    kill 'QUIT', $t->{pid};
+    ok($t->wait_until(30, 'the new master leaves', sub { $t->gone($t->{pid}) && $t->gone($second) }), 'the new one leaves');
+    $t->{pid} = $old;
+    ok($t->wait_until(30, 'the first serves', sub { $t->workers($first) }), 'the first helper serves again');
+    state_is($t, 'active', 'active');
     $t->finish;
 };
 

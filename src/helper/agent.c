@@ -18,6 +18,8 @@
 #include "helper/talk.h"
 #include "helper/wire.h"
 
+#define IDLE_MS 5000 /* without a conversation; then another helper may serve, or none */
+
 typedef struct {
     int line, broker, signals; /* -1: closed */
     bk_roots_t *roots;
@@ -125,9 +127,11 @@ static int serve(agent_t *agent)
         struct pollfd fds[3] = {{.fd = agent->line, .events = POLLIN},
                                 {.fd = agent->line >= 0 ? agent->broker : -1, .events = POLLIN},
                                 {.fd = agent->signals, .events = POLLIN}};
-        int errnum = 0;
-        if (poll(fds, 3, -1) < 0 && errno != EINTR)
+        int errnum = 0, found = poll(fds, 3, agent->talks > 0 ? -1 : IDLE_MS);
+        if (found < 0 && errno != EINTR)
             return errno;
+        if (found == 0)
+            return 0;
         reap(agent);
         if (fds[0].revents != 0)
             errnum = obey(agent);

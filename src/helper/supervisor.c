@@ -1,9 +1,12 @@
 /*
  * helper/supervisor.c: takes configurations from nginx's master, keeps an agent running, waits as
- * a standby while the helper of an older master is active.  Root, and so small on purpose: it reads
+ * a standby while the helper of another master is active.  Root, and so small on purpose: it reads
  * nothing but what the master says, and opens nothing but its lock.  libc only.
  *
- *   waiting for CONF -> standby -> active <-> agent died, back-off -> leaving (QUIT) -> end
+ * It has the lock and an agent, or neither: an agent that nobody talks to any more leaves, and the
+ * lock with it.  The next call of a worker takes the lock and starts an agent, or is turned away
+ * when the helper of another master has the lock.  So during a binary upgrade the one serves whose
+ * master has the workers, however long both masters live.
  *
  * The end of the control socket without QUIT, or SIGTERM, ends everything at once.
  */
@@ -28,7 +31,6 @@
 #include "helper/lock.h"
 #include "helper/wire.h"
 
-#define LOCK_MS    200   /* between a standby's tries */
 #define BACK_MS    100   /* before the first new agent; doubles with each that dies young */
 #define BACK_MAX   30000 /* ms */
 #define STEADY_MS  60000 /* an agent that lived so long was a good one */
@@ -37,7 +39,7 @@
 
 typedef struct {
     int control, broker, signals;
-    int lock; /* -1: standby */
+    int lock; /* -1: idle or standby */
     uint64_t nginx;
     bk_wire_conf_t conf;
     bk_roots_t *roots; /* NULL before the first CONF */
@@ -96,6 +98,15 @@ static int64_t back_off(unsigned failures)
     return ms - ms / 4 + (int64_t)(dice % (uint32_t)(ms / 2 + 1));
 }
 
+static void release(supervisor_t *s)
+{
+    if (s->lock < 0)
+        return;
+    bk_lock_remove(s->nginx);
+    close(s->lock);
+    s->lock = -1;
+}
+
 static void bury_agent(supervisor_t *s, int status)
 {
     int64_t now = bk_guard_now();
@@ -104,6 +115,10 @@ static void bury_agent(supervisor_t *s, int status)
     s->agent = 0;
     if (s->leaving) {
         s->ended = true;
+        return;
+    }
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
+        release(s);
         return;
     }
     if (now - s->born >= STEADY_MS)
@@ -148,9 +163,14 @@ static int try_lock(supervisor_t *s)
     return 0;
 }
 
-/* A call to a standby is not left waiting: it is closed, and the worker does without. */
-static void turn_away(supervisor_t *s)
+/*
+ * A worker calls and there is no agent.  The call is left to the one that is started now; a standby
+ * does not leave it waiting: it is closed, and the worker does without.
+ */
+static void answer_call(supervisor_t *s)
 {
+    if (try_lock(s) == 0 && s->lock >= 0)
+        return;
     bk_wire_got_t got = bk_wire_receive(s->broker, &s->in);
     bk_wire_drop(&s->in);
     if (got == BK_WIRE_END) {
@@ -208,10 +228,10 @@ static void take_conf(supervisor_t *s)
         refuse(s, "root %u of the configuration is refused: %s", which, why);
         return;
     }
-    if (s->roots == NULL) {
+    if (s->roots == NULL)
         s->nginx = conf.nginx;
+    if (s->lock < 0)
         errnum = try_lock(s);
-    }
     if (errnum != 0) {
         errno = errnum;
         refuse(s, "the lock in " BK_LOCK_DIRECTORY " cannot be taken (%m): that must be a "
@@ -285,11 +305,7 @@ static int timeout_of(const supervisor_t *s)
 {
     if (s->leaving)
         return until(s->leave_by, LEAVE_MS);
-    if (s->roots == NULL)
-        return NO_TIMEOUT;
-    if (s->lock < 0)
-        return LOCK_MS;
-    return s->agent == 0 ? until(s->next, BACK_MAX * 2) : NO_TIMEOUT;
+    return s->lock >= 0 && s->agent == 0 ? until(s->next, BACK_MAX * 2) : NO_TIMEOUT;
 }
 
 static void act(supervisor_t *s)
@@ -298,10 +314,6 @@ static void act(supervisor_t *s)
         s->ended = s->ended || bk_guard_now() >= s->leave_by;
         return;
     }
-    if (s->roots == NULL)
-        return;
-    if (s->lock < 0)
-        (void)try_lock(s);
     if (s->lock >= 0 && s->agent == 0 && bk_guard_now() >= s->next)
         start_agent(s);
 }
@@ -319,7 +331,7 @@ static int serve(supervisor_t *s)
         if (fds[0].revents != 0)
             listen_to_master(s);
         if (fds[2].revents != 0 && s->lock < 0)
-            turn_away(s);
+            answer_call(s);
         if (!s->ended)
             act(s);
     }
@@ -337,8 +349,7 @@ int bk_supervise(int control, int broker)
     s->signals = bk_guard_signals(1);
     int errnum = s->signals < 0 ? errno : serve(s);
     kill_agent(s);
-    if (s->lock >= 0)
-        bk_lock_remove(s->nginx);
+    release(s);
     bk_roots_free(s->roots);
     free(s);
     return errnum == 0 ? 0 : 1;

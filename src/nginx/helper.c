@@ -380,8 +380,9 @@ ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl)
 
         } else if (h->standby && !h->seen) {
             facts.state = BK_ENGINE_HELPER_STANDBY;
-            text = "the helper of another nginx master is active still: it "
-                   "takes over when that master quits";
+            text = "the helper of another nginx master is active still: "
+                   "this one takes over when the workers of that master "
+                   "have left";
 
         } else {
             facts.state = BK_ENGINE_HELPER_DOWN;

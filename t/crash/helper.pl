@@ -31,19 +31,24 @@ is(scalar($t->supervisors), 1, 'one supervisor served all reloads');
 settled('reloads');
 
 $began = time;
+my $done = 0;
 for my $n (1 .. $upgrades) {
     my ($old, $first) = ($t->{pid}, supervisor());
     my $count = $t->supervisors;
     kill 'USR2', $old;
-    $t->wait_until(20, 'the second helper', sub { $t->supervisors > $count && -e "$t->{dir}/nginx.pid.oldbin" }) or last;
-    chomp($t->{pid} = $t->read('nginx.pid'));
+    $t->wait_until(20, 'the second helper', sub {
+            my ($pid) = ($t->read('nginx.pid') // '') =~ /^(\d+)$/;
+            return $t->supervisors > $count && $pid && $pid != $old && ($t->{pid} = $pid);
+        }) or last;
     # Every third one is in the middle of a reload of the old master.
     kill 'HUP', $old if $n % 3 == 0;
     kill 'QUIT', $old;
     $t->wait_until(30, 'the old master leaves', sub { $t->gone($old) && $t->gone($first) }) or last;
     $t->wait_until(20, 'the new helper is active', sub { agent() }) or last;
     $seen{$_}++ for $t->supervisors;
+    $done++;
 }
+is($done, $upgrades, 'after each upgrade the new helper served');
 note(sprintf '%d binary upgrades in %.1f s', $upgrades, time - $began);
 settled('upgrades');
 
