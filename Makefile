@@ -157,7 +157,8 @@ $(BUILD)/nginx/objs/Makefile: config config.make VERSION $(BUILD)/nginx.key
 MODULE_SOURCES := config.make src/nginx/exports.map $(wildcard src/*/*.h) $(call list,module_sources)
 $(BUILD)/ngx_http_backup_module.so: $(BUILD)/nginx/objs/Makefile $(MODULE_SOURCES)
 	$(MAKE) -C $(NGX_OUT) -f objs/Makefile modules
-	cp $(NGX_OUT)/objs/ngx_http_backup_module.so $@
+	@# A running nginx has the old file mapped: it must not change.
+	cp $(NGX_OUT)/objs/ngx_http_backup_module.so $@.new && mv $@.new $@
 
 $(BUILD)/nginx/objs/nginx: $(BUILD)/nginx/objs/Makefile
 	$(MAKE) -C $(NGX_OUT) -f objs/Makefile objs/nginx

@@ -393,6 +393,19 @@ subtest 'one process' => sub {
     $t->finish;
 };
 
+subtest 'nothing written, nothing installed' => sub {
+    plan skip_all => 'a helper is installed on this machine' if -e '/usr/lib/ngx-backup/ngx-backup-helper';
+    my $t = new_app(helper => '');
+    $t->start;
+    like(state_is($t, 'off', 'off')->{detail}, qr/is not installed: workers use their own rights/, 'and why');
+    ok((grep { /\[warn\].*no privileged helper.*or write "backup_helper off"/ } $t->log_lines), 'the log warns');
+    is($t->get('/health')->{json}{checks}{'helper:state'}, undef, 'health has nothing to say');
+    is($t->backup->{status}, 'completed', 'a backup');
+    my $id = $t->post('/test', {})->{json}{id};
+    is($t->wait_job($id)->{status}, 'completed', 'the self-test passes');
+    $t->finish;
+};
+
 subtest 'what nginx -t says' => sub {
     my $t = new_app();
     $t->allow_log(qr/\[emerg\].* in .*nginx\.conf:\d+/);
@@ -414,6 +427,12 @@ subtest 'what nginx -t says' => sub {
     $t->write('open', "#!/bin/sh\n");
     chmod 0777, "$t->{dir}/open";
     $refuses->("$t->{dir}/open", qr/can be changed by others than root/, 'writable by others');
+    mkdir "$t->{dir}/theirs";
+    $t->write('theirs/helper', "#!/bin/sh\n");
+    chmod 0755, $t->{helper} = "$t->{dir}/theirs/helper";
+    chown 65534, 65534, "$t->{dir}/theirs";
+    my (undef, $warned) = $t->check;
+    like($warned, qr{\[warn\].*others than root can replace it.*/theirs"}, "somebody else's directory: warned");
     $t->{helper} = $program;
     my ($ok, $said) = $t->check;
     ok($ok, 'the right one is accepted') or diag($said);

@@ -30,6 +30,39 @@ ngx_http_backup_helper_t  ngx_http_backup_the_helper = {
 };
 
 
+/* Who can replace it would be root, too. */
+
+static void
+ngx_http_backup_helper_parents(ngx_conf_t *cf, const char *path)
+{
+    char         real[PATH_MAX], *p;
+    struct stat  st;
+
+    if (realpath(path, real) == NULL) {
+        return;
+    }
+
+    for (p = strrchr(real, '/'); p; p = strrchr(real, '/')) {
+        p[p == real] = '\0';
+
+        if (stat(real, &st) == 0
+            && (st.st_uid != 0 || ((st.st_mode & 022)
+                                   && !(st.st_mode & S_ISVTX))))
+        {
+            ngx_conf_log_error(NGX_LOG_WARN, cf, 0,
+                               "\"backup_helper %s\" will run as root, and "
+                               "others than root can replace it: they may "
+                               "write to \"%s\"", path, real);
+            return;
+        }
+
+        if (p == real) {
+            return;
+        }
+    }
+}
+
+
 /* backup_helper PATH | off | external unix:PATH */
 
 char *
@@ -113,6 +146,10 @@ ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                            "than root, and would run as root: "
                            "chown root and chmod 755 it", &value[1]);
         return NGX_CONF_ERROR;
+    }
+
+    if (geteuid() == 0) {
+        ngx_http_backup_helper_parents(cf, (char *) value[1].data);
     }
 
     *path = value[1];

@@ -129,7 +129,8 @@ sub conf {
 CONF
     # What is installed on this machine is not what is tested.
     my $http = $self->{http} // '';
-    my $helper = $http =~ /backup_helper/ ? '' : 'backup_helper ' . ($self->{helper} // 'off') . ';';
+    my $helper = $self->{helper} // 'off';
+    $helper = $http =~ /backup_helper/ || $helper eq '' ? '' : "backup_helper $helper;";
     # A binary upgrade starts from the environment that nginx was told to keep.
     my $env = join ' ', map { 'env ' . (split /=/)[0] . ';' } @preload;
     return <<CONF;
@@ -372,10 +373,12 @@ sub DESTROY {
     my ($self) = @_;
     return if $$ != $self->{owner};
     local ($?, $@);
-    if ($self->{pid}) {
-        kill 'KILL', -$self->{group};
-        kill 'KILL', $self->{pid};
-        waitpid $self->{pid}, 0 unless $self->{daemon};
+    if ($self->{group} && !$self->{finished}) {
+        # A server in the background is not in the group, and there may be two after an upgrade.
+        my @said = grep { $_ } $self->{pid}, map { $self->read($_) } 'nginx.pid', 'nginx.pid.oldbin';
+        my @pids = grep { !$self->gone($_) } map { /^(\d+)$/ } @said;
+        kill 'KILL', -$self->{group}, @pids, $self->below(@pids);
+        waitpid $self->{pid}, 0 if $self->{pid} && !$self->{daemon};
         diag('finish was not called');
     }
     remove_tree($self->{dir}) if $self->{dir} && !$ENV{KEEP};
