@@ -247,13 +247,14 @@ ngx_http_backup_helper_init(ngx_cycle_t *cycle,
     }
 
     h->mode = bmcf->helper;
-    len = ngx_min(bmcf->helper_path.len, sizeof(h->path) - 1);
-    ngx_memcpy(h->path, bmcf->helper_path.data, len);
-    h->path[len] = '\0';
 
     if (h->mode == NGX_HTTP_BACKUP_HELPER_OFF) {
         return NGX_OK;
     }
+
+    len = ngx_min(bmcf->helper_path.len, sizeof(h->path) - 1);
+    ngx_memcpy(h->path, bmcf->helper_path.data, len);
+    h->path[len] = '\0';
 
     rc = NGX_ERROR;
 

@@ -377,9 +377,11 @@ sub DESTROY {
         # A server in the background is not in the group, and there may be two after an upgrade.
         my @said = grep { $_ } $self->{pid}, map { $self->read($_) } 'nginx.pid', 'nginx.pid.oldbin';
         my @pids = grep { !$self->gone($_) } map { /^(\d+)$/ } @said;
-        kill 'KILL', -$self->{group}, @pids, $self->below(@pids);
-        waitpid $self->{pid}, 0 if $self->{pid} && !$self->{daemon};
-        diag('finish was not called');
+        if (@pids) {
+            kill 'KILL', -$self->{group}, @pids, $self->below(@pids);
+            waitpid $self->{pid}, 0 if $self->{pid} && !$self->{daemon};
+            diag('finish was not called');
+        }
     }
     remove_tree($self->{dir}) if $self->{dir} && !$ENV{KEEP};
     return;
