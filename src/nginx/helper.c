@@ -18,6 +18,8 @@
 #include <sys/un.h>
 
 
+#define NGX_HTTP_BACKUP_HELPER_HELLO  2000      /* ms */
+
 #define NGX_HTTP_BACKUP_HELPER_PATH   "/usr/lib/ngx-backup/ngx-backup-helper"
 
 
@@ -26,7 +28,8 @@ ngx_http_backup_helper_t  ngx_http_backup_the_helper = {
     .control = (ngx_socket_t) -1,
     .broker = (ngx_socket_t) -1,
     .mode = NGX_HTTP_BACKUP_HELPER_OFF,
-    .lock = PTHREAD_MUTEX_INITIALIZER
+    .lock = PTHREAD_MUTEX_INITIALIZER,
+    .look_lock = PTHREAD_MUTEX_INITIALIZER
 };
 
 
@@ -343,6 +346,9 @@ ngx_http_backup_helper_leave(void)
 {
     ngx_http_backup_helper_t  *h = &ngx_http_backup_the_helper;
 
+    bk_talker_close(h->talker);
+    h->talker = NULL;
+
     bk_helper_free(h->client);
     h->client = NULL;
 
@@ -381,13 +387,62 @@ ngx_http_backup_helper_client(bk_helper_t **client, bk_err_t *err)
 }
 
 
+/*
+ * One conversation is kept for this: those of the client belong to threads,
+ * and each would get another one.  Under look_lock.
+ */
+
+static bk_rc_t
+ngx_http_backup_helper_greet(bk_wire_hello_t *hello, bk_ctl_t *ctl)
+{
+    bk_err_t                   err = { .rc = BK_OK };
+    bk_talked_t                talked;
+    bk_talker_t               *talker;
+    ngx_http_backup_helper_t  *h = &ngx_http_backup_the_helper;
+
+    if (h->talker) {
+        talker = h->talker;
+        talker->out_len = 0;
+
+        talked = bk_talker_ask(talker, BK_WIRE_HELLO, NULL, 0,
+                               NGX_HTTP_BACKUP_HELPER_HELLO, ctl, &err);
+
+        if (talked == BK_TALKED && talker->in.head.verb == BK_WIRE_HELLO
+            && talker->in.head.len == sizeof(bk_wire_hello_t))
+        {
+            ngx_memcpy(hello, talker->in.body, sizeof(bk_wire_hello_t));
+            hello->release[sizeof(hello->release) - 1] = '\0';
+
+            return BK_OK;
+        }
+
+        bk_talker_close(talker);
+        h->talker = NULL;
+    }
+
+    if (h->broker == (ngx_socket_t) -1) {
+        return BK_UNAVAILABLE;
+    }
+
+    if (bk_talker_open(h->broker, &h->talker, ctl, &err) != BK_OK) {
+        h->talker = NULL;
+        return BK_UNAVAILABLE;
+    }
+
+    *hello = h->talker->hello;
+    h->seen = 1;
+
+    return BK_OK;
+}
+
+
 /* Ask it, and tell the engine what to show. */
 
 void
 ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl)
 {
-    bk_err_t                   err = { .rc = BK_OK };
-    bk_helper_t               *client;
+    bk_rc_t                    rc;
+    ngx_uint_t                 seen;
     const char                *text;
     bk_wire_hello_t            hello;
     bk_engine_helper_t         facts;
@@ -400,11 +455,21 @@ ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl)
 
     if (h->mode != NGX_HTTP_BACKUP_HELPER_OFF) {
 
-        if (ngx_http_backup_helper_client(&client, &err) == BK_OK
-            && bk_helper_hello(client, &hello, ctl, &err) == BK_OK)
-        {
-            h->seen = 1;
+        (void) pthread_mutex_lock(&h->look_lock);
 
+        rc = ngx_http_backup_helper_greet(&hello, ctl);
+        seen = h->seen;
+
+        (void) pthread_mutex_unlock(&h->look_lock);
+
+        if (rc != BK_OK && bk_ctl_check(ctl, NULL) != BK_OK) {
+
+            /* this process leaves: it did not wait for the answer */
+
+            return;
+        }
+
+        if (rc == BK_OK) {
             facts.state = BK_ENGINE_HELPER_ACTIVE;
             facts.pid = hello.pid;
             facts.generation = hello.generation;
@@ -416,7 +481,7 @@ ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl)
                                (u_char *) hello.release,
                                sizeof(facts.release));
 
-        } else if (h->standby && !h->seen) {
+        } else if (h->standby && !seen) {
             facts.state = BK_ENGINE_HELPER_STANDBY;
             text = "the helper of another nginx master is active still: "
                    "this one takes over when the workers of that master "

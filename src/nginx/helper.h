@@ -8,7 +8,7 @@
 
 
 #include "nginx/module.h"
-#include "helper/wire.h"
+#include "helper/client_private.h"
 
 
 #define NGX_HTTP_BACKUP_HELPER_TEXT   512
@@ -32,8 +32,10 @@ typedef struct {
     unsigned                      started:1;    /* in this process's life */
 
     /* a worker's own: */
-    pthread_mutex_t               lock;         /* guards what follows */
+    pthread_mutex_t               lock;         /* guards client */
     bk_helper_t                  *client;
+    pthread_mutex_t               look_lock;    /* guards what follows */
+    bk_talker_t                  *talker;       /* only asks how it is */
     unsigned                      seen:1;       /* it has answered once */
 } ngx_http_backup_helper_t;
 
