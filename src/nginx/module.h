@@ -119,9 +119,9 @@ typedef struct {
     ngx_shm_zone_t              *zone;
     ngx_uint_t                   helper;        /* ..._helper_e */
     ngx_str_t                    helper_path;
+    ngx_uint_t                   helper_default;    /* nothing is written */
     ngx_int_t                    request_id;    /* index of $request_id */
     ngx_socket_t                 wake;          /* eventfd, -1 */
-    unsigned                     helper_default:1;
 } ngx_http_backup_main_conf_t;
 
 
