@@ -50,23 +50,33 @@ $(BUILD)/lib$(1).a: $(call objects,$(1)) config
 endef
 $(foreach f,$(FOLDERS),$(eval $(call archive,$(f))))
 
+# Of the helper's folder: what it is without its main, for tests, and what those who ask it hold.
+$(BUILD)/libhelper.a: $(filter-out %/main.o,$(call objects,helper)) config
+	@rm -f $@
+	ar rcs $@ $(filter-out %/main.o,$(call objects,helper))
+CLIENT := $(patsubst %,$(BUILD)/obj/helper/%.o,$(call list,helper_client))
+$(BUILD)/libclient.a: $(CLIENT) config
+	@rm -f $@
+	ar rcs $@ $(CLIENT)
+
 below_base    := base
 below_crypto  := crypto base
 below_storage := storage base
 below_repo    := repo storage crypto base
 below_sqlite  := sqlite repo storage crypto base
-below_files   := files repo storage crypto base
-below_engine  := engine sqlite files repo storage crypto base
+below_files   := files client repo storage crypto base
+below_engine  := engine sqlite files client repo storage crypto base
+below_helper  := client helper base
 archives = $(patsubst %,$(BUILD)/lib%.a,$(below_$(1)))
 
 cli: $(BUILD)/ngx-backup
 $(BUILD)/ngx-backup: $(call objects,cli) $(call archives,engine)
 	$(CC) $(LDEXTRA) -o $@ $^ $(LIBS) -lcurl -pthread
 
-# The helper is privileged: libc only.
+# The helper is privileged: libc only, and of the base folder what needs no more.
 helper: $(BUILD)/ngx-backup-helper
-$(BUILD)/ngx-backup-helper: $(call objects,helper)
-	$(CC) $(LDEXTRA) -o $@ $^
+$(BUILD)/ngx-backup-helper: $(call objects,helper) $(BUILD)/libbase.a
+	$(CC) $(LDEXTRA) -o $@ $^ -pthread
 
 # A unit test is t/unit/<folder>/<name>_test.c: one cmocka program each, linked with its folder and those below.
 UNIT := $(patsubst t/unit/%.c,$(BUILD)/unit/%,$(wildcard t/unit/*/*_test.c))
@@ -77,16 +87,16 @@ $(BUILD)/unit/$(1)/%_test: t/unit/$(1)/%_test.c $(call archives,$(1))
 	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -It -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $$@ $$< $(call archives,$(1)) \
 	    $(LIBS) -lcmocka -pthread
 endef
-$(foreach f,$(FOLDERS),$(eval $(call unittest,$(f))))
+$(foreach f,$(FOLDERS) helper,$(eval $(call unittest,$(f))))
 
 # Helpers for tests, benchmarks and fuzzing: t/lib/<name>.c, one program each.
 TOOLS := $(patsubst t/lib/%.c,$(BUILD)/tools/%,$(wildcard t/lib/*.c)) $(BUILD)/tools/failcall.so
 .PHONY: tools
 tools: $(TOOLS)
-$(BUILD)/tools/%: t/lib/%.c $(call archives,engine)
+$(BUILD)/tools/%: t/lib/%.c $(BUILD)/libhelper.a $(call archives,engine)
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) -Wall -Wextra -Werror -Wno-format-truncation -MMD -MP $(LDEXTRA) -o $@ $< \
-	    $(call archives,engine) $(LIBS) -lm -pthread
+	    $(BUILD)/libhelper.a $(call archives,engine) $(LIBS) -lm -pthread
 
 # Preloaded below other programs, so never with a sanitizer; it defines both forms of the calls with large offsets.
 $(BUILD)/tools/failcall.so: t/fault/failcall.c
@@ -102,10 +112,10 @@ fuzz:
 ifdef FUZZING
 BASE += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 fuzz-targets: $(patsubst t/fuzz/%.c,$(FUZZ_OUT)/%,$(wildcard t/fuzz/*.c))
-$(FUZZ_OUT)/%: t/fuzz/%.c $(call archives,engine)
+$(FUZZ_OUT)/%: t/fuzz/%.c $(call archives,engine) $(BUILD)/libhelper.a
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) $(WARN) -It/fuzz -MMD -MP -MF $(BUILD)/$*.fuzz.d -fsanitize=fuzzer -o $@ $< \
-	    $(call archives,engine) $(LIBS) -pthread
+	    $(BUILD)/libhelper.a $(call archives,engine) $(LIBS) -pthread
 endif
 
 # The module is built by nginx's own configure and make, as packagers build it, in a tree of links: the sources of nginx
@@ -147,7 +157,8 @@ $(BUILD)/nginx/objs/Makefile: config config.make VERSION $(BUILD)/nginx.key
 MODULE_SOURCES := config.make src/nginx/exports.map $(wildcard src/*/*.h) $(call list,module_sources)
 $(BUILD)/ngx_http_backup_module.so: $(BUILD)/nginx/objs/Makefile $(MODULE_SOURCES)
 	$(MAKE) -C $(NGX_OUT) -f objs/Makefile modules
-	cp $(NGX_OUT)/objs/ngx_http_backup_module.so $@
+	@# A running nginx has the old file mapped: it must not change.
+	cp $(NGX_OUT)/objs/ngx_http_backup_module.so $@.new && mv $@.new $@
 
 $(BUILD)/nginx/objs/nginx: $(BUILD)/nginx/objs/Makefile
 	$(MAKE) -C $(NGX_OUT) -f objs/Makefile objs/nginx

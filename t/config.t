@@ -102,7 +102,7 @@ rejects('two sets of one name', 'defined twice', second => "backup app { $part{f
 rejects('two sets with one base_dir', 'has the base_dir of', second => "backup b { $part{base} $part{files} $part{storage} }");
 rejects('zone', 'NAME:SIZE', http => 'backup_zone 2m;');
 rejects('small zone', 'too small', http => 'backup_zone b:16k;');
-rejects('helper', 'not in this version', http => 'backup_helper /usr/libexec/h;');
+rejects('a helper that is not there', 'install ngx-backup-helper there', http => 'backup_helper /nowhere/h;');
 
 chmod 0644, "$dir/k1.key";
 rejects('key file open to everybody', 'open to everybody', more => "encryption { key k1 $dir/k1.key; }");

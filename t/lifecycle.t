@@ -217,7 +217,7 @@ subtest 'sets come and go with the configuration' => sub {
     is($r->{json}{status}, 'completed', 'a second set after a reload') or diag($r->{content});
     is($t->get('/list')->{json}{total}, 1, 'the first is as before');
     # Without the module: its code must not be needed by what is left.
-    $t->write('nginx.conf', $conf =~ s/load_module.*//r =~ s/backup app \{.*?\n    \}\n//sr =~ s/location \/admin.*?\n        \}\n//sr
+    $t->write('nginx.conf', $conf =~ s/load_module.*//r =~ s/backup_helper.*//r =~ s/backup app \{.*?\n    \}\n//sr =~ s/location \/admin.*?\n        \}\n//sr
         =~ s/location = \/health.*//r);
     $t->hup;
     $t->wait_until(10, 'no API', sub { $t->get('')->{status} == 404 });

@@ -85,6 +85,7 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     engine->set = set;
     engine->lock_fd = -1;
     engine->started = bk_now();
+    pthread_mutex_init(&engine->helper_lock, NULL);
     if (gethostname(engine->host, sizeof engine->host - 1) != 0 || engine->host[0] == '\0')
         bk_strcpy(engine->host, sizeof engine->host, "localhost");
     bk_rc_t rc = bk_mkdirs(set->base_dir, 0700, err);
@@ -116,7 +117,28 @@ void bk_engine_close(bk_engine_t *engine)
     free(engine->cache_dir);
     free(engine->spool_dir);
     free(engine->scratch_dir);
+    pthread_mutex_destroy(&engine->helper_lock);
     free(engine);
+}
+
+void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper)
+{
+    pthread_mutex_lock(&engine->helper_lock);
+    engine->helper = *helper;
+    pthread_mutex_unlock(&engine->helper_lock);
+}
+
+void bk_engine_get_helper(bk_engine_t *engine, bk_engine_helper_t *helper)
+{
+    pthread_mutex_lock(&engine->helper_lock);
+    *helper = engine->helper;
+    pthread_mutex_unlock(&engine->helper_lock);
+}
+
+const char *bk_engine_helper_name(bk_engine_helper_state_t state)
+{
+    static const char *const names[] = {"off", "active", "standby", "down"};
+    return names[state];
 }
 
 const bk_set_t *bk_engine_set(const bk_engine_t *engine)

@@ -134,6 +134,28 @@ bk_rc_t bk_engine_backup(bk_engine_t *engine, const char *id, json_t **backup, b
  * [job] */
 bk_rc_t bk_engine_sync(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err);
 
+/* What the host knows of the privileged helper, for status, health and self-test. */
+typedef enum {
+    BK_ENGINE_HELPER_OFF,     /* not wanted, or not possible: text says why, or is empty */
+    BK_ENGINE_HELPER_ACTIVE,  /* it answers */
+    BK_ENGINE_HELPER_STANDBY, /* it waits until that of an older nginx is gone */
+    BK_ENGINE_HELPER_DOWN     /* it should answer and does not: text says what to do */
+} bk_engine_helper_state_t;
+
+typedef struct {
+    bk_engine_helper_state_t state;
+    int pid;             /* of its agent */
+    uint64_t generation; /* of its configuration */
+    uint64_t refused;    /* what it did not do for workers, since its start */
+    bool inotify, fanotify;
+    bool caged; /* behind all its walls */
+    char release[32];
+    char text[512];
+} bk_engine_helper_t;
+
+/* Without it a host has none (BK_ENGINE_HELPER_OFF). */
+void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper);
+
 /*
  * GET /status and GET /health (full, and what an unauthenticated caller sees), computed from
  * catalog and disk by the owner and published to the other workers by the host.  running may be

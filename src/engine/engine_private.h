@@ -6,6 +6,7 @@
 #define BK_ENGINE_ENGINE_PRIVATE_H
 
 #include <limits.h>
+#include <pthread.h>
 
 #include "engine/catalog.h"
 #include "engine/engine.h"
@@ -19,6 +20,8 @@ struct bk_engine_s {
     char *cache_dir, *spool_dir, *scratch_dir;
     int lock_fd;     /* of base_dir/lock while owner, else -1 */
     int64_t started; /* ns */
+    pthread_mutex_t helper_lock;
+    bk_engine_helper_t helper; /* as last told; under helper_lock */
 };
 
 /* A job while it runs: belongs to lane 0; other lanes see only what is handed to them. */
@@ -37,6 +40,9 @@ typedef struct {
     bk_storage_t *storage;
     bk_repo_t *repo;
 } bk_opened_t;
+
+void bk_engine_get_helper(bk_engine_t *engine, bk_engine_helper_t *helper);
+const char *bk_engine_helper_name(bk_engine_helper_state_t state);
 
 bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_opened_t *opened,
                             bk_err_t *err);

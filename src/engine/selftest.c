@@ -72,6 +72,32 @@ static bk_rc_t test_sources(bk_job_t *job, json_t *checks, bk_err_t *err)
     return first;
 }
 
+/* --- the helper --- */
+
+/* Not a failure of the test: workers go on with their own rights, and reading says how far. */
+static void test_helper(bk_job_t *job, json_t *checks)
+{
+    bk_engine_helper_t helper;
+    char text[128];
+    bk_engine_get_helper(job->engine, &helper);
+    switch (helper.state) {
+    case BK_ENGINE_HELPER_OFF:
+        bk_add_check(checks, "privileged helper", "skip",
+                     helper.text[0] != '\0' ? helper.text : "workers use their own rights");
+        return;
+    case BK_ENGINE_HELPER_ACTIVE:
+        bk_fmt(text, sizeof text, "version %s, process %d", helper.release, helper.pid);
+        bk_add_check(checks, "privileged helper", "pass", text);
+        return;
+    case BK_ENGINE_HELPER_STANDBY:
+        bk_add_check(checks, "privileged helper", "skip", helper.text);
+        return;
+    case BK_ENGINE_HELPER_DOWN:
+        bk_add_check(checks, "privileged helper", "fail", helper.text);
+        bk_ctl_note(job->ctl, "privileged helper: %s", helper.text);
+    }
+}
+
 /* --- the storage --- */
 
 typedef struct {
@@ -275,6 +301,7 @@ bk_rc_t bk_job_test(bk_job_t *job, bk_err_t *err)
     json_object_set_new(result, "checks", checks);
     json_object_set_new(result, "recovery_test", recovery);
     bk_ctl_phase(job->ctl, "test");
+    test_helper(job, checks);
     bk_rc_t first = test_backup(job, &opened, checks, result, &first_err);
     /* Whatever the key says: a storage that works is one thing less to look at. */
     bk_rc_t rc = bk_storage_open(config, &storage, &why);

@@ -153,14 +153,44 @@ static bk_rc_t check_name(const char *what, const char *name, bk_err_t *err)
                       what, name);
 }
 
-static bk_rc_t check_path(const char *what, const char *name, const char *directive,
-                          const char *path, bk_err_t *err)
+/*
+ * One spelling for each path, in place: no "//", no "/./", no '/' at the end.  The privileged
+ * helper knows its directories by their spelling.  False where ".." would make it depend on links.
+ */
+static bool tidy_path(char *path)
+{
+    char *out = path;
+    for (const char *in = path; *in != '\0';) {
+        size_t len = strcspn(++in, "/");
+        if (len == 2 && in[0] == '.' && in[1] == '.')
+            return false;
+        if (len > 0 && !(len == 1 && in[0] == '.')) {
+            *out++ = '/';
+            memmove(out, in, len);
+            out += len;
+        }
+        in += len;
+    }
+    if (out == path)
+        *out++ = '/';
+    *out = '\0';
+    return true;
+}
+
+static bk_rc_t check_path(const char *what, const char *name, const char *directive, char *path,
+                          bk_err_t *err)
 {
     if (path == NULL)
         return bk_err_set(err, BK_CONFIG, "%s %s: \"%s\" is missing", what, name, directive);
-    if (path[0] != '/' || path[1] == '\0')
+    if (path[0] != '/')
         return bk_err_set(err, BK_CONFIG, "%s %s: %s \"%s\" must be an absolute path", what, name,
                           directive, path);
+    if (!tidy_path(path))
+        return bk_err_set(err, BK_CONFIG, "%s %s: %s \"%s\" must be written without \"..\"", what,
+                          name, directive, path);
+    if (path[1] == '\0')
+        return bk_err_set(err, BK_CONFIG, "%s %s: %s must be an absolute path below \"/\"", what,
+                          name, directive);
     if (strlen(path) >= PATH_MAX - 64)
         return bk_err_set(err, BK_CONFIG, "%s %s: %s is too long", what, name, directive);
     return BK_OK;

@@ -176,6 +176,29 @@ static json_t *system_status(bk_engine_t *engine, const json_t *summary, json_in
                      storages_status(engine, summary), "current_operations", current);
 }
 
+static json_t *helper_status(bk_engine_t *engine)
+{
+    bk_engine_helper_t helper;
+    bk_engine_get_helper(engine, &helper);
+    json_t *status = json_pack("{ss}", "state", bk_engine_helper_name(helper.state));
+    if (helper.state == BK_ENGINE_HELPER_ACTIVE) {
+        json_t *watch = json_array();
+        if (helper.inotify)
+            json_array_append_new(watch, json_string("inotify"));
+        if (helper.fanotify)
+            json_array_append_new(watch, json_string("fanotify"));
+        json_object_set_new(status, "version", json_string(helper.release));
+        json_object_set_new(status, "pid", json_integer(helper.pid));
+        json_object_set_new(status, "generation", json_integer((json_int_t)helper.generation));
+        json_object_set_new(status, "watch", watch);
+        json_object_set_new(status, "caged", json_boolean(helper.caged));
+        json_object_set_new(status, "refused", json_integer((json_int_t)helper.refused));
+    }
+    if (helper.text[0] != '\0')
+        json_object_set_new(status, "detail", bk_json_name(helper.text, strlen(helper.text)));
+    return status;
+}
+
 bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *running,
                          json_t **status, bk_err_t *err)
 {
@@ -203,10 +226,10 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
         or_null(summary, "last_full"), "last_incremental_backup",
         or_null(summary, "last_incremental"), "last_cleanup", last_cleanup(engine));
     *status = json_pack(
-        "{so ss ss sb so so so s{sI sI} sI so}", "timestamp", bk_json_time(bk_now()), "backup",
+        "{so ss ss sb so so so so s{sI sI} sI so}", "timestamp", bk_json_time(bk_now()), "backup",
         set->name, "version", BK_VERSION, "service_running", 1, "backup_system",
         system_status(engine, summary, good, bad, running_id, running), "configuration",
-        configuration, "statistics", statistics, "jobs", "running",
+        configuration, "helper", helper_status(engine), "statistics", statistics, "jobs", "running",
         (json_int_t)counts[BK_STATUS_RUNNING], "queued", (json_int_t)counts[BK_STATUS_QUEUED],
         "backups", figure(summary, "total"), "last_successful_backup", or_null(summary, "newest"));
     json_decref(summary);
@@ -314,6 +337,16 @@ static void check_catalog(bk_engine_t *engine, json_t *checks, verdict_t *worst)
     json_decref(when);
 }
 
+/* Where there is one: workers go on without, so that it is down is a warning. */
+static void check_helper(bk_engine_t *engine, json_t *checks, verdict_t *worst)
+{
+    bk_engine_helper_t helper;
+    bk_engine_get_helper(engine, &helper);
+    if (helper.state != BK_ENGINE_HELPER_OFF)
+        add_check(checks, "helper:state", helper.state == BK_ENGINE_HELPER_DOWN ? WARN : PASS,
+                  json_string(bk_engine_helper_name(helper.state)), NULL, helper.text, worst);
+}
+
 bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
 {
     verdict_t worst = PASS;
@@ -330,6 +363,7 @@ bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
     check_verified(engine, checks, &worst);
     check_snapshots(summary, checks, &worst);
     check_catalog(engine, checks, &worst);
+    check_helper(engine, checks, &worst);
     bk_fmt(description, sizeof description, "backup of %s", engine->set->name);
     *health = json_pack("{ss ss ss ss ss so sb sb sI so so}", "status", verdicts[worst], "version",
                         "1", "releaseId", BK_VERSION, "serviceId", engine->set->name, "description",

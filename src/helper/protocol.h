@@ -10,12 +10,15 @@
  *
  * Every message is one datagram: a head of fixed size, then len bytes of body.  All numbers are in
  * the machine's order, since both ends run on it; all reserved bytes are zero.  Every request gets
- * exactly one reply with its id, in order; descriptors travel beside it (SCM_RIGHTS).  A message
- * that breaks this grammar ends that conversation and nothing else.
+ * exactly one reply with its id, in order; descriptors travel beside it (SCM_RIGHTS).  In a
+ * conversation the next request is sent when the reply to the last one was read, so that no peer
+ * piles up replies and descriptors by not reading.  A message that breaks this grammar ends that
+ * conversation and nothing else.
  *
  *   control:
  *     master -> supervisor   CONF   body: bk_wire_conf_t, one descriptor: a sealed memfd that holds
- *                                   count times bk_wire_root_t
+ *                                   count times bk_wire_root_t.  The first one over a path socket
+ *                                   has a second descriptor: the helper's end of the broker socket.
  *                            QUIT   no body, no reply: a clean end.  End of file means that the
  *                                   master died.
  *     supervisor -> master   READY  body: bk_wire_ready_t; the reply to CONF
@@ -34,11 +37,17 @@
  *             Each operation is one system call on a name in one directory, which is resolved
  *             beneath the root for this request, without following any link.  Operations are done
  *             in order, each fails by itself.  Reply body: count times (bk_wire_result_t, data);
- *             descriptors in the order of the operations that produced one.
+ *             descriptors in the order of the operations that produced one.  A STAT whose link
+ *             has no room in the reply fails with ENOBUFS: it is asked again in the next.
  *     WATCH   body: as ROOT, for a root that may be watched.  Reply: bk_wire_root_reply_t.  After
  *             the first WATCH the conversation carries only WATCH and, unasked, EVENT messages.
  *     EVENT   helper -> worker, id 0: count times (bk_wire_event_t, path)
  *     FAILED  the reply to any request that is understood but refused as a whole; body: text.
+ *
+ * Errors that stand for a refusal: EPERM (a path with "..", a right that was not asked for, a
+ * device node, a socket), ELOOP (a symbolic link in the way), EXDEV (a mount point), EMLINK (a file
+ * that has further names would be changed), ESTALE (ROOT: the root was made or replaced after this
+ * conversation began, a new one can open it; AT: another directory is there now).
  *
  * Who may say what: the master CONF, QUIT; a worker TALK on the broker socket; a conversation
  * HELLO, ROOT, AT, WATCH.  Anything else ends it.
@@ -85,6 +94,8 @@ typedef struct {
 
 typedef struct {
     uint64_t generation; /* grows by one with each configuration that nginx loads */
+    uint64_t nginx;      /* tells one nginx of this machine from another: of its two helpers during
+                            a binary upgrade only one is active */
     uint32_t count;      /* of roots */
     uint32_t zero;
 } bk_wire_conf_t;
@@ -93,10 +104,9 @@ typedef struct {
 #define BK_WIRE_MAY_READ   1u /* list, look, open for reading */
 #define BK_WIRE_MAY_PLACE  2u /* create, rename, remove, set metadata */
 #define BK_WIRE_MAY_WATCH  4u
-#define BK_WIRE_MAY_SETUID 8u /* set-user-id and set-group-id bits of files come back */
-#define BK_WIRE_DATABASE                                                                           \
-    16u /* path is one database file: only it and its companions exist here \
-                                */
+#define BK_WIRE_MAY_SETUID 8u  /* set-user-id and set-group-id bits of files come back */
+#define BK_WIRE_DATABASE   16u /* path is one database file: it and its companions are all */
+#define BK_WIRE_ROOT_FLAGS 31u /* all that there are */
 
 typedef struct {
     uint32_t flags;
@@ -106,8 +116,9 @@ typedef struct {
 
 typedef struct {
     uint64_t generation;
-    uint32_t active; /* 0: another helper still serves this nginx, this one waits */
-    int32_t pid;     /* of the supervisor */
+    uint32_t active;  /* 0: another helper still serves this nginx, this one waits */
+    int32_t pid;      /* of the supervisor */
+    char release[32]; /* of the helper, NUL-terminated */
 } bk_wire_ready_t;
 
 /* --- conversations --- */
@@ -116,11 +127,20 @@ typedef struct {
 #define BK_WIRE_WATCH_INOTIFY  1u
 #define BK_WIRE_WATCH_FANOTIFY 2u
 
+/* The walls around a conversation's process. */
+#define BK_WIRE_CAGE_CAPS     1u /* capabilities are given up */
+#define BK_WIRE_CAGE_LANDLOCK 2u /* paths outside the roots are out of reach */
+#define BK_WIRE_CAGE_SECCOMP  4u /* system calls are limited */
+#define BK_WIRE_CAGE_ALL      7u
+
 typedef struct {
     uint64_t generation;
     uint32_t watch;   /* BK_WIRE_WATCH_… that work here */
     int32_t pid;      /* of the agent */
     char release[32]; /* of the helper, NUL-terminated */
+    uint32_t cage;    /* BK_WIRE_CAGE_… that this kernel gives */
+    uint32_t zero;
+    uint64_t refused; /* requests and operations, by all conversations of this agent */
 } bk_wire_hello_t;
 
 typedef struct {
@@ -131,7 +151,7 @@ typedef struct {
 typedef struct {
     uint32_t root;
     int32_t error; /* errno when the root cannot be opened now (ENOENT …); root is valid still */
-    uint64_t device, inode; /* 0 then */
+    uint64_t device, inode; /* of the directory, of a database the one it is in; 0 then */
 } bk_wire_root_reply_t;
 
 typedef struct {
@@ -167,6 +187,11 @@ typedef enum {
 #define BK_WIRE_SET_ATTRS 8u  /* the request carries one descriptor per such operation, in order */
 #define BK_WIRE_SET_FRESH 16u /* nothing has to be removed or compared */
 
+/* META: what was left out.  The rest is done. */
+#define BK_WIRE_REFUSED_OWNER  (1u << 31) /* the file system did not take it */
+#define BK_WIRE_REFUSED_SETUID (1u << 30) /* the root has no BK_WIRE_MAY_SETUID */
+#define BK_WIRE_REFUSED_ATTRS  0xffffu
+
 /* Of STAT. */
 #define BK_WIRE_LINKS 1u
 
@@ -187,7 +212,7 @@ typedef struct {
     int32_t error; /* errno, 0: done */
     uint32_t has_fd;
     uint32_t data_len;
-    uint32_t refused; /* META: attributes that the file system did not take; bit 31: the owner */
+    uint32_t refused; /* META: attributes that were not taken, and BK_WIRE_REFUSED_… */
     uint64_t device, inode, size, links;
     int64_t mtime_sec, ctime_sec;
     uint32_t mtime_nsec, ctime_nsec;

@@ -9,6 +9,7 @@
 
 #include "nginx/module.h"
 
+#include <dlfcn.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
@@ -25,8 +26,6 @@ static char *ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent,
     void *child);
 static char *ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
-static char *ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
 static char *ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd,
@@ -34,6 +33,7 @@ static char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd,
 static ngx_int_t ngx_http_backup_init_module(ngx_cycle_t *cycle);
 static ngx_int_t ngx_http_backup_init_process(ngx_cycle_t *cycle);
 static void ngx_http_backup_exit_process(ngx_cycle_t *cycle);
+static void ngx_http_backup_exit_master(ngx_cycle_t *cycle);
 
 
 static ngx_command_t  ngx_http_backup_commands[] = {
@@ -53,7 +53,7 @@ static ngx_command_t  ngx_http_backup_commands[] = {
       NULL },
 
     { ngx_string("backup_helper"),
-      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE1,
+      NGX_HTTP_MAIN_CONF|NGX_CONF_TAKE12,
       ngx_http_backup_helper,
       NGX_HTTP_MAIN_CONF_OFFSET,
       0,
@@ -119,7 +119,7 @@ ngx_module_t  ngx_http_backup_module = {
     NULL,                                  /* init thread */
     NULL,                                  /* exit thread */
     ngx_http_backup_exit_process,          /* exit process */
-    NULL,                                  /* exit master */
+    ngx_http_backup_exit_master,           /* exit master */
     NGX_MODULE_V1_PADDING
 };
 
@@ -199,6 +199,10 @@ ngx_http_backup_cleanup_main(void *data)
         (void) close(bmcf->wake);
         bmcf->wake = (ngx_socket_t) -1;
     }
+
+    /* The master reloaded without this module, or without a set. */
+
+    ngx_http_backup_helper_exit(bmcf);
 }
 
 
@@ -227,7 +231,6 @@ ngx_http_backup_create_main_conf(ngx_conf_t *cf)
     }
 
     bmcf->wake = (ngx_socket_t) -1;
-    bmcf->helper_off = NGX_CONF_UNSET;
 
     cln = ngx_pool_cleanup_add(cf->pool, 0);
     if (cln == NULL) {
@@ -395,32 +398,6 @@ ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
                            &value[1]);
         return NGX_CONF_ERROR;
     }
-
-    return NGX_CONF_OK;
-}
-
-
-static char *
-ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_http_backup_main_conf_t *bmcf = conf;
-
-    ngx_str_t  *value = cf->args->elts;
-
-    if (bmcf->helper_off != NGX_CONF_UNSET) {
-        return "is duplicate";
-    }
-
-    if (ngx_strcmp(value[1].data, "off") != 0) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"backup_helper %V\" is not in this version: "
-                           "workers read and restore with their own rights, "
-                           "write \"backup_helper off\" or leave it out",
-                           &value[1]);
-        return NGX_CONF_ERROR;
-    }
-
-    bmcf->helper_off = 1;
 
     return NGX_CONF_OK;
 }
@@ -690,6 +667,12 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
         ngx_http_backup_make_eventfds(cycle, bmcf);
     }
 
+    if ((rc == NGX_OK || ngx_process == NGX_PROCESS_MASTER)
+        && ngx_http_backup_helper_init(cycle, bmcf) != NGX_OK)
+    {
+        rc = NGX_ERROR;
+    }
+
     /* On a reload an error would end the master: what runs goes on. */
 
     if (rc != NGX_OK && ngx_process == NGX_PROCESS_MASTER) {
@@ -718,12 +701,44 @@ ngx_http_backup_process_conf(ngx_cycle_t *cycle)
 }
 
 
+/*
+ * A worker that leaves unloads its modules while threads of its pools still
+ * end: nginx waits for their last task, not for them.  What frees the contexts
+ * of such a thread is code of this module, so it stays until the process ends.
+ * Not in the master, which may load another one.
+ */
+
+static void
+ngx_http_backup_stay(ngx_cycle_t *cycle)
+{
+    Dl_info  info;
+
+    if (ngx_process != NGX_PROCESS_WORKER
+        || dladdr((void *) &ngx_http_backup_module, &info) == 0)
+    {
+        return;
+    }
+
+    if (dlopen(info.dli_fname, RTLD_NOW|RTLD_NOLOAD|RTLD_NODELETE) == NULL) {
+        ngx_log_error(NGX_LOG_INFO, cycle->log, 0,
+                      "backup: the module cannot be kept in this process: %s",
+                      dlerror());
+    }
+}
+
+
 static ngx_int_t
 ngx_http_backup_init_process(ngx_cycle_t *cycle)
 {
     ngx_http_backup_main_conf_t  *bmcf;
 
+    ngx_http_backup_helper_process(cycle);
+
     bmcf = ngx_http_backup_process_conf(cycle);
+
+    if (bmcf) {
+        ngx_http_backup_stay(cycle);
+    }
 
     return bmcf ? ngx_http_backup_runner_init(cycle, bmcf) : NGX_OK;
 }
@@ -739,4 +754,13 @@ ngx_http_backup_exit_process(ngx_cycle_t *cycle)
     if (bmcf) {
         ngx_http_backup_runner_exit(cycle, bmcf);
     }
+
+    ngx_http_backup_helper_leave();
+}
+
+
+static void
+ngx_http_backup_exit_master(ngx_cycle_t *cycle)
+{
+    ngx_http_backup_helper_exit(NULL);
 }

@@ -24,6 +24,7 @@
 #include <ngx_thread_pool.h>
 
 #include "engine/engine.h"
+#include "helper/client.h"
 
 
 #define NGX_HTTP_BACKUP_BODY     65536
@@ -45,6 +46,14 @@ typedef enum {
     NGX_HTTP_BACKUP_AUTH_BEARER,
     NGX_HTTP_BACKUP_AUTH_EXTERNAL
 } ngx_http_backup_auth_e;
+
+
+typedef enum {
+    NGX_HTTP_BACKUP_HELPER_UNSET = 0,
+    NGX_HTTP_BACKUP_HELPER_OFF,
+    NGX_HTTP_BACKUP_HELPER_PROGRAM,
+    NGX_HTTP_BACKUP_HELPER_EXTERNAL
+} ngx_http_backup_helper_e;
 
 
 /* Texts that the runner publishes in the zone for every worker. */
@@ -108,7 +117,9 @@ typedef struct {
     ngx_str_t                    zone_name;
     ssize_t                      zone_size;
     ngx_shm_zone_t              *zone;
-    ngx_flag_t                   helper_off;
+    ngx_uint_t                   helper;        /* ..._helper_e */
+    ngx_str_t                    helper_path;
+    ngx_uint_t                   helper_default;    /* nothing is written */
     ngx_int_t                    request_id;    /* index of $request_id */
     ngx_socket_t                 wake;          /* eventfd, -1 */
     ngx_array_t                  calls;         /* eventfd of each worker */
@@ -244,6 +255,26 @@ void ngx_http_backup_call_waiters(void);
 /* request.c: requests that wait for a job. */
 
 void ngx_http_backup_look(void);
+
+
+/* helper.c: the privileged helper. */
+
+char *ngx_http_backup_helper(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+/* The master, for each cycle: start it, or tell it the new directories. */
+ngx_int_t ngx_http_backup_helper_init(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf);
+/* The master: end it, when bmcf is the one it serves, or NULL. */
+void ngx_http_backup_helper_exit(ngx_http_backup_main_conf_t *bmcf);
+/* At the start and the end of each process below the master. */
+void ngx_http_backup_helper_process(ngx_cycle_t *cycle);
+void ngx_http_backup_helper_leave(void);
+/*
+ * A worker's side of it, shared by all threads of the process, made when first
+ * needed.  BK_UNAVAILABLE when there is no helper.  Thread code.
+ */
+bk_rc_t ngx_http_backup_helper_client(bk_helper_t **client, bk_err_t *err);
+/* Ask how it is, and have the engine show it.  Up to 2 s.  Thread code. */
+void ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl);
 
 
 /* auth.c: who asks, and what they may. */

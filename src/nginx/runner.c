@@ -732,6 +732,8 @@ ngx_http_backup_job_work(void *data)
     job->rc = ngx_http_backup_engine(job->bset, &engine, &job->err);
 
     if (job->rc == BK_OK) {
+        ngx_http_backup_helper_look(engine, &job->ctl.ctl);
+
         job->rc = bk_engine_run(engine, job->id, job->team, &job->ctl.ctl,
                                 &job->status, &job->err);
         bk_team_close(job->team);
@@ -940,6 +942,8 @@ ngx_http_backup_publish_work(void *data)
     if (step->rc != BK_OK) {
         return;
     }
+
+    ngx_http_backup_helper_look(engine, &step->ctl.ctl);
 
     step->rc = bk_engine_status(engine, step->job ? step->job->id : NULL,
                                 step->job ? &step->job->ctl.ctl : NULL,

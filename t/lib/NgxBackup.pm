@@ -32,6 +32,7 @@ my $build = abs_path($ENV{NGX_BACKUP_BUILD} // "$root/build") // "$root/build";
 our $nginx = $ENV{NGINX} // (grep { -x } "$build/nginx/objs/nginx", '/usr/sbin/nginx')[0] // 'nginx';
 our $module = $ENV{NGX_MODULE} // "$build/ngx_http_backup_module.so";
 our $cli = "$build/ngx-backup";
+our $helper = "$build/ngx-backup-helper";
 our $json = JSON::PP->new->canonical->allow_nonref;
 our %token = map { $_ => "nxb_test_token_of_$_" } qw(viewer operator admin);
 
@@ -126,6 +127,10 @@ sub conf {
         }
         location = /health { backup_health app; }
 CONF
+    # What is installed on this machine is not what is tested.
+    my $http = $self->{http} // '';
+    my $helper = $self->{helper} // 'off';
+    $helper = $http =~ /backup_helper/ || $helper eq '' ? '' : "backup_helper $helper;";
     # A binary upgrade starts from the environment that nginx was told to keep.
     my $env = join ' ', map { 'env ' . (split /=/)[0] . ';' } @preload;
     return <<CONF;
@@ -145,7 +150,8 @@ http {
     fastcgi_temp_path $dir/tmp/fastcgi;
     uwsgi_temp_path $dir/tmp/uwsgi;
     scgi_temp_path $dir/tmp/scgi;
-    @{[ $self->{http} // '' ]}
+    $helper
+    $http
 @{[ $self->set_conf ]}
     server {
         listen 127.0.0.1:$self->{port};
@@ -321,6 +327,24 @@ sub stop {
     return;
 }
 
+# Supervisors of the privileged helper that nginx has spoken to, the newest last.
+sub supervisors {
+    my ($self) = @_;
+    my %last;
+    my @named = map { /privileged helper \S+, process (\d+)/ } $self->log_lines;
+    $last{ $named[$_] } = $_ for 0 .. $#named;
+    my @order = sort { $last{$a} <=> $last{$b} } keys %last;
+    return @order;
+}
+
+# Process ids below a process, at any depth.
+sub below {
+    my ($self, @parents) = @_;
+    my @children = map { $self->workers($_) } @parents;
+    push @children, $self->below(@children) if @children;
+    return @children;
+}
+
 # What holds after every test, whatever it was about.
 sub finish {
     my ($self) = @_;
@@ -338,6 +362,9 @@ sub finish {
             (($self->read("$_") // '') =~ /\) [^Z] \d+ (\d+)/) && $1 == $self->{group} } glob '/proc/[0-9]*/stat' };
     $self->wait_until(5, 'no process left', sub { !$left->() });
     is(scalar($left->()), 0, 'no process left');
+    if (my @supervisors = $self->supervisors) {
+        ok($self->wait_until(5, 'the helper ends', sub { !grep { !$self->gone($_) } @supervisors }), 'no helper left');
+    }
     diag(join "\n", $self->log_lines) if $ENV{SHOW_LOG};
     return;
 }
@@ -346,11 +373,15 @@ sub DESTROY {
     my ($self) = @_;
     return if $$ != $self->{owner};
     local ($?, $@);
-    if ($self->{pid}) {
-        kill 'KILL', -$self->{group};
-        kill 'KILL', $self->{pid};
-        waitpid $self->{pid}, 0 unless $self->{daemon};
-        diag('finish was not called');
+    if ($self->{group} && !$self->{finished}) {
+        # A server in the background is not in the group, and there may be two after an upgrade.
+        my @said = grep { $_ } $self->{pid}, map { $self->read($_) } 'nginx.pid', 'nginx.pid.oldbin';
+        my @pids = grep { !$self->gone($_) } map { /^(\d+)$/ } @said;
+        if (@pids) {
+            kill 'KILL', -$self->{group}, @pids, $self->below(@pids);
+            waitpid $self->{pid}, 0 if $self->{pid} && !$self->{daemon};
+            diag('finish was not called');
+        }
     }
     remove_tree($self->{dir}) if $self->{dir} && !$ENV{KEEP};
     return;

@@ -67,8 +67,9 @@ check_file($_) for @files;
 
 # Every source is in the list, and everything in the list is there.
 my %listed;
-for my $folder (keys %below) {
-    chomp(my $names = `BK_LIST=1 sh -c '. ./config; echo \$bk_$folder'`);
+for my $list (keys %below, 'helper_client') {
+    chomp(my $names = `BK_LIST=1 sh -c '. ./config; echo \$bk_$list'`);
+    my $folder = $list =~ s/_client//r;
     $listed{"src/$folder/$_.c"} = 1 for split ' ', $names;
 }
 for my $file (grep { /\.c$/ } @files) {

@@ -89,6 +89,26 @@ static void paths_are_absolute(void **state)
     assert_refused(f, "\"path\" is missing");
 }
 
+static void a_path_has_one_spelling(void **state)
+{
+    (void)state;
+    bk_err_t err = {0};
+    fixture_t *f = fresh();
+    set_text(&f->set.files[0].path, "//srv/./app//uploads/.hidden/..more/");
+    set_text(&f->set.restore_roots[0], "/srv/.");
+    OK(bk_set_check(&f->set, true, NULL, &err), &err);
+    assert_string_equal(f->set.files[0].path, "/srv/app/uploads/.hidden/..more");
+    assert_string_equal(f->set.restore_roots[0], "/srv");
+    set_text(&f->set.files[0].path, "/srv/app/../etc");
+    assert_refused(f, "without \"..\"");
+    f = fresh();
+    set_text(&f->set.files[0].path, "/srv/..");
+    assert_refused(f, "without \"..\"");
+    f = fresh();
+    set_text(&f->set.files[0].path, "//./");
+    assert_refused(f, "absolute");
+}
+
 static void a_storage_stands_alone(void **state)
 {
     (void)state;
@@ -194,6 +214,7 @@ int main(void)
         cmocka_unit_test(a_set_without_sources_or_storage_is_refused),
         cmocka_unit_test(names_are_plain),
         cmocka_unit_test(paths_are_absolute),
+        cmocka_unit_test(a_path_has_one_spelling),
         cmocka_unit_test(a_storage_stands_alone),
         cmocka_unit_test(what_would_contain_itself_is_refused),
         cmocka_unit_test(keys_are_there_and_private),
