@@ -67,9 +67,9 @@ bk_rc_t bk_index_each_chunk(const bk_index_t *index, bk_index_chunk_fn fn, void 
                             bk_err_t *err);
 
 /*
- * Everything again from the trailers and directories of all packs on the storage, as new segments of
- * about a million entries.  They replace those that were there when every pack could be read; packs
- * that could not are noted in ctl.
+ * Everything again from the trailers and directories of all packs on the storage, as new segments
+ * of about a million entries.  They replace those that were there when every pack could be read;
+ * packs that could not are noted in ctl.
  */
 bk_rc_t bk_index_rebuild(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err);
 

@@ -59,8 +59,8 @@ static int by_text(const void *a, const void *b)
 }
 
 /*
- * Sorted, each once.  The spool first: a segment that is shipped meanwhile is then seen in one place
- * at least.
+ * Sorted, each once.  The spool first: a segment that is shipped meanwhile is then seen in one
+ * place at least.
  */
 static bk_rc_t list_names(const bk_index_t *index, names_t *list, bk_ctl_t *ctl, bk_err_t *err)
 {
