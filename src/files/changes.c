@@ -147,13 +147,14 @@ void bk_changes_explain(bk_changes_t *c, const bk_dirset_t *where, bk_dirset_t *
 void bk_changes_state(bk_changes_t *c, bk_changes_state_t *state)
 {
     pthread_mutex_lock(&c->lock);
-    *state = (bk_changes_state_t){.watched = c->watched,
-                                  .complete = !c->incomplete && !c->taken_incomplete &&
-                                              c->base.backup[0] != '\0',
-                                  .limited = !bk_dirset_empty(&c->limits),
-                                  .dirty = c->dirty.marked + c->taken.marked,
-                                  .lost = c->lost,
-                                  .last = c->last};
+    *state =
+        (bk_changes_state_t){.watched = c->watched,
+                             .complete = !c->incomplete && !(c->taking && c->taken_incomplete) &&
+                                         c->base.backup[0] != '\0',
+                             .limited = !bk_dirset_empty(&c->limits),
+                             .dirty = c->dirty.marked + c->taken.marked,
+                             .lost = c->lost,
+                             .last = c->last};
     pthread_mutex_unlock(&c->lock);
 }
 

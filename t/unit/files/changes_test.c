@@ -48,6 +48,9 @@ static void it_is_complete_after_a_walk_that_was_watched(void **state)
     assert_false(take(c, &dirty));
     done(c, &first, NULL);
     bk_changes_tell(c, BK_CHANGES_DIRTY, "a");
+    bk_changes_state_t now;
+    bk_changes_state(c, &now);
+    assert_true(now.watched && now.complete && now.dirty == 1 && now.last > 0);
     assert_true(bk_changes_take(c, &dirty, &base));
     assert_string_equal(base.backup, "full_1");
     assert_int_equal(base.dirs, 3);
