@@ -429,12 +429,13 @@ void bk_watching_load(bk_watching_t *w)
     bk_buf_init(&in, 256u << 20);
     path_of(w, path);
     bk_rc_t rc = bk_read_file(AT_FDCWD, path, &in, &why);
-    if (rc != BK_NOT_FOUND && unlink(path) != 0 && errno != ENOENT)
-        bk_log(BK_LOG_WARN, "backup %s: remove %s: %s", w->set->name, path, strerror(errno));
-    else if (rc == BK_OK && in.len > head + 8 && boot_id(boot) &&
-             XXH3_64bits(in.data, in.len - 8) == bk_get_u64(in.data + in.len - 8) &&
-             memcmp(in.data, MAGIC, strlen(MAGIC)) == 0 &&
-             memcmp(in.data + strlen(MAGIC), boot, BOOT_ID) == 0) {
+    if (rc != BK_NOT_FOUND && unlink(path) != 0 && errno != ENOENT) {
+        bk_err_sys(&why, errno, "remove %s", path);
+        bk_log(BK_LOG_WARN, "backup %s: %s", w->set->name, why.text);
+    } else if (rc == BK_OK && in.len > head + 8 && boot_id(boot) &&
+               XXH3_64bits(in.data, in.len - 8) == bk_get_u64(in.data + in.len - 8) &&
+               memcmp(in.data, MAGIC, strlen(MAGIC)) == 0 &&
+               memcmp(in.data + strlen(MAGIC), boot, BOOT_ID) == 0) {
         bk_cur_t cur = bk_cur(in.data + head, in.len - head - 8);
         pthread_mutex_lock(&w->lock);
         resume(w, &cur);

@@ -66,7 +66,8 @@ void bk_changes_explain(bk_changes_t *changes, const bk_dirset_t *where, bk_dirs
 
 /* Append it; a set that is taken counts as not taken. */
 void bk_changes_encode(bk_changes_t *changes, bk_buf_t *out);
-/* Go on from an encoded one that was complete until then (bk_mono).  BK_CORRUPT: nothing changed. */
+/* Go on from an encoded one that was complete until then (bk_mono).  BK_CORRUPT: nothing changed.
+ */
 bk_rc_t bk_changes_resume(bk_changes_t *changes, bk_cur_t *cur, int64_t until, bk_err_t *err);
 
 typedef struct {

@@ -147,12 +147,12 @@ static void push_visit(bk_inotify_t *w, uint32_t parent, const char *name, bool 
         w->visits = more;
         w->visit_cap = cap;
     }
-    char *copy = strdup(name);
-    if (copy == NULL) {
+    visit_t *item = &w->visits[w->visit_count];
+    *item = (visit_t){parent, w->nodes.list[parent].wd, deep, strdup(name)};
+    if (item->name != NULL)
+        w->visit_count++;
+    else
         tell_child(w, parent, name, BK_WIRE_LIMIT);
-        return;
-    }
-    w->visits[w->visit_count++] = (visit_t){parent, w->nodes.list[parent].wd, deep, copy};
 }
 
 static void drop_visits(bk_inotify_t *w)
