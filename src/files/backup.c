@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
 #include "files/compare.h"
@@ -501,6 +502,7 @@ static bk_rc_t set_up(bk_walk_t *walk, bk_err_t *err)
     if (fstat(bk_root_fd(walk->root), &st) != 0)
         return bk_err_sys(err, errno, "look at %s", options->path);
     walk->device = st.st_dev;
+    walk->started = bk_now();
     walk->names = bk_names_new();
     walk->skip = calloc(options->skip_count + 1, sizeof *walk->skip);
     if (walk->names == NULL || walk->skip == NULL)

@@ -7,10 +7,15 @@
  * but in one case: a file that had one name has got another, elsewhere; the directory of the old
  * name says nothing.  It shows in the new name: an inode whose names were all unknown before, and
  * not all of whose names were met, may have its old one in a directory that was taken over.
+ *
+ * All this counts on names that stay as they are while they are counted.  An inode that changed
+ * since the backup began (a new name is such a change) may have been met before and after: then
+ * the next backup walks.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "files/walk.h"
 
@@ -115,15 +120,24 @@ static bool make_room(bk_walk_t *walk)
     return true;
 }
 
+/* As far as the clock of the file system can tell. */
+static bool changed_meanwhile(const bk_walk_t *walk, const struct stat *st)
+{
+    int64_t tick = st->st_ctim.tv_nsec == 0 && st->st_mtim.tv_nsec == 0 ? 2 * BK_SEC : 50 * BK_MS;
+    return st->st_ctim.tv_sec * BK_SEC + st->st_ctim.tv_nsec > walk->started - tick;
+}
+
 bk_rc_t bk_reuse_linked(bk_walk_t *walk, const bk_frame_t *frame, const struct stat *st,
                         const bk_entry_t *before, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
     bk_walk_again(walk, frame);
-    if (!walk->since)
-        return BK_OK;
     pthread_mutex_lock(&walk->lock);
-    if (make_room(walk)) {
+    if (walk->options->again != NULL && changed_meanwhile(walk, st))
+        bk_dirset_add(walk->options->again, "", true);
+    if (!walk->since) {
+        rc = BK_OK;
+    } else if (make_room(walk)) {
         linked_t *item = find(walk->linked, walk->linked_size, st->st_dev, st->st_ino);
         walk->linked_count += item->links == 0;
         item->device = st->st_dev;

@@ -99,6 +99,7 @@ typedef struct {
     bk_names_t *names;
     bk_inode_t *skip;    /* sorted */
     uint64_t device;     /* of the root */
+    int64_t started;     /* ns */
     bk_group_t group;    /* every work of this backup */
     atomic_size_t slots; /* alive */
     atomic_bool atime;   /* O_NOATIME is not permitted here */

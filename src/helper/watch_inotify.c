@@ -368,6 +368,9 @@ static void directory_event(bk_inotify_t *w, uint32_t at, const struct inotify_e
         bk_nodes_cut(&w->nodes, child);
         w->cuts = true;
         w->cut_at = bk_watch_now();
+        /* A visit may have been ahead of this event: then what is there now came later, stays, and
+         * nobody tells of it again. */
+        push_visit(w, at, event->name, true);
     } else if ((event->mask & IN_ATTRIB) != 0) {
         tell_child(w, at, event->name, BK_WIRE_DIRTY);
     }

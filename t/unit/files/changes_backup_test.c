@@ -254,6 +254,22 @@ static void a_new_name_of_an_old_file_elsewhere_means_a_walk(void **state)
     compare_with_walk(w, true);
 }
 
+static void a_file_with_several_names_that_changes_meanwhile_means_a_walk(void **state)
+{
+    world_t *w = world(state);
+    make_some(w);
+    begin(w);
+    put_text(at(w, "d/e/x"), "x");
+    assert_int_equal(link(at(w, "d/e/x"), at(w, "d/e/y")), 0);
+    changed(w, "d/e");
+    run_changes(w); /* so soon that the link may have come after the first look */
+    assert_true(w->again.all);
+    compare_with_walk(w, true);
+    assert_int_equal(w->stats.dirs_listed, 6); /* by changes, but all of them */
+    compare_with_walk(w, true);
+    assert_int_equal(w->stats.dirs_listed, 1);
+}
+
 static void what_was_read_too_early_is_looked_at_again(void **state)
 {
     world_t *w = world(state);
@@ -348,6 +364,7 @@ int main(void)
         TEST(a_directory_that_is_gone_before_it_is_listed_is_left_out),
         TEST(a_file_with_several_names_changes_everywhere),
         TEST(a_new_name_of_an_old_file_elsewhere_means_a_walk),
+        TEST(a_file_with_several_names_that_changes_meanwhile_means_a_walk),
         TEST(what_was_read_too_early_is_looked_at_again),
         TEST(what_could_not_be_read_is_tried_again),
         TEST(a_damaged_previous_tree_means_a_walk),

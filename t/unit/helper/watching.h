@@ -103,16 +103,15 @@ static inline void watching_sync(watching_t *w)
 /* Until every root is watched; what was told before is forgotten. */
 static inline void watching_ready(watching_t *w)
 {
-    for (unsigned tries = 0; tries < 600; tries++) {
-        bool all = true;
-        watching_drain(w);
+    bool all = false;
+    for (unsigned tries = 0; tries < 600 && !all && !w->over; tries++) {
+        watching_sync(w); /* which may tell that events were lost once more */
+        all = true;
         for (unsigned i = 0; i < w->count; i++)
             all = all && w->roots[i].watched;
-        if (all || w->over)
-            break;
-        bk_wire_wait(bk_watch_fd(w->watch), POLLIN, 100);
+        if (!all)
+            bk_wire_wait(bk_watch_fd(w->watch), POLLIN, 100);
     }
-    watching_sync(w);
     for (unsigned i = 0; i < w->count; i++) {
         assert_true(w->roots[i].watched);
         bk_dirset_free(&w->roots[i].dirty);
