@@ -13,11 +13,14 @@
 #include "base/str.h"
 #include "engine/engine_private.h"
 #include "engine/protect.h"
+#include "engine/watching.h"
 #include "files/backup.h"
+#include "files/compare.h"
 #include "repo/session.h"
 #include "sqlite/dump.h"
 
 #define UNREADABLE_SHOWN 100
+#define MISSED_SHOWN     10
 #define ATTEMPTS         3 /* at an id that another host takes in the same second */
 
 static bool is_stop(bk_rc_t rc)
@@ -34,6 +37,9 @@ typedef struct {
     bk_snapshot_t snapshot;
     bk_files_stats_t files;
     bk_protected_t skip;
+    bk_watching_plan_t *plans; /* one a tree of the set; journal NULL: none */
+    bk_files_stats_t *trees;   /* of each */
+    uint64_t watch_missed;
 } backup_t;
 
 /* --- parts --- */
@@ -130,6 +136,48 @@ static void add_stats(bk_files_stats_t *sum, const bk_files_stats_t *one)
     sum->too_large += one->too_large;
     sum->special += one->special;
     sum->unreadable += one->unreadable;
+    sum->dirs_listed += one->dirs_listed;
+    sum->walked = sum->walked || one->walked;
+}
+
+typedef struct {
+    const backup_t *b;
+    const char *root;
+    unsigned noted;
+} missed_t;
+
+static bool note_missed(void *arg, const char *path, bool tree)
+{
+    missed_t *missed = arg;
+    char text[256];
+    (void)tree;
+    bk_name_escape(text, sizeof text, path, strlen(path));
+    bk_ctl_note(missed->b->job->ctl,
+                "the watcher had missed a change in %s%s%s, which is in this backup now",
+                missed->root, text[0] != '\0' ? "/" : "", text);
+    return ++missed->noted < MISSED_SHOWN;
+}
+
+/* What changed although the watcher said nothing of it: a walk that was due has found it. */
+static bk_rc_t find_missed(backup_t *b, const bk_watching_plan_t *plan,
+                           const bk_snapshot_tree_t *previous, const bk_snapshot_tree_t *tree,
+                           bk_err_t *err)
+{
+    bk_compared_t sums;
+    bk_dirset_t where, rest;
+    bk_ctl_t *ctl = b->job->ctl;
+    bk_dirset_init(&where);
+    bk_dirset_init(&rest);
+    bk_rc_t rc =
+        bk_files_compare(b->opened->repo, &previous->root, &tree->root, &sums, &where, ctl, err);
+    if (rc == BK_OK && !bk_dirset_empty(&where))
+        bk_watching_explain(b->job->engine->watching, plan, &where, &rest, ctl);
+    missed_t missed = {b, tree->path, 0};
+    (void)bk_dirset_each(&rest, note_missed, &missed);
+    b->watch_missed += rest.marked;
+    bk_dirset_free(&where);
+    bk_dirset_free(&rest);
+    return rc;
 }
 
 /* The last backup's figures stand for this one's until it is through. */
@@ -147,9 +195,12 @@ static void settle(bk_ctl_t *ctl)
     atomic_store(&ctl->bytes_total, atomic_load(&ctl->bytes_done));
 }
 
-static bk_rc_t backup_files(backup_t *b, const bk_set_files_t *files, bk_err_t *err)
+static bk_rc_t backup_files(backup_t *b, size_t at, bk_err_t *err)
 {
+    const bk_set_files_t *files = &b->job->engine->set->files[at];
     bk_files_stats_t stats = {0};
+    bk_watching_plan_t *plan = &b->plans[at];
+    bk_files_since_t since = {0};
     bk_patterns_t exclude = {0};
     bk_err_t why = {0};
     bk_ctl_t *ctl = b->job->ctl;
@@ -166,11 +217,23 @@ static bk_rc_t backup_files(backup_t *b, const bk_set_files_t *files, bk_err_t *
                                   .skip = b->skip.items,
                                   .skip_count = b->skip.count,
                                   .previous = b->scope->full ? NULL : previous};
+    if (!b->scope->lenient) {
+        bk_watching_take(b->job->engine->watching, at,
+                         previous != NULL ? b->previous->backup_id : NULL, b->scope->full, ctl,
+                         plan);
+        since =
+            (bk_files_since_t){plan->dirty, plan->base.dirs, plan->base.links, plan->base.others};
+        options.since = plan->walk ? NULL : &since;
+        options.again = &plan->again;
+    }
     expect(ctl, previous);
     bk_rc_t rc = bk_protected_patterns(b->job->engine->set, files, &exclude, &why);
     if (rc == BK_OK)
         rc = bk_files_backup(b->session, &options, b->job->team, tree, &stats,
                              b->snapshot.unreadable, ctl, &why);
+    if (rc == BK_OK && plan->usable && plan->walk)
+        rc = find_missed(b, plan, previous, tree, &why);
+    b->trees[at] = stats;
     settle(ctl);
     bk_patterns_free(&exclude);
     if (rc == BK_OK) {
@@ -199,7 +262,10 @@ static bk_rc_t backup_parts(backup_t *b, bk_err_t *err)
     b->snapshot.dbs = calloc(set->db_count + 1, sizeof *b->snapshot.dbs);
     b->snapshot.trees = calloc(set->files_count + 1, sizeof *b->snapshot.trees);
     b->snapshot.unreadable = json_array();
-    if (b->snapshot.dbs == NULL || b->snapshot.trees == NULL)
+    b->plans = calloc(set->files_count + 1, sizeof *b->plans);
+    b->trees = calloc(set->files_count + 1, sizeof *b->trees);
+    if (b->snapshot.dbs == NULL || b->snapshot.trees == NULL || b->plans == NULL ||
+        b->trees == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "backup: out of memory");
     bk_ctl_phase(b->job->ctl, "database");
     for (size_t i = 0; b->scope->databases && i < set->db_count && rc == BK_OK; i++)
@@ -207,7 +273,7 @@ static bk_rc_t backup_parts(backup_t *b, bk_err_t *err)
             rc = backup_database(b, &set->dbs[i], err);
     bk_ctl_phase(b->job->ctl, "files");
     for (size_t i = 0; b->scope->files && i < set->files_count && rc == BK_OK; i++)
-        rc = backup_files(b, &set->files[i], err);
+        rc = backup_files(b, i, err);
     return rc;
 }
 
@@ -220,7 +286,9 @@ static json_t *stats_json(const backup_t *b, const bk_session_stats_t *session)
         source += b->snapshot.dbs[i].page_count * b->snapshot.dbs[i].page_size;
     uint64_t seen = session->bytes_new + session->bytes_known;
     return json_pack(
-        "{sI sI sI sI sI sI sI sI sI sI sI sI sI sI sf sf}", "files", (json_int_t)b->files.files,
+        "{sI ss sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sf sf}", "dirs_listed",
+        (json_int_t)b->files.dirs_listed, "scan", b->files.walked ? "walk" : "changes",
+        "watch_missed", (json_int_t)b->watch_missed, "files", (json_int_t)b->files.files,
         "files_new", (json_int_t)b->files.files_new, "files_changed",
         (json_int_t)b->files.files_changed, "files_unmodified",
         (json_int_t)b->files.files_unmodified, "files_removed", (json_int_t)b->files.files_removed,
@@ -347,6 +415,11 @@ static bk_rc_t make_snapshot(backup_t *b, json_t *result, bk_err_t *err)
         rc = commit(b, err);
     if (rc == BK_OK && !empty)
         report(s, result);
+    for (size_t i = 0; b->plans != NULL && b->trees != NULL && i < engine->set->files_count; i++)
+        bk_watching_settle(engine->watching, &b->plans[i],
+                           rc == BK_OK && !empty ? s->backup_id : NULL, &b->trees[i]);
+    free(b->plans);
+    free(b->trees);
     bk_session_abort(b->session);
     bk_protected_free(&b->skip);
     return rc;

@@ -18,6 +18,7 @@
 #include "base/publish.h"
 #include "base/str.h"
 #include "engine/engine_private.h"
+#include "engine/watching.h"
 
 #define JOBS_KEPT   1000
 #define CRASHES_MAX 20 /* times that one job may be cut off by a crash */
@@ -104,6 +105,11 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     }
     if (replaced)
         tell_replaced(engine);
+    rc = bk_watching_new(set, &engine->watching, err);
+    if (rc != BK_OK) {
+        bk_engine_close(engine);
+        return rc;
+    }
     *result = engine;
     return BK_OK;
 }
@@ -113,6 +119,7 @@ void bk_engine_close(bk_engine_t *engine)
     if (engine == NULL)
         return;
     bk_engine_disown(engine);
+    bk_watching_free(engine->watching);
     bk_catalog_close(engine->catalog);
     free(engine->cache_dir);
     free(engine->spool_dir);
@@ -207,6 +214,13 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
     return rc;
 }
 
+static void unlock(bk_engine_t *engine)
+{
+    flock(engine->lock_fd, LOCK_UN);
+    close(engine->lock_fd);
+    engine->lock_fd = -1;
+}
+
 bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
 {
     char path[4096];
@@ -218,8 +232,10 @@ bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
         rc = bk_remove_tree(engine->scratch_dir, false, err);
     if (rc == BK_OK)
         rc = recover_jobs(engine, err);
-    if (rc != BK_OK)
-        bk_engine_disown(engine);
+    if (rc == BK_OK)
+        bk_watching_load(engine->watching);
+    else
+        unlock(engine);
     return rc;
 }
 
@@ -227,9 +243,9 @@ void bk_engine_disown(bk_engine_t *engine)
 {
     if (engine->lock_fd < 0)
         return;
-    flock(engine->lock_fd, LOCK_UN);
-    close(engine->lock_fd);
-    engine->lock_fd = -1;
+    if (bk_engine_watched(engine))
+        bk_watching_save(engine->watching);
+    unlock(engine);
 }
 
 /* --- the repository --- */

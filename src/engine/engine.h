@@ -20,6 +20,7 @@
 #include "base/ctl.h"
 #include "base/team.h"
 #include "engine/set.h"
+#include "helper/client.h"
 #include "repo/snapshot.h"
 
 #define BK_JOB_ID 64 /* "recovery_20251015_143000_2" and NUL */
@@ -152,6 +153,19 @@ typedef struct {
     char release[32];
     char text[512];
 } bk_engine_helper_t;
+
+/*
+ * Watch the set's files through a helper that answers, from now on: *fd is to be polled for reading
+ * (drain at once, too).  What happened before is not known, so that the next backup walks, unless
+ * the process that owned the set before watched until later.  Called again it watches anew.
+ * drain reads what was told; BK_UNAVAILABLE: the watch is over, so end it and begin anew after a
+ * while.  end closes fd: stop polling it first.  [short] but end, which does not block.
+ */
+bk_rc_t bk_engine_watch(bk_engine_t *engine, bk_helper_t *helper, int *fd, bk_err_t *err);
+bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err);
+void bk_engine_watch_end(bk_engine_t *engine);
+/* Is a tree of it watched now, or is there none? */
+bool bk_engine_watched(bk_engine_t *engine);
 
 /* Without it a host has none (BK_ENGINE_HELPER_OFF). */
 void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper);

@@ -22,6 +22,7 @@ struct bk_engine_s {
     int64_t started; /* ns */
     pthread_mutex_t helper_lock;
     bk_engine_helper_t helper; /* as last told; under helper_lock */
+    struct bk_watching_s *watching;
 };
 
 /* A job while it runs: belongs to lane 0; other lanes see only what is handed to them. */

@@ -12,6 +12,7 @@
 #include "base/publish.h"
 #include "base/str.h"
 #include "engine/engine_private.h"
+#include "engine/watching.h"
 
 #define DAY (86400 * BK_SEC)
 
@@ -57,8 +58,10 @@ static json_t *files_status(const bk_engine_t *engine, const json_t *summary)
     for (size_t i = 0; i < set->files_count; i++)
         json_array_append_new(directories,
                               bk_json_name(set->files[i].path, strlen(set->files[i].path)));
-    return json_pack("{so sb sI sI si sI sI sI sf so}", "monitored_directories", directories,
-                     "realtime_monitoring_enabled", 0, "total_files_tracked",
+    return json_pack("{so sb so sI sI si sI sI sI sf so}", "monitored_directories", directories,
+                     "realtime_monitoring_enabled",
+                     (int)(set->files_count > 0 && bk_watching_any(engine->watching)), "watch",
+                     bk_watching_describe(engine->watching), "total_files_tracked",
                      figure(summary, "files"), "unique_content_items", figure(summary, "chunks"),
                      "backup_queue_size", 0, "total_original_size", figure(summary, "files_size"),
                      "total_backup_size", stored, "deduplication_saved", saved,

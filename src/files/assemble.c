@@ -38,6 +38,7 @@ void bk_frame_free(bk_walk_t *walk, bk_frame_t *frame)
         free_segment(walk, segment);
     }
     bk_tree_builder_free(frame->builder);
+    bk_tree_iter_close(frame->before);
     bk_listing_free(&frame->names);
     free(frame->path);
     free(frame);

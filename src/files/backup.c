@@ -15,8 +15,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "files/compare.h"
 #include "files/walk.h"
 
 #define SLOTS_MAX     16384u /* alive: about 16 MiB with their content */
@@ -148,6 +150,9 @@ static bk_rc_t describe_dir(bk_walk_t *walk, bk_slot_t *slot, int fd, const stru
     slot->entry.flags = readable ? 0 : BK_ENTRY_DAMAGED;
     bk_entry_from_stat(walk, &slot->entry, BK_ENTRY_DIR, st);
     slot->present = true;
+    pthread_mutex_lock(&walk->lock);
+    walk->stats.dirs++;
+    pthread_mutex_unlock(&walk->lock);
     if (readable && walk->options->xattrs) {
         bk_buf_t blob;
         bk_buf_init(&blob, BK_ATTRS_MAX);
@@ -191,6 +196,7 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
     frame->inode = st.st_ino;
     bk_rc_t rc = BK_OK;
     int errnum = 0;
+    atomic_fetch_add_explicit(&walk->listed, 1, memory_order_relaxed);
     /* A mount point stays as an empty directory: something can be mounted on it again. */
     if (!options->one_file_system || st.st_dev == walk->device) {
         errnum = bk_listing_read(fd, &frame->names);
@@ -210,9 +216,6 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
         keep_tag(walk, frame);
     if (rc == BK_OK)
         rc = describe_dir(walk, frame->slot, fd, &st, errnum == 0, err);
-    pthread_mutex_lock(&walk->lock);
-    walk->stats.dirs += frame->slot != NULL;
-    pthread_mutex_unlock(&walk->lock);
     close(fd);
     return rc;
 }
@@ -230,16 +233,34 @@ static bool kind_is_dir(const bk_handle_t *handle, const bk_frame_t *frame, size
            S_ISDIR(st.st_mode);
 }
 
-/* Which nodes of the previous tree belong to the directories of a segment. */
-static void find_previous(bk_walk_t *walk, bk_segment_t *segment)
+/* A directory that nothing is said of is as it was, with all that is below it. */
+static bk_rc_t recognise(bk_walk_t *walk, const bk_frame_t *frame, bk_slot_t *slot,
+                         const bk_entry_t *before, bk_err_t *err)
 {
+    slot->entry.child = before->child;
+    slot->known = true;
+    if (frame->how != BK_FRAME_LIST)
+        return BK_OK;
+    bk_rc_t rc = bk_reuse_entry(slot, before, err);
+    slot->taken = bk_dirset_child(walk->options->since->dirty, frame->dirty, before->name,
+                                  before->name_len) == NULL;
+    slot->directory = !slot->taken;
+    if (rc == BK_OK && slot->taken && !bk_session_has(walk->session, &before->child))
+        rc = bk_reuse_give_up(walk, err);
+    return rc;
+}
+
+/* Which nodes of the previous tree belong to the directories of a segment. */
+static bk_rc_t find_previous(bk_walk_t *walk, bk_segment_t *segment, bk_err_t *err)
+{
+    bk_rc_t done = BK_OK;
     bk_frame_t *frame = segment->frame;
     bk_tree_iter_t *iter = NULL;
     bk_err_t lost = {0};
     const bk_entry_t *before = NULL;
     bk_rc_t rc = bk_tree_iter_open(bk_session_repo(walk->session), &frame->previous, walk->ctl,
                                    &iter, &lost);
-    for (size_t i = 0; i < segment->count && rc == BK_OK; i++) {
+    for (size_t i = 0; i < segment->count && rc == BK_OK && done == BK_OK; i++) {
         bk_slot_t *slot = &segment->slots[i];
         if (!slot->directory)
             continue;
@@ -249,14 +270,15 @@ static void find_previous(bk_walk_t *walk, bk_segment_t *segment)
         if (rc != BK_OK || before == NULL)
             break;
         if (before->type == BK_ENTRY_DIR && before->name_len == slot->entry.name_len &&
-            memcmp(before->name, slot->entry.name, before->name_len) == 0) {
-            slot->entry.child = before->child;
-            slot->known = true;
-        }
+            memcmp(before->name, slot->entry.name, before->name_len) == 0)
+            done = recognise(walk, frame, slot, before, err);
     }
     bk_tree_iter_close(iter);
+    if (lost.rc != BK_OK && walk->since)
+        return bk_reuse_give_up(walk, err);
     if (lost.rc != BK_OK)
         bk_walk_lost_previous(walk, frame, &lost);
+    return done;
 }
 
 /* Let other lanes catch up when much is unfinished. */
@@ -283,29 +305,31 @@ static bk_rc_t start_segment(bk_walk_t *walk, place_t *place, bk_err_t *err)
         bk_segment_new(walk, frame, place->next, count, place->next + count == frame->names.count);
     if (segment == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
+    place->segment = segment;
+    place->slot = 0;
+    place->next += count;
+    if (frame->how == BK_FRAME_TAKE)
+        return bk_reuse_segment(walk, segment, err);
     bk_rc_t rc = count > 0 ? reopen(walk, frame, &handle, err) : BK_OK;
     for (size_t i = 0; i < count && rc == BK_OK; i++) {
         bk_slot_t *slot = &segment->slots[i];
-        slot->directory = kind_is_dir(handle, frame, place->next + i);
-        slot->entry.name = (const uint8_t *)bk_listing_name(&frame->names, place->next + i);
+        slot->directory = kind_is_dir(handle, frame, segment->first + i);
+        slot->entry.name = (const uint8_t *)bk_listing_name(&frame->names, segment->first + i);
         slot->entry.name_len = (uint16_t)strlen((const char *)slot->entry.name);
         dirs = dirs || slot->directory;
     }
     if (rc == BK_OK && dirs && frame->has_previous)
-        find_previous(walk, segment);
+        rc = find_previous(walk, segment, err);
     size_t step = frame->has_previous ? BATCH_COMPARE : BATCH_FULL;
     for (size_t at = 0; at < count && rc == BK_OK && handle != NULL; at += step) {
         bool any = false;
         size_t end = at + step < count ? at + step : count;
         for (size_t i = at; i < end && !any; i++)
-            any = !segment->slots[i].directory;
+            any = !segment->slots[i].directory && !segment->slots[i].taken;
         if (any)
             rc = bk_batch_submit(walk, segment, handle, at, end - at, err);
     }
     bk_handle_release(handle);
-    place->segment = segment;
-    place->slot = 0;
-    place->next += count;
     return rc;
 }
 
@@ -321,6 +345,32 @@ static bool leave_out(bk_walk_t *walk, const bk_frame_t *parent, const char *pat
     return matching && !*selected && !bk_patterns_may_match_below(options->match, path, len);
 }
 
+/* How to go through a directory: what is said of it, unless it is new or within what is walked. */
+static void choose_how(const bk_walk_t *walk, bk_frame_t *frame, const bk_frame_t *parent)
+{
+    if (!walk->since || (parent != NULL && parent->how == BK_FRAME_WALK) || !frame->has_previous)
+        return;
+    frame->dirty = parent == NULL
+                       ? bk_dirset_root(walk->options->since->dirty)
+                       : bk_dirset_child(walk->options->since->dirty, parent->dirty,
+                                         frame->slot->entry.name, frame->slot->entry.name_len);
+    if (parent != NULL && frame->dirty == NULL)
+        return;
+    if (!bk_dirnode_tree(frame->dirty))
+        frame->how = bk_dirnode_marked(frame->dirty) ? BK_FRAME_LIST : BK_FRAME_TAKE;
+}
+
+/* The entries of a directory that is taken over, which only its parent knows the number of. */
+static bk_rc_t take_frame(bk_walk_t *walk, bk_frame_t *frame, uint64_t entries, bk_err_t *err)
+{
+    bk_err_t lost = {0};
+    frame->names.count = (size_t)entries;
+    if (bk_tree_iter_open(bk_session_repo(walk->session), &frame->previous, walk->ctl,
+                          &frame->before, &lost) == BK_OK)
+        return BK_OK;
+    return bk_reuse_give_up(walk, err);
+}
+
 /* Enter the directory in a slot: a new place on the stack. */
 static bk_rc_t enter(bk_walk_t *walk, stack_t_ *stack, bk_segment_t *segment, bk_slot_t *slot,
                      bk_err_t *err)
@@ -334,6 +384,7 @@ static bk_rc_t enter(bk_walk_t *walk, stack_t_ *stack, bk_segment_t *segment, bk
         return BK_OK;
     }
     if (leave_out(walk, segment->frame, path, len, &selected)) {
+        slot->present = false;
         pthread_mutex_lock(&walk->lock);
         walk->stats.excluded++;
         pthread_mutex_unlock(&walk->lock);
@@ -344,7 +395,14 @@ static bk_rc_t enter(bk_walk_t *walk, stack_t_ *stack, bk_segment_t *segment, bk
     if (frame == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
     frame->selected = selected;
-    bk_rc_t rc = load_frame(walk, frame, err);
+    choose_how(walk, frame, segment->frame);
+    bk_rc_t rc;
+    if (frame->how == BK_FRAME_TAKE) {
+        rc = take_frame(walk, frame, slot->entry.children, err);
+    } else {
+        slot->present = false; /* until it is seen */
+        rc = load_frame(walk, frame, err);
+    }
     return rc == BK_OK ? push(stack, frame, err) : rc;
 }
 
@@ -373,6 +431,13 @@ static bk_rc_t walk_all(bk_walk_t *walk, bk_err_t *err)
 {
     stack_t_ stack = {0};
     bk_rc_t rc = BK_OK;
+    if (walk->since && bk_dirset_empty(walk->options->since->dirty) &&
+        bk_session_has(walk->session, &walk->options->previous->root)) {
+        walk->root_id = walk->options->previous->root;
+        walk->root_entries = walk->options->previous->entries;
+        walk->finished = true;
+        return BK_OK;
+    }
     bk_frame_t *frame = new_frame(walk, "", 0, NULL, NULL);
     if (frame == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
@@ -380,7 +445,11 @@ static bk_rc_t walk_all(bk_walk_t *walk, bk_err_t *err)
         frame->previous = walk->options->previous->root;
         frame->has_previous = true;
     }
-    rc = load_frame(walk, frame, err);
+    choose_how(walk, frame, NULL);
+    if (frame->how == BK_FRAME_TAKE)
+        rc = take_frame(walk, frame, walk->options->previous->entries, err);
+    else
+        rc = load_frame(walk, frame, err);
     if (rc == BK_OK)
         rc = push(&stack, frame, err);
     while (rc == BK_OK && stack.count > 0 && !bk_group_failed(&walk->group)) {
@@ -433,6 +502,7 @@ static bk_rc_t set_up(bk_walk_t *walk, bk_err_t *err)
     if (fstat(bk_root_fd(walk->root), &st) != 0)
         return bk_err_sys(err, errno, "look at %s", options->path);
     walk->device = st.st_dev;
+    walk->started = bk_now();
     walk->names = bk_names_new();
     walk->skip = calloc(options->skip_count + 1, sizeof *walk->skip);
     if (walk->names == NULL || walk->skip == NULL)
@@ -462,7 +532,30 @@ static void tear_down(bk_walk_t *walk)
     bk_names_free(walk->names);
     bk_root_close(walk->root);
     free(walk->skip);
+    free(walk->linked);
     pthread_mutex_destroy(&walk->lock);
+}
+
+/* The figures of the whole tree, when only a part of it was looked at. */
+static bk_rc_t count_by_comparison(bk_walk_t *walk, bk_err_t *err)
+{
+    const bk_snapshot_tree_t *previous = walk->options->previous;
+    const bk_files_since_t *since = walk->options->since;
+    bk_files_stats_t *stats = &walk->stats;
+    bk_compared_t sums;
+    bk_rc_t rc = bk_files_compare(bk_session_repo(walk->session), &previous->root, &walk->root_id,
+                                  &sums, NULL, walk->ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    stats->files = previous->files + (uint64_t)sums.files;
+    stats->bytes = previous->bytes + (uint64_t)sums.bytes;
+    stats->dirs = since->dirs + (uint64_t)sums.dirs;
+    stats->links = since->links + (uint64_t)sums.links;
+    stats->others = since->others + (uint64_t)sums.others;
+    stats->files_new = sums.files_new;
+    stats->files_changed = sums.files_changed;
+    stats->files_unmodified = stats->files - sums.files_new - sums.files_changed;
+    return BK_OK;
 }
 
 static bk_rc_t fill_tree(bk_walk_t *walk, bk_snapshot_tree_t *tree, bk_err_t *err)
@@ -486,22 +579,46 @@ static bk_rc_t fill_tree(bk_walk_t *walk, bk_snapshot_tree_t *tree, bk_err_t *er
     return BK_OK;
 }
 
+static bk_rc_t run(bk_walk_t *walk, bk_snapshot_tree_t *tree, bk_err_t *err)
+{
+    pthread_mutex_init(&walk->lock, NULL);
+    bk_group_init(&walk->group);
+    bk_rc_t rc = set_up(walk, err);
+    if (rc == BK_OK) {
+        rc = walk_all(walk, err);
+        rc = finish_works(walk, rc, err);
+    }
+    if (rc == BK_OK && walk->since && !bk_reuse_links_complete(walk))
+        rc = bk_reuse_give_up(walk, err);
+    if (rc == BK_OK && walk->since)
+        rc = count_by_comparison(walk, err);
+    if (rc == BK_OK)
+        rc = fill_tree(walk, tree, err);
+    walk->stats.dirs_listed = atomic_load(&walk->listed);
+    walk->stats.walked = !walk->since;
+    tear_down(walk);
+    return rc;
+}
+
 bk_rc_t bk_files_backup(bk_session_t *session, const bk_files_options_t *options, bk_team_t *team,
                         bk_snapshot_tree_t *tree, bk_files_stats_t *stats, json_t *unreadable,
                         bk_ctl_t *ctl, bk_err_t *err)
 {
-    bk_walk_t walk = {
+    const bk_walk_t fresh = {
         .session = session, .options = options, .team = team, .ctl = ctl, .unreadable = unreadable};
-    pthread_mutex_init(&walk.lock, NULL);
-    bk_group_init(&walk.group);
-    bk_rc_t rc = set_up(&walk, err);
-    if (rc == BK_OK) {
-        rc = walk_all(&walk, err);
-        rc = finish_works(&walk, rc, err);
+    size_t listed = json_array_size(unreadable);
+    bk_err_t why = {0};
+    bk_walk_t walk = fresh;
+    walk.since = options->since != NULL && options->previous != NULL;
+    bk_rc_t rc = run(&walk, tree, &why);
+    if (rc != BK_OK && atomic_load(&walk.redo)) {
+        while (json_array_size(unreadable) > listed)
+            json_array_remove(unreadable, json_array_size(unreadable) - 1);
+        walk = fresh;
+        rc = run(&walk, tree, &why);
     }
-    if (rc == BK_OK)
-        rc = fill_tree(&walk, tree, err);
     *stats = walk.stats;
-    tear_down(&walk);
+    if (rc != BK_OK && err != NULL)
+        *err = why;
     return rc;
 }

@@ -10,6 +10,12 @@
  * while it is read is read again, up to three times, then kept as read and noted.  What cannot be
  * read is listed, never skipped in silence. Sockets and device nodes are noted once per kind and
  * left out.
+ *
+ * When it is known what can have changed since the previous snapshot, only those directories are
+ * listed; every other is taken over by its node's id, without a look at the file system, so the
+ * cost follows the changes.  The tree is the same as a walk would build.  What such a backup meets
+ * that it cannot judge (a damaged previous tree, a new name for a file that has others elsewhere)
+ * makes it a walk.
  */
 #ifndef BK_FILES_BACKUP_H
 #define BK_FILES_BACKUP_H
@@ -17,6 +23,7 @@
 #include <jansson.h>
 
 #include "base/team.h"
+#include "files/dirset.h"
 #include "files/pattern.h"
 #include "repo/session.h"
 #include "repo/snapshot.h"
@@ -24,6 +31,12 @@
 typedef struct {
     uint64_t device, inode;
 } bk_inode_t;
+
+/* What is known of the time since the previous snapshot. */
+typedef struct {
+    const bk_dirset_t *dirty;     /* directories that may differ from it, or from what it read */
+    uint64_t dirs, links, others; /* in it */
+} bk_files_since_t;
 
 typedef struct {
     const char *name; /* of the files block, for messages */
@@ -34,10 +47,14 @@ typedef struct {
     bool one_file_system; /* do not cross mounts */
     bool cachedir;        /* leave out the content of directories with a valid CACHEDIR.TAG */
     bool xattrs;
-    const bk_inode_t
-        *skip; /* never entered nor opened: base_dir, storages, databases and their companions */
+    /* Never entered nor opened: base_dir, storages, databases and their companions. */
+    const bk_inode_t *skip;
     size_t skip_count;
     const bk_snapshot_tree_t *previous; /* NULL: read everything */
+    const bk_files_since_t *since;      /* NULL, or no previous: walk */
+    /* Gets the directories that the next backup has to list in any case: what is in them can change
+     * unnoticed (files with several names), or was not read as it should be.  May be NULL. */
+    bk_dirset_t *again;
 } bk_files_options_t;
 
 typedef struct {
@@ -47,12 +64,15 @@ typedef struct {
     uint64_t bytes_read;
     uint64_t excluded, too_large, special; /* left out */
     uint64_t unreadable;
+    uint64_t dirs_listed;
+    bool walked; /* all directories were */
 } bk_files_stats_t;
 
 /*
- * Fills tree (but name) and stats; appends {path, errno, error} to unreadable (at most 1 000, all
- * are counted). Fails only when the root itself cannot be read, the repository fails, or ctl says
- * stop.
+ * Fills tree (but name) and stats: what was left out is counted in the directories that were
+ * listed, all else for the whole tree.  Appends {path, errno, error} to unreadable (at most 1 000,
+ * all are counted).  Fails only when the root itself cannot be read, the repository fails, or ctl
+ * says stop.
  */
 bk_rc_t bk_files_backup(bk_session_t *session, const bk_files_options_t *options, bk_team_t *team,
                         bk_snapshot_tree_t *tree, bk_files_stats_t *stats, json_t *unreadable,

@@ -62,6 +62,27 @@ bool bk_walk_path(const bk_frame_t *frame, const char *name, char *out, size_t *
     return true;
 }
 
+void bk_walk_again(bk_walk_t *walk, const bk_frame_t *frame)
+{
+    if (walk->options->again == NULL)
+        return;
+    pthread_mutex_lock(&walk->lock);
+    bk_dirset_add(walk->options->again, frame->path, false);
+    pthread_mutex_unlock(&walk->lock);
+}
+
+/* Under the lock.  rel may be a file or a directory: it, and where its name is. */
+static void again_at(bk_walk_t *walk, const char *rel)
+{
+    char parent[PATH_MAX];
+    const char *slash = strrchr(rel, '/');
+    if (walk->options->again == NULL)
+        return;
+    bk_fmt(parent, sizeof parent, "%.*s", slash != NULL ? (int)(slash - rel) : 0, rel);
+    bk_dirset_add(walk->options->again, rel, false);
+    bk_dirset_add(walk->options->again, parent, false);
+}
+
 void bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char *operation)
 {
     bk_err_t why = {0};
@@ -75,6 +96,7 @@ void bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char
     }
     pthread_mutex_lock(&walk->lock);
     walk->stats.unreadable++;
+    again_at(walk, rel);
     if (walk->unreadable != NULL && json_array_size(walk->unreadable) < LISTED_MAX &&
         bk_buf_ok(&path)) {
         json_t *item = json_object();
@@ -355,6 +377,8 @@ static bk_rc_t read_file(job_t *job, bk_slot_t *slot, const char *name, struct s
     uint64_t size = slot->entry.size; /* of what was read, which a moving file may differ from */
     bk_entry_from_stat(walk, &slot->entry, BK_ENTRY_FILE, st);
     slot->entry.size = size;
+    if (is_racy(st, looked) || result == MOVING)
+        bk_walk_again(walk, job->segment->frame);
     if (is_racy(st, looked))
         slot->entry.ctime = 0;
     if (result == MOVING) {
@@ -525,6 +549,10 @@ static bk_rc_t do_name(job_t *job, bk_slot_t *slot, const char *name, const bk_e
         return BK_OK;
     }
     bk_rc_t rc = BK_OK;
+    if (st.st_nlink > 1 && !job->alone) /* which is the second look at this name */
+        rc = bk_reuse_linked(job->walk, job->segment->frame, &st, before, err);
+    if (rc != BK_OK)
+        return rc;
     switch (st.st_mode & S_IFMT) {
     case S_IFREG:
         return do_file(job, slot, name, &st, before, err);
@@ -578,7 +606,7 @@ static bk_rc_t do_names(job_t *job, size_t first, size_t count, bk_err_t *err)
         while (before != NULL && compare_name(name, before) > 0)
             if (bk_tree_iter_next(iter, &before, &lost) != BK_OK)
                 before = NULL;
-        if ((rc = bk_ctl_check(walk->ctl, err)) != BK_OK || slot->directory ||
+        if ((rc = bk_ctl_check(walk->ctl, err)) != BK_OK || slot->directory || slot->taken ||
             bk_group_failed(&walk->group))
             continue;
         slot->entry.name = (const uint8_t *)name;

@@ -4,6 +4,7 @@
  *   backup.c     lane 0: walks directories, hands names to the lanes in batches
  *   batch.c      any lane: looks at names, reads files, fills slots
  *   assemble.c   whichever lane finishes a segment: slots into tree nodes, upwards
+ *   reuse.c      what is taken over from the previous tree without a look at the file system
  *
  * A frame is a directory at work.  Its names are cut into segments; a segment has one slot a name,
  * and counts what is unfinished in it: the listing itself, batches, files of their own, and child
@@ -41,6 +42,7 @@ typedef struct {
     bool present;     /* goes into the tree */
     bool directory;   /* lane 0 takes care of it */
     bool known;       /* directory: entry.child is the node in the previous tree */
+    bool taken;       /* as it was before: nobody looks at it */
 } bk_slot_t;
 
 struct bk_segment_s {
@@ -52,10 +54,20 @@ struct bk_segment_s {
     bk_slot_t slots[];
 };
 
+/* How a directory is gone through. */
+typedef enum {
+    BK_FRAME_WALK, /* list it and everything below */
+    BK_FRAME_LIST, /* list it; below, only what is said to have changed */
+    BK_FRAME_TAKE  /* take it over; below, only what is said to have changed */
+} bk_how_t;
+
 struct bk_frame_s {
-    bk_segment_t *parent; /* NULL: the root of the tree */
-    bk_slot_t *slot;      /* in parent */
-    char *path;           /* below the root; "" is the root */
+    bk_how_t how;
+    const bk_dirnode_t *dirty; /* its place in the set of changes; LIST and TAKE */
+    bk_tree_iter_t *before;    /* TAKE: where in the previous tree its next entry is */
+    bk_segment_t *parent;      /* NULL: the root of the tree */
+    bk_slot_t *slot;           /* in parent */
+    char *path;                /* below the root; "" is the root */
     size_t path_len;
     bk_listing_t names;
     uint64_t device, inode;
@@ -87,10 +99,16 @@ typedef struct {
     bk_names_t *names;
     bk_inode_t *skip;    /* sorted */
     uint64_t device;     /* of the root */
+    int64_t started;     /* ns */
     bk_group_t group;    /* every work of this backup */
     atomic_size_t slots; /* alive */
     atomic_bool atime;   /* O_NOATIME is not permitted here */
     _Atomic int64_t current_due;
+    bool since;                  /* only what changed is listed */
+    atomic_bool redo;            /* that does not do: walk */
+    atomic_uint_fast64_t listed; /* directories */
+    struct bk_linked_s *linked;  /* inodes with several names, by hash; under the lock */
+    size_t linked_size, linked_count;
 
     pthread_mutex_t lock; /* guards what follows, and frames as said there */
     bk_files_stats_t stats;
@@ -133,7 +151,21 @@ bool bk_walk_skips(const bk_walk_t *walk, const struct stat *st);
 void bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char *operation);
 /* rel of a name in a frame, into out (PATH_MAX bytes).  False when it is too long. */
 bool bk_walk_path(const bk_frame_t *frame, const char *name, char *out, size_t *len);
+/* The directory with this entry has to be looked at by the next backup in any case. */
+void bk_walk_again(bk_walk_t *walk, const bk_frame_t *frame);
 /* A directory of the previous backup is damaged: said once, and the files are read. */
 void bk_walk_lost_previous(bk_walk_t *walk, const bk_frame_t *frame, const bk_err_t *why);
+
+/* reuse.c */
+bk_rc_t bk_reuse_entry(bk_slot_t *slot, const bk_entry_t *before, bk_err_t *err);
+/* The next segment of a frame that is taken over: slots from the previous tree. */
+bk_rc_t bk_reuse_segment(bk_walk_t *walk, bk_segment_t *segment, bk_err_t *err);
+/* What cannot be judged without a walk: BK_CHANGED, and redo is set. */
+bk_rc_t bk_reuse_give_up(bk_walk_t *walk, bk_err_t *err);
+/* A name of an inode that has others.  before: the entry of that name in the previous tree. */
+bk_rc_t bk_reuse_linked(bk_walk_t *walk, const bk_frame_t *frame, const struct stat *st,
+                        const bk_entry_t *before, bk_err_t *err);
+/* Was every name seen of those that may be in the tree? */
+bool bk_reuse_links_complete(const bk_walk_t *walk);
 
 #endif

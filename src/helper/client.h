@@ -76,9 +76,19 @@ typedef struct {
 
 bk_rc_t bk_watch_open(bk_helper_t *helper, bk_watch_t **watch, bk_err_t *err);
 void bk_watch_close(bk_watch_t *watch); /* NULL is fine */
-/* Start watching one more root; flags BK_WIRE_DATABASE as configured. */
+/*
+ * Start watching one more root, a directory or a database, as configured.  One that fails has no
+ * number; BK_UNSUPPORTED: this system or file system cannot watch it.  BK_UNAVAILABLE: the watch is
+ * over, open a new one.
+ */
 bk_rc_t bk_watch_add(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_t *err);
-/* To be polled for reading, by an event loop too. */
+/*
+ * Wait until everything that happened so far, in all roots, is told: bk_watch_next then has it.
+ * path: any root that was added.
+ */
+bk_rc_t bk_watch_sync(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_t *err);
+/* To be polled for reading, by an event loop too; what is known already does not show there, so ask
+ * bk_watch_next until it has nothing. */
 int bk_watch_fd(const bk_watch_t *watch);
 /* The next event without waiting: BK_OK, BK_NOT_FOUND when there is none now, BK_UNAVAILABLE when
  * the helper is gone: open a new watch, and treat everything as changed. */

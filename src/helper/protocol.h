@@ -41,6 +41,8 @@
  *             has no room in the reply fails with ENOBUFS: it is asked again in the next.
  *     WATCH   body: as ROOT, for a root that may be watched.  Reply: bk_wire_root_reply_t.  After
  *             the first WATCH the conversation carries only WATCH and, unasked, EVENT messages.
+ *             For a root that is watched already the reply comes when everything that happened
+ *             before the request, in any of the roots, has been told.
  *     EVENT   helper -> worker, id 0: count times (bk_wire_event_t, path)
  *     FAILED  the reply to any request that is understood but refused as a whole; body: text.
  *

@@ -19,6 +19,7 @@
 #include "helper/cage.h"
 #include "helper/refuse.h"
 #include "helper/talk_private.h"
+#include "helper/watch.h"
 #include "helper/wire.h"
 
 /* --- requests --- */
@@ -340,9 +341,10 @@ int bk_talk_message(bk_talk_t *talk)
             return errnum;
         return head->verb == BK_WIRE_ROOT ? answer_root(talk) : answer_at(talk);
     }
-    case BK_WIRE_WATCH:
-        /* Whoever watches takes over the conversation here, with this message in talk->in. */
-        return say_no(talk, "watching is not supported by this helper");
+    case BK_WIRE_WATCH: {
+        int errnum = settle(talk, true);
+        return errnum != 0 ? errnum : EINPROGRESS; /* from here on it is another conversation */
+    }
     default:
         return EPROTO;
     }
@@ -367,6 +369,8 @@ static int serve(bk_talk_t *talk)
         if (got == BK_WIRE_END)
             return 0;
         int errnum = got == BK_WIRE_OK && all_read(talk->fd) ? bk_talk_message(talk) : EPROTO;
+        if (errnum == EINPROGRESS)
+            return bk_watch_run(talk->fd, talk->conf, &talk->in);
         bk_wire_drop(&talk->in);
         if (errnum == EPIPE || errnum == ECONNRESET)
             return 0;
@@ -417,6 +421,7 @@ int bk_talk_run(int fd, const bk_roots_t *roots, uint64_t generation)
     int errnum = walls < 0 ? errno : 0;
     if (errnum == 0) {
         talk->caged = true;
+        talk->watch_kinds = bk_watch_kinds();
         talk->cage = (uint32_t)walls;
         errnum = serve(talk);
     }

@@ -28,7 +28,8 @@ typedef struct {
 
 bk_talk_t *bk_talk_new(int fd, const bk_roots_t *roots, uint64_t generation); /* fd: borrowed */
 void bk_talk_free(bk_talk_t *talk);
-/* Answer the request in talk->in.  0; EPROTO: not of the protocol; else the conversation ends. */
+/* Answer the request in talk->in.  0; EPROTO: not of the protocol; EINPROGRESS: the first WATCH,
+ * which is for bk_watch_run; else the conversation ends. */
 int bk_talk_message(bk_talk_t *talk);
 
 #endif

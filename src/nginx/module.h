@@ -84,11 +84,14 @@ typedef struct {
     u_char                       cancel[BK_JOB_ID];
     ngx_uint_t                   ended;         /* counts jobs that ended */
     ngx_uint_t                   healthy;       /* 0: answer health with 503 */
+    ngx_pid_t                    heir;          /* the newest runner */
+    ngx_uint_t                   heir_ready;    /* it watches, or cannot */
     ngx_http_backup_text_t       texts[NGX_HTTP_BACKUP_TEXTS];
 } ngx_http_backup_slot_t;
 
 
 typedef struct ngx_http_backup_runner_s  ngx_http_backup_runner_t;
+typedef struct ngx_http_backup_watch_s  ngx_http_backup_watch_t;
 
 
 /* One "backup NAME { }" of one cycle. */
@@ -108,6 +111,7 @@ typedef struct {
     pthread_mutex_t              lock;          /* guards engine */
     bk_engine_t                 *engine;        /* NULL until first needed */
     ngx_http_backup_runner_t    *runner;        /* NULL unless worker 0 */
+    ngx_http_backup_watch_t     *watch;         /* the same */
     unsigned                     ready:1;       /* init_process has run */
 } ngx_http_backup_set_t;
 
@@ -204,6 +208,10 @@ ngx_uint_t ngx_http_backup_ended_count(ngx_http_backup_set_t *bset);
 ngx_uint_t ngx_http_backup_is_running(ngx_http_backup_set_t *bset,
     const char *id, ngx_uint_t *canceling);
 void ngx_http_backup_cancel(ngx_http_backup_set_t *bset, const char *id);
+/* This process will run the set; ready: it sees what changes, or never will. */
+void ngx_http_backup_heir(ngx_http_backup_set_t *bset, ngx_uint_t ready);
+/* Another process will run the set, and is not ready yet. */
+ngx_uint_t ngx_http_backup_heir_comes(ngx_http_backup_set_t *bset);
 
 
 /* task.c: thread pools. */
@@ -240,12 +248,26 @@ void ngx_http_backup_log_init(ngx_log_t *log);
 void ngx_http_backup_log_drain(void);
 
 
+/* watch.c: worker 0 is told what changes. */
+
+ngx_int_t ngx_http_backup_watch_init(ngx_cycle_t *cycle,
+    ngx_http_backup_set_t *bset);
+void ngx_http_backup_watch_tick(ngx_http_backup_set_t *bset,
+    ngx_uint_t leaving);
+/* A runner that leaves, since so many ms, should not let go yet. */
+ngx_uint_t ngx_http_backup_watch_waits(ngx_http_backup_set_t *bset,
+    ngx_msec_t since);
+void ngx_http_backup_watch_exit(ngx_http_backup_set_t *bset);
+
+
 /* runner.c: worker 0 runs the jobs. */
 
 ngx_int_t ngx_http_backup_runner_init(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf);
 void ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf);
+/* The runner looks at everything now. */
+void ngx_http_backup_hurry(void);
 /* Any worker: there is something to do. */
 void ngx_http_backup_wake(void);
 /* A job has ended: whoever waits for one looks now. */

@@ -165,6 +165,10 @@ ngx_http_backup_runner_init(ngx_cycle_t *cycle,
         sets[i]->runner->own_since = ngx_current_msec;
         sets[i]->runner->own_next = ngx_current_msec;
         sets[i]->runner->publish_next = ngx_current_msec;
+
+        if (ngx_http_backup_watch_init(cycle, sets[i]) != NGX_OK) {
+            return NGX_ERROR;
+        }
     }
 
     ngx_http_backup_runner_conf = bmcf;
@@ -221,6 +225,8 @@ ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
         if (sets[i]->engine == NULL) {
             continue;
         }
+
+        ngx_http_backup_watch_exit(sets[i]);
 
         if (sets[i]->runner && sets[i]->runner->owned) {
             bk_engine_disown(sets[i]->engine);
@@ -324,6 +330,13 @@ ngx_http_backup_awake(ngx_event_t *ev)
 {
     ngx_http_backup_hear(ev);
 
+    ngx_http_backup_hurry();
+}
+
+
+void
+ngx_http_backup_hurry(void)
+{
     if (ngx_http_backup_timer.timer_set) {
         ngx_del_timer(&ngx_http_backup_timer);
     }
@@ -335,7 +348,7 @@ ngx_http_backup_awake(ngx_event_t *ev)
 static void
 ngx_http_backup_tick(ngx_event_t *ev)
 {
-    ngx_uint_t                     i, leaving, active;
+    ngx_uint_t                     i, leaving, active, waiting;
     ngx_http_backup_set_t        **sets;
     ngx_http_backup_runner_t      *rn;
     ngx_http_backup_main_conf_t   *bmcf = ngx_http_backup_runner_conf;
@@ -343,6 +356,7 @@ ngx_http_backup_tick(ngx_event_t *ev)
     ngx_http_backup_log_drain();
 
     active = 0;
+    waiting = 0;
     leaving = (ngx_exiting || ngx_quit || ngx_terminate);
     sets = bmcf->sets.elts;
 
@@ -354,7 +368,16 @@ ngx_http_backup_tick(ngx_event_t *ev)
         if (rn->job || rn->busy || !rn->owned) {
             active = 1;
         }
+
+        if (leaving && rn->owned && rn->job == NULL && !rn->busy) {
+            active = 1;
+            waiting = 1;
+        }
     }
+
+    /* the worker stays as long as a set waits for its next runner */
+
+    ngx_http_backup_timer.cancelable = !waiting;
 
     ngx_add_timer(&ngx_http_backup_timer,
                   active ? NGX_HTTP_BACKUP_TICK : NGX_HTTP_BACKUP_IDLE);
@@ -377,6 +400,8 @@ ngx_http_backup_run(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
         ngx_http_backup_job_watch(bset, leaving);
     }
 
+    ngx_http_backup_watch_tick(bset, leaving);
+
     if (!rn->publishing && !(leaving && !rn->owned)
         && (ngx_msec_int_t) (ngx_current_msec - rn->publish_next) >= 0)
     {
@@ -394,7 +419,10 @@ ngx_http_backup_run(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
     }
 
     if (leaving) {
-        if (rn->owned && rn->job == NULL) {
+        if (rn->owned && rn->job == NULL
+            && !ngx_http_backup_watch_waits(bset,
+                                            ngx_current_msec - rn->leave))
+        {
             ngx_http_backup_own(bset);
         }
 

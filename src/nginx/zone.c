@@ -295,3 +295,34 @@ ngx_http_backup_cancel(ngx_http_backup_set_t *bset, const char *id)
 
     ngx_shmtx_unlock(&bset->shpool->mutex);
 }
+
+
+void
+ngx_http_backup_heir(ngx_http_backup_set_t *bset, ngx_uint_t ready)
+{
+    ngx_shmtx_lock(&bset->shpool->mutex);
+
+    /* an older runner has nothing to say any more */
+
+    if (!ready || bset->slot->heir == ngx_pid) {
+        bset->slot->heir = ngx_pid;
+        bset->slot->heir_ready = ready;
+    }
+
+    ngx_shmtx_unlock(&bset->shpool->mutex);
+}
+
+
+ngx_uint_t
+ngx_http_backup_heir_comes(ngx_http_backup_set_t *bset)
+{
+    ngx_uint_t  comes;
+
+    ngx_shmtx_lock(&bset->shpool->mutex);
+
+    comes = (bset->slot->heir != ngx_pid && !bset->slot->heir_ready);
+
+    ngx_shmtx_unlock(&bset->shpool->mutex);
+
+    return comes;
+}

@@ -92,7 +92,28 @@ sub peer_restic {
         sub { run_command(@restic, 'backup', $data) });
     $result{$set}{size}{restic} = size_of("$root/restic");
     measure($set, 'unchanged', 'restic', undef, sub { run_command(@restic, 'backup', $data) });
+    measure($set, '100 changed', 'restic', sub { change_some($data) }, sub { run_command(@restic, 'backup', $data) })
+        if $set eq 'N';
     measure($set, 'restore', 'restic', undef, sub { run_command(@restic, 'restore', 'latest', '--target', fresh_dir()) });
+    return;
+}
+
+# A line more in a hundred files of a set, in as many directories as there are.
+my $turn = 0;
+
+sub change_some {
+    my ($data) = @_;
+    my @dirs = grep { -d } glob "$data/*";
+    @dirs = ($data) unless @dirs;
+    $turn++;
+    for my $n (0 .. 99) {
+        my $dir = $dirs[$n * @dirs / 100 % @dirs];
+        my @files = grep { -f } glob "$dir/*";
+        open my $out, '>>', $files[($turn * 7 + $n) % @files] or die "$dir: $!\n";
+        print {$out} "line $turn\n";
+        close $out;
+    }
+    select undef, undef, undef, 0.2;    # the clock of the file system has to tick
     return;
 }
 
@@ -148,6 +169,33 @@ sub ours {
     return;
 }
 
+# With the helper, whose watcher tells what changed.
+sub ours_watched {
+    my ($set, $data, %sources) = @_;
+    my $nginx = NgxBackup->new(user => 'www-data', helper => $NgxBackup::helper);
+    $nginx->{set} = configuration($nginx->{dir}, %sources);
+    $nginx->own('bench.key');
+    $nginx->start;
+    my $noticed = sub { grep { /are noticed from now on/ } $nginx->log_lines };
+    $nginx->wait_until(60, 'watching', $noticed) or die "not watched\n";
+    job_seconds($nginx, '/create', { backup_type => 'full' });
+    my $by_changes = sub {
+        my ($listed) = @_;
+        my $seconds = job_seconds($nginx, '/create', { backup_type => 'incremental' });
+        my $stats = $nginx->get('/list?limit=1')->{json}{backups}[0]{id};
+        $stats = $nginx->get("/backups/$stats")->{json}{stats};
+        die "it walked\n" if $stats->{scan} ne 'changes';
+        die "$stats->{dirs_listed} directories listed\n" if $stats->{dirs_listed} > $listed;
+        return $seconds;
+    };
+    measure($set, 'watched', 'ngx-backup', undef, sub { $by_changes->(0) });
+    measure($set, '100 changed', 'ngx-backup', sub { change_some($data) }, sub { $by_changes->(100) }) if $set eq 'N';
+    $result{$set}{watched}{restic} = $result{$set}{unchanged}{restic};
+    $nginx->stop('QUIT');
+    $nginx->finish;
+    return;
+}
+
 sub configuration {
     my ($dir, %sources) = @_;
     my %files = %{ $sources{files} // {} };
@@ -174,13 +222,15 @@ my %bar = (    # from the project's goals: measure, set → peer → ratio
     full => { M => { restic => 0.35, borg => 0.25, 'tar|zstd' => 0.5 }, N => { restic => 0.5 }, db => { 'sqlite3 .backup' => 1.5 } },
     restore => { M => { restic => 0.6, 'cp -a' => 0.6 }, N => { restic => 0.6, 'cp -a' => 0.6 } },
     unchanged => { M => { restic => 0.3 }, N => { restic => 0.3 } },
+    watched => { M => { restic => 0.03 }, N => { restic => 0.03 } },
+    '100 changed' => { N => { restic => 0.05 } },
     size => { M => { restic => 1, borg => 1, 'tar|zstd' => 1 } },
 );
 
 sub table {
     print "\nmeasure     set  program            value    ours/peer   bar\n";
     for my $set (sort keys %result) {
-        for my $what (qw(full unchanged restore size memory)) {
+        for my $what (qw(full unchanged watched), '100 changed', qw(restore size memory)) {
             my $row = $result{$set}{$what} or next;
             my $mine = $row->{'ngx-backup'};
             for my $program (sort { ($a ne 'ngx-backup') <=> ($b ne 'ngx-backup') || $a cmp $b } keys %$row) {
@@ -219,9 +269,11 @@ for my $set (@sets) {
         peer_simple($set, $data);
         peer_restic($set, $data);
         peer_borg($set, $data);
-        ours($set, $data, $set eq 'M'
+        my %sources = $set eq 'M'
             ? (files => { uploads => "$data/uploads", transcripts => "$data/transcripts" }, databases => { main => "$data/app.db" })
-            : (files => { all => $data }));
+            : (files => { all => $data });
+        ours($set, $data, %sources);
+        ours_watched($set, $data, %sources);
     }
     remove_tree($data, @used, "$root/restic", "$root/borg") unless $ENV{KEEP};
     @used = ();

@@ -30,6 +30,8 @@ typedef struct {
     bk_restore_options_t restore;
     bk_snapshot_tree_t tree; /* of the last backup */
     bk_files_stats_t stats;
+    bk_dirset_t dirty, again; /* what changed since the last backup; what it wants to see again */
+    bk_files_since_t since;
     bk_restore_stats_t restored;
     json_t *unreadable, *plan, *failed;
 } world_t;
@@ -88,6 +90,8 @@ static inline int world_tear_down(void **state)
     bk_patterns_free(&w->match);
     bk_patterns_free(&w->exclude);
     free(w->tree.path);
+    bk_dirset_free(&w->dirty);
+    bk_dirset_free(&w->again);
     test_dir_remove(w->dir);
     free(w);
     return 0;
@@ -230,6 +234,26 @@ static inline void run_incremental(world_t *w)
     w->backup.previous = &previous;
     run_backup(w);
     w->backup.previous = NULL;
+}
+
+/* Compared with the backup before, looking only where w->dirty and w->again say; both then are new. */
+static inline void run_changes(world_t *w)
+{
+    bk_snapshot_tree_t previous = w->tree;
+    bk_dirset_t again;
+    bk_dirset_init(&again);
+    bk_dirset_merge(&w->dirty, &w->again);
+    w->since = (bk_files_since_t){&w->dirty, w->stats.dirs, w->stats.links, w->stats.others};
+    w->backup.previous = &previous;
+    w->backup.since = &w->since;
+    w->backup.again = &again;
+    run_backup(w);
+    w->backup.previous = NULL;
+    w->backup.since = NULL;
+    w->backup.again = NULL;
+    bk_dirset_free(&w->dirty);
+    bk_dirset_free(&w->again);
+    w->again = again;
 }
 
 static inline bk_rc_t do_restore(bk_team_t *team, void *arg, bk_err_t *err)
