@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "repo/history.h"
 #include "repo/repo_private.h"
 #include "repo/verify_private.h"
 
@@ -345,6 +346,7 @@ static bk_rc_t check_bytes(const object_t *object, stream_t *stream, bk_err_t *e
     bk_id_t digest, wanted;
     bk_err_t why = {0}, pack_why = {0};
     bool is_data = strncmp(name, "packs/", 6) == 0, is_meta = strncmp(name, "meta/", 5) == 0;
+    bool is_history = strncmp(name, "wal/", 4) == 0;
     bk_rc_t pack_rc = BK_OK;
 
     if (!bk_object_name_id(name, &wanted)) {
@@ -353,11 +355,13 @@ static bk_rc_t check_bytes(const object_t *object, stream_t *stream, bk_err_t *e
     }
     if (v->level >= 2 && (is_data || is_meta)) {
         pack_rc = check_pack(stream, &wanted, is_meta ? BK_KIND_META : BK_KIND_PACK, &pack_why);
-        if (ends_verification(pack_rc)) {
-            if (err != NULL)
-                *err = pack_why;
-            return pack_rc;
-        }
+    } else if (v->level >= 2 && is_history) {
+        pack_rc = bk_history_check(v->repo, name, object->size, v->ctl, &pack_why);
+    }
+    if (ends_verification(pack_rc)) {
+        if (err != NULL)
+            *err = pack_why;
+        return pack_rc;
     }
     bk_rc_t rc = stream_to(stream, object->size, &why);
     if (ends_verification(rc)) {
@@ -423,13 +427,13 @@ static bk_rc_t submit_object(void *arg, const bk_storage_item_t *item, bk_err_t 
 
 static bk_rc_t check_objects(bk_verify_t *v, bk_team_t *team, bk_err_t *err)
 {
-    static const char *const folders[] = {"packs/", "meta/", "index/", "snapshots/"};
+    static const char *const folders[] = {"packs/", "meta/", "index/", "snapshots/", "wal/"};
     bk_group_t group;
     submit_t submit = {.v = v, .team = team, .group = &group};
     bk_err_t failure = {0};
     bk_rc_t rc = BK_OK;
     bk_group_init(&group);
-    for (size_t i = 0; i < 4 && rc == BK_OK; i++)
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0] && rc == BK_OK; i++)
         rc = bk_objects_list(bk_repo_objects(v->repo), folders[i], submit_object, &submit, v->ctl,
                              err);
     bk_rc_t done = bk_team_wait(team, &group, &failure);

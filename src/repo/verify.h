@@ -3,9 +3,11 @@
  *
  *   level 0  every pack the index names exists with its size; every snapshot object is readable
  *   level 1  SHA-256 of every object equals its name (no key needed)
- *   level 2  every frame of every pack decrypts, decompresses and has its id; every chunk that a
- * snapshot needs is there (level 3, restoring into scratch, is the engine's.) Findings come as
- * chunk → path → backups.  Verification changes nothing.
+ *   level 2  every frame of every pack decrypts, decompresses and has its id; every part of every
+ *            segment of transactions decrypts; every chunk that a snapshot needs is there
+ *
+ * (Level 3, restoring into scratch, is the engine's.)  Findings come as chunk → path → backups.
+ * Verification changes nothing.
  */
 #ifndef BK_REPO_VERIFY_H
 #define BK_REPO_VERIFY_H
