@@ -158,8 +158,9 @@ typedef struct {
  * Watch the set's files through a helper that answers, from now on: *fd is to be polled for reading
  * (drain at once, too).  What happened before is not known, so that the next backup walks, unless
  * the process that owned the set before watched until later.  Called again it watches anew.
- * drain reads what was told; BK_UNAVAILABLE: the watch is over, so end it and begin anew after a
- * while.  end closes fd: stop polling it first.  [short] but end, which does not block.
+ * drain reads what was told; BK_UNAVAILABLE: the watch is over, so begin anew after a while.
+ * end closes fd, as beginning anew does: stop polling it first.  [short] all of them: each may wait
+ * for a thread that talks to a helper that hangs.
  */
 bk_rc_t bk_engine_watch(bk_engine_t *engine, bk_helper_t *helper, int *fd, bk_err_t *err);
 bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err);

@@ -146,6 +146,22 @@ static void forget(bk_watching_t *w)
     w->sync_path = NULL;
 }
 
+/* The lock, for a job: a thread that begins anew may hold it for seconds.  False: ctl says stop. */
+static bool hold(bk_watching_t *w, bk_ctl_t *ctl)
+{
+    for (;;) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += 100 * 1000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        if (pthread_mutex_clocklock(&w->lock, CLOCK_MONOTONIC, &until) == 0)
+            return true;
+        if (bk_ctl_check(ctl, NULL) != BK_OK)
+            return false;
+    }
+}
+
 /* Under the lock: all that happened until now is in the journals; or it is not, and they know. */
 static void catch_up(bk_watching_t *w, bk_ctl_t *ctl)
 {
@@ -218,11 +234,17 @@ bk_rc_t bk_engine_watch(bk_engine_t *engine, bk_helper_t *helper, int *fd, bk_er
 bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err)
 {
     bk_watching_t *w = engine->watching;
+    bk_err_t why = {0};
     bk_rc_t rc = BK_UNAVAILABLE;
     pthread_mutex_lock(&w->lock);
-    if (w->watch != NULL && (rc = drain(w, err)) != BK_OK)
+    if (w->watch != NULL && (rc = drain(w, &why)) != BK_OK)
         forget(w);
     pthread_mutex_unlock(&w->lock);
+    if (rc != BK_OK) {
+        say_reason(w, w->reason, why.text);
+        if (err != NULL)
+            *err = why;
+    }
     return rc;
 }
 
@@ -286,7 +308,9 @@ void bk_watching_take(bk_watching_t *w, size_t at, const char *previous, bool fu
     *plan = (bk_watching_plan_t){.journal = w->trees[at].journal};
     bk_dirset_init(&plan->again);
     plan->fingerprint = fingerprint(w->set, &w->set->files[at]);
-    pthread_mutex_lock(&w->lock);
+    plan->walk = true;
+    if (!hold(w, ctl))
+        return;
     catch_up(w, ctl);
     plan->usable = bk_changes_take(plan->journal, &plan->dirty, &plan->base);
     pthread_mutex_unlock(&w->lock);
@@ -299,7 +323,8 @@ void bk_watching_take(bk_watching_t *w, size_t at, const char *previous, bool fu
 void bk_watching_explain(bk_watching_t *w, const bk_watching_plan_t *plan, const bk_dirset_t *where,
                          bk_dirset_t *rest, bk_ctl_t *ctl)
 {
-    pthread_mutex_lock(&w->lock);
+    if (!hold(w, ctl))
+        return;
     catch_up(w, ctl);
     bk_changes_explain(plan->journal, where, rest);
     pthread_mutex_unlock(&w->lock);

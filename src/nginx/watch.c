@@ -5,7 +5,9 @@
  * also while an older runner still has the set: so that after a reload there
  * is no time that nobody saw, the old one lets go only when the new one
  * watches, or after a while.  The loop sees that there is something to read;
- * a thread reads it, since whoever takes a backup may be reading just then.
+ * a thread reads it, since whoever takes a backup may be reading just then,
+ * and holds the engine's lock while a helper that hangs lets it wait.  So the
+ * loop calls nothing of the engine but at the very end.
  */
 
 #include "nginx/module.h"
@@ -24,6 +26,7 @@ struct ngx_http_backup_watch_s {
     int                       fd;
     bk_rc_t                   rc;
     bk_err_t                  err;
+    ngx_uint_t                watched;          /* as of the last drain */
     unsigned                  busy:1;
     unsigned                  again:1;          /* an event while busy */
     unsigned                  seen:1;           /* it has worked once */
@@ -123,7 +126,6 @@ ngx_http_backup_watch_open_done(void *data)
     c = ngx_get_connection(w->fd, ngx_cycle->log);
 
     if (c == NULL) {
-        bk_engine_watch_end(w->bset->engine);
         ngx_http_backup_watch_retry(w);
         return;
     }
@@ -195,6 +197,7 @@ ngx_http_backup_watch_drain_work(void *data)
     ngx_http_backup_watch_t  *w = data;
 
     w->rc = bk_engine_watch_drain(w->bset->engine, &w->err);
+    w->watched = (w->rc == BK_OK && bk_engine_watched(w->bset->engine));
 }
 
 
@@ -216,7 +219,7 @@ ngx_http_backup_watch_drain_done(void *data)
         return;
     }
 
-    if (bk_engine_watched(w->bset->engine)) {
+    if (w->watched) {
         w->pause = NGX_HTTP_BACKUP_WATCH_FIRST;
         ngx_http_backup_watch_ready(w);
 
@@ -243,7 +246,11 @@ ngx_http_backup_watch_drain_done(void *data)
 }
 
 
-/* The descriptor is the engine's, which closes it. */
+/*
+ * The descriptor is the engine's, which closes it when it begins anew: on a
+ * thread, since whoever takes a backup may be waiting for the helper just
+ * then.  Until that happens nothing is lost: who takes a backup reads it, too.
+ */
 
 static void
 ngx_http_backup_watch_close(ngx_http_backup_watch_t *w)
@@ -269,8 +276,6 @@ ngx_http_backup_watch_close(ngx_http_backup_watch_t *w)
 
     ngx_free_connection(c);
     c->fd = (ngx_socket_t) -1;
-
-    bk_engine_watch_end(w->bset->engine);
 }
 
 
@@ -315,7 +320,13 @@ ngx_http_backup_watch_waits(ngx_http_backup_set_t *bset, ngx_msec_t since)
 void
 ngx_http_backup_watch_exit(ngx_http_backup_set_t *bset)
 {
-    if (bset->watch) {
-        ngx_http_backup_watch_close(bset->watch);
+    if (bset->watch == NULL) {
+        return;
     }
+
+    ngx_http_backup_watch_close(bset->watch);
+
+    /* the threads are gone by now: nobody holds what this takes */
+
+    bk_engine_watch_end(bset->engine);
 }
