@@ -29,6 +29,7 @@ typedef struct {
     char *trigger, *requested_by, *request_id;
     int64_t created, started, completed; /* ns, 0: not yet */
     int64_t sequence;                    /* order of creation */
+    bool damaged; /* what was asked for cannot be told any more: never to be run */
 } bk_job_row_t;
 
 void bk_job_row_free(bk_job_row_t *row);

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "engine/ending.h"
 #include "engine/engine_private.h"
 #include "engine/watching.h"
 
@@ -124,6 +125,7 @@ void bk_engine_close(bk_engine_t *engine)
     free(engine->cache_dir);
     free(engine->spool_dir);
     free(engine->scratch_dir);
+    json_decref(engine->result);
     pthread_mutex_destroy(&engine->helper_lock);
     free(engine);
 }
@@ -170,17 +172,6 @@ static void find_running(void *arg, const bk_job_row_t *row)
     running->resumes[running->count++] = kinds[row->kind].resumes;
 }
 
-static bk_rc_t give_up(bk_engine_t *engine, const char *id, bk_err_t *err, const char *text)
-{
-    bk_err_t why = {0};
-    bk_err_set(&why, BK_INTERRUPTED, "%s", text);
-    json_t *result = json_pack("{ss so}", "error", why.text, "problem", bk_problem(&why, NULL));
-    bk_log(BK_LOG_ERROR, "backup %s: job %s: %s", engine->set->name, id, text);
-    bk_rc_t rc = bk_catalog_finish(engine->catalog, id, BK_STATUS_FAILED, result, err);
-    json_decref(result);
-    return rc;
-}
-
 /*
  * What was running when its process died.  A recovery is not repeated on its own: somebody may have
  * mended things since.  A job that brings its process down each time must not do so for ever.
@@ -196,16 +187,18 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
         const char *id = running->ids[i];
         unsigned crashes = 0;
         if (!running->resumes[i]) {
-            rc = give_up(engine, id, err,
-                         "the process was stopped in the middle of this recovery: files that are "
-                         "there are whole, each database is as before or recovered; run it again");
+            rc = bk_ending_give_up(
+                engine, id, err,
+                "the process was stopped in the middle of this recovery: files that are "
+                "there are whole, each database is as before or recovered; run it again");
             continue;
         }
         rc = bk_catalog_requeue(engine->catalog, id, &crashes, err);
         if (rc == BK_OK && crashes > CRASHES_MAX)
-            rc = give_up(engine, id, err,
-                         "the process died again and again while this job ran: look for "
-                         "\"exited on signal\" and for the kernel's out of memory messages");
+            rc = bk_ending_give_up(
+                engine, id, err,
+                "the process died again and again while this job ran: look for "
+                "\"exited on signal\" and for the kernel's out of memory messages");
         else if (rc == BK_OK)
             bk_log(BK_LOG_WARN, "backup %s: job %s was cut off and is queued again",
                    engine->set->name, id);
@@ -374,7 +367,13 @@ bk_rc_t bk_engine_submit(bk_engine_t *engine, const bk_submit_t *request, char i
 
 bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err)
 {
-    return bk_catalog_take(engine->catalog, id, err);
+    id[0] = '\0';
+    bk_rc_t rc = bk_ending_settle(engine, err);
+    if (rc == BK_OK)
+        rc = bk_catalog_take(engine->catalog, id, err);
+    if (rc == BK_OK)
+        bk_strcpy(engine->taken, sizeof engine->taken, id);
+    return rc;
 }
 
 bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status,
@@ -395,49 +394,29 @@ bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *s
 
 /* --- running --- */
 
-static void add_warnings(json_t *result, bk_ctl_t *ctl)
+/* What the job does; its end is in *status, what failed in failure. */
+static bk_rc_t run_row(bk_engine_t *engine, const bk_job_row_t *row, bk_team_t *team, bk_ctl_t *ctl,
+                       json_t *result, bk_job_status_t *status, bk_err_t *failure)
 {
-    json_t *warnings = json_object_get(result, "warnings");
-    if (warnings == NULL) {
-        warnings = json_array();
-        json_object_set_new(result, "warnings", warnings);
-    }
-    pthread_mutex_lock(&ctl->lock);
-    for (unsigned i = 0; i < ctl->notes_kept; i++)
-        json_array_append_new(warnings, bk_json_name(ctl->notes[i], strlen(ctl->notes[i])));
-    if (ctl->notes_total > 0)
-        json_object_set_new(result, "warnings_total", json_integer((json_int_t)ctl->notes_total));
-    pthread_mutex_unlock(&ctl->lock);
-}
-
-static bk_job_status_t ended_as(bk_rc_t rc, bk_job_kind_t kind, const bk_ctl_t *ctl,
-                                const json_t *result)
-{
-    bool warned = ctl->notes_total > 0 || json_is_true(json_object_get(result, "incomplete"));
-    if (rc == BK_OK)
-        return warned ? BK_STATUS_WARNING : BK_STATUS_COMPLETED;
-    if (rc == BK_CANCELED)
-        return BK_STATUS_CANCELED;
-    if (rc == BK_INTERRUPTED)
-        return kinds[kind].resumes ? BK_STATUS_INTERRUPTED : BK_STATUS_FAILED;
-    return BK_STATUS_FAILED;
-}
-
-static void log_end(const bk_engine_t *engine, const char *id, bk_job_status_t status,
-                    bk_ctl_t *ctl, const bk_err_t *err)
-{
-    double seconds = (double)(bk_mono() - ctl->started) / BK_SEC;
-    if (status == BK_STATUS_COMPLETED)
-        bk_log(BK_LOG_NOTICE, "backup %s: job %s completed after %.1f s", engine->set->name, id,
-               seconds);
-    else if (status == BK_STATUS_WARNING)
-        bk_log(BK_LOG_WARN, "backup %s: job %s completed with %llu warnings after %.1f s: %s",
-               engine->set->name, id, (unsigned long long)ctl->notes_total, seconds,
-               ctl->notes_kept > 0 ? ctl->notes[0] : "unreadable files");
-    else
-        bk_log(status == BK_STATUS_FAILED ? BK_LOG_ERROR : BK_LOG_NOTICE,
-               "backup %s: job %s %s after %.1f s: %s", engine->set->name, id,
-               bk_job_status_name(status), seconds, err->text);
+    bk_job_t job = {.engine = engine,
+                    .id = row->id,
+                    .created = row->created,
+                    .body = row->body,
+                    .result = result,
+                    .team = team,
+                    .ctl = ctl};
+    bool resumes = kinds[row->kind].resumes;
+    bk_log(BK_LOG_NOTICE, "backup %s: job %s started (%s by %s)", engine->set->name, row->id,
+           row->trigger != NULL ? row->trigger : "?",
+           row->requested_by != NULL ? row->requested_by : "?");
+    bk_rc_t rc = kinds[row->kind].run(&job, failure);
+    if (rc == BK_INTERRUPTED && !resumes)
+        bk_err_set(failure, BK_INTERRUPTED,
+                   "nginx was stopped in the middle of this recovery: files that are there are "
+                   "whole, each database is as before or recovered; run it again");
+    *status = bk_ending_status(rc, resumes, ctl, result);
+    bk_ending_add_warnings(result, ctl);
+    return rc;
 }
 
 bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_ctl_t *ctl,
@@ -445,42 +424,28 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
 {
     bk_job_row_t row;
     bk_err_t failure = {0}, ignored = {0};
-    bk_rc_t rc = bk_catalog_job(engine->catalog, id, &row, err);
-    if (rc != BK_OK)
-        return rc;
-    bk_log(BK_LOG_NOTICE, "backup %s: job %s started (%s by %s)", engine->set->name, id,
-           row.trigger != NULL ? row.trigger : "?",
-           row.requested_by != NULL ? row.requested_by : "?");
-    bk_job_t job = {.engine = engine,
-                    .id = id,
-                    .created = row.created,
-                    .body = row.body,
-                    .result = json_object(),
-                    .team = team,
-                    .ctl = ctl};
-    rc = kinds[row.kind].run(&job, &failure);
-    if (rc == BK_INTERRUPTED && !kinds[row.kind].resumes)
-        bk_err_set(&failure, BK_INTERRUPTED,
-                   "nginx was stopped in the middle of this recovery: files that are there are "
-                   "whole, each database is as before or recovered; run it again");
-    *status = ended_as(rc, row.kind, ctl, job.result);
-    add_warnings(job.result, ctl);
+    json_t *result = json_object();
+    *status = BK_STATUS_FAILED;
+    bk_rc_t rc = bk_catalog_job(engine->catalog, id, &row, &failure);
     if (rc != BK_OK) {
-        json_object_set_new(job.result, "error", json_string(failure.text));
-        json_object_set_new(job.result, "problem", bk_problem(&failure, NULL));
+        bk_err_wrap(&failure, "job %s was not started, its record cannot be read", id);
+    } else {
+        /* A request without its members would be another one: the newest backup, in place. */
+        rc = row.damaged ? bk_err_set(&failure, BK_CORRUPT,
+                                      "job %s was not started, its record in %s/catalog.db is "
+                                      "damaged: ask for it again",
+                                      id, engine->set->base_dir)
+                         : run_row(engine, &row, team, ctl, result, status, &failure);
+        bk_job_row_free(&row);
+    }
+    if (rc != BK_OK) {
+        json_object_set_new(result, "error", json_string(failure.text));
+        json_object_set_new(result, "problem", bk_problem(&failure, NULL));
     }
     bk_remove_tree(engine->scratch_dir, false, &ignored);
-    /* Interrupted: the next owner takes it again, from the start. */
-    bool again = *status == BK_STATUS_INTERRUPTED;
-    bk_rc_t stored = bk_catalog_finish(engine->catalog, id, again ? BK_STATUS_QUEUED : *status,
-                                       again ? NULL : job.result, &ignored);
-    if (stored != BK_OK)
-        bk_log(BK_LOG_ERROR, "backup %s: job %s: its end could not be recorded: %s",
-               engine->set->name, id, ignored.text);
+    bk_ending_log(engine, id, *status, ctl, &failure);
+    bk_ending_record(engine, id, *status, result);
     bk_catalog_prune(engine->catalog, JOBS_KEPT, NULL);
-    log_end(engine, id, *status, ctl, &failure);
-    json_decref(job.result);
-    bk_job_row_free(&row);
     if (rc != BK_OK && err != NULL)
         *err = failure;
     return rc;

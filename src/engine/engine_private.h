@@ -23,6 +23,11 @@ struct bk_engine_s {
     pthread_mutex_t helper_lock;
     bk_engine_helper_t helper; /* as last told; under helper_lock */
     struct bk_watching_s *watching;
+    /* Owner: the job that was taken and has no end in the catalog yet, "" when there is none; its
+     * end once it has one (engine/ending.h). */
+    char taken[BK_JOB_ID];
+    bk_job_status_t status;
+    json_t *result;
 };
 
 /* A job while it runs: belongs to lane 0; other lanes see only what is handed to them. */

@@ -36,6 +36,7 @@ static void read_row(sqlite3_stmt *statement, bk_job_row_t *row)
                       ? (bk_job_status_t)status
                       : BK_STATUS_FAILED;
     row->body = bk_catalog_parse(sqlite3_column_text(statement, 3));
+    row->damaged = row->body == NULL || (int)row->kind != kind;
     if (row->body == NULL)
         row->body = json_object();
     row->result = bk_catalog_parse(sqlite3_column_text(statement, 4));
