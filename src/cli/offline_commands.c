@@ -193,6 +193,7 @@ typedef struct {
     cli_offline_t *offline;
     bk_recover_options_t options;
     bk_root_t *target;
+    const char *below; /* of target; "" but in a dry run into what is not there yet */
     json_t *result;
     bk_ctl_t *ctl;
     atomic_bool done;
@@ -201,8 +202,8 @@ typedef struct {
 static bk_rc_t recover_main(bk_team_t *team, void *arg, bk_err_t *err)
 {
     recover_t *recover = arg;
-    return bk_recover_into(recover->offline->repo, &recover->options, recover->target, "", team,
-                           recover->result, recover->ctl, err);
+    return bk_recover_into(recover->offline->repo, &recover->options, recover->target,
+                           recover->below, team, recover->result, recover->ctl, err);
 }
 
 /* Draws the progress while the lanes work. */
@@ -253,8 +254,10 @@ static int recover_snapshot(recover_t *recover, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_snapshot_find(&list, id, &recover->options.snapshot, err);
     if (rc == BK_OK)
-        rc = bk_root_open(cli->value[OPT_TARGET], cli->value[OPT_DRY_RUN] == NULL, &recover->target,
-                          err);
+        rc = cli->value[OPT_DRY_RUN] != NULL
+                 ? bk_root_open_nearest(cli->value[OPT_TARGET], &recover->target, &recover->below,
+                                        err)
+                 : bk_root_open(cli->value[OPT_TARGET], true, &recover->target, err);
     if (rc == BK_OK)
         rc = run_recovery(recover, err);
     code = rc == BK_OK ? print_recovery(recover, recover->options.snapshot) : cli_fail(err);
@@ -302,7 +305,7 @@ int cli_offline_recover(const cli_t *cli)
     bk_patterns_t patterns = {0};
     bk_err_t err = {0};
     bk_ctl_t ctl;
-    recover_t recover = {.cli = cli, .offline = &offline, .ctl = &ctl};
+    recover_t recover = {.cli = cli, .offline = &offline, .below = "", .ctl = &ctl};
     int code = read_recovery(cli, &recover.options, &patterns);
     if (code == EXIT_OK && cli_offline_open(cli, &offline, &err) != BK_OK) {
         code = cli_fail(&err);
