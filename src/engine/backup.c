@@ -55,13 +55,10 @@ static void forget_database(bk_snapshot_db_t *db)
 static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_t *out,
                              bk_err_t *err)
 {
-    bk_rc_t rc = bk_db_dump(b->session, db->path, (unsigned)db->busy_timeout, b->job->team, out,
-                            b->job->ctl, err);
-    if (rc == BK_OK && db->wal == BK_WAL_REQUIRE && strcmp(out->journal, "wal") != 0)
-        rc = bk_err_set(err, BK_CONFIG,
-                        "journal_mode is %s, but the configuration says wal require: run \"PRAGMA "
-                        "journal_mode=WAL\" once, or write \"wal on\"",
-                        out->journal);
+    /* A safety backup takes it in any mode: what a recovery replaces must not be lost. */
+    bool want_wal = db->wal == BK_WAL_REQUIRE && !b->scope->lenient;
+    bk_rc_t rc = bk_db_dump(b->session, db->path, (unsigned)db->busy_timeout, want_wal,
+                            b->job->team, out, b->job->ctl, err);
     if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "out of memory");
     return rc;

@@ -13,10 +13,11 @@
 /*
  * Back up the database at path: pin, blocks of BK_BLOCK_SIZE into chunks and a map, digest, unpin.
  * Fills every member of *db but name (heap strings owned by it).  All-zero blocks are stored as
- * holes.
+ * holes.  want_wal: BK_CONFIG, before a page is read, for a database in another journal mode, whose
+ * application would have to wait.
  */
-bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bk_team_t *team,
-                   bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
+bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bool want_wal,
+                   bk_team_t *team, bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
 
 /*
  * Write the image of db to a new file (mode 0600) and prove it: page count and digest, then, when

@@ -57,6 +57,24 @@ static void what_was_lost_whole_comes_back(void **state)
     assert_app_is_back(f);
 }
 
+/* The demand is about backups that hold up the application, not about what a recovery replaces. */
+static void a_safety_backup_does_not_demand_wal(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    f->set.dbs[0].wal = BK_WAL_REQUIRE;
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=DELETE");
+    sqlite3_close(db);
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_contains(text_of(job, "error"), "wal require");
+    done(job);
+    job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"database\"}", "completed");
+    assert_int_equal(strncmp(text_of(job, "safety_backup"), "safety_", 7), 0);
+    done(job);
+}
+
 static void the_safety_backup_undoes_a_recovery(void **state)
 {
     fixture_t *f = *state;
@@ -545,6 +563,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
         T(what_was_lost_whole_comes_back),
+        T(a_safety_backup_does_not_demand_wal),
         T(the_safety_backup_undoes_a_recovery),
         T(a_database_is_recovered_while_the_application_writes),
         T(a_database_beyond_reading_is_set_aside_and_recovered),

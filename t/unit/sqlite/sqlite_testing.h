@@ -90,12 +90,14 @@ typedef struct {
     const char *path, *file;
     bk_snapshot_db_t *db;
     unsigned busy_ms;
+    bool want_wal;
 } job_t;
 
 static inline bk_rc_t dump_main(bk_team_t *team, void *arg, bk_err_t *err)
 {
     job_t *job = arg;
-    return bk_db_dump(job->session, job->path, job->busy_ms, team, job->db, &job->f->ctl, err);
+    return bk_db_dump(job->session, job->path, job->busy_ms, job->want_wal, team, job->db,
+                      &job->f->ctl, err);
 }
 
 static inline bk_rc_t materialise_main(bk_team_t *team, void *arg, bk_err_t *err)
