@@ -2,7 +2,9 @@
  * files/filling.c: the content of one file: is what is there right already, and if not, the bytes
  * into a temporary.
  *
- * Runs in any lane.  Holds no descriptor between two calls: a window has thousands of files.
+ * Runs in any lane.  Holds no descriptor between two calls, since a window has thousands of files;
+ * but through the helper that of a file of several chunks, which nobody could open again.  Of those
+ * the window begins few at a time.
  */
 #include "files/filling.h"
 
@@ -26,6 +28,8 @@ bk_item_t *bk_item_new(bk_restore_t *restore, bk_place_t *place, const bk_entry_
         return NULL;
     item->restore = restore;
     item->place = place;
+    item->fd = -1;
+    pthread_mutex_init(&item->writing, NULL);
     place->users++;
     item->entry = *entry;
     item->entry.target = NULL;
@@ -56,6 +60,9 @@ void bk_item_free(bk_item_t *item)
 {
     if (item == NULL)
         return;
+    if (item->fd >= 0)
+        close(item->fd);
+    pthread_mutex_destroy(&item->writing);
     bk_place_release(item->place);
     free(item->pieces);
     free(item);
@@ -71,8 +78,7 @@ void bk_item_fail(bk_item_t *item, const bk_err_t *why)
     bk_restore_fail(item->restore, path, why);
 }
 
-/* Sort a failure: of this file (reported, BK_OK), or of everything. */
-static bk_rc_t settle(bk_item_t *item, bk_rc_t rc, const bk_err_t *why, bk_err_t *err)
+bk_rc_t bk_item_settle(bk_item_t *item, bk_rc_t rc, const bk_err_t *why, bk_err_t *err)
 {
     if (rc == BK_OK)
         return BK_OK;
@@ -95,18 +101,18 @@ bool bk_item_needs_chunks(const bk_item_t *item)
 
 /* --- the temporary --- */
 
-/* dir: descriptor of the place, or -1 to find it by its path. */
-static int open_temporary(bk_item_t *item, int dir, bool create)
+/* at: the place, or NULL to find it by its path. */
+static int open_temporary(bk_item_t *item, const bk_at_t *at, bool create)
 {
     int flags = O_WRONLY | O_CLOEXEC | O_NOFOLLOW | (create ? O_CREAT | O_EXCL : 0);
     char path[PATH_MAX];
     if (create)
         bk_temporary_name(item->restore, item->temporary);
     int fd = -1;
-    if (dir >= 0)
-        fd = openat(dir, item->temporary, flags, 0600);
+    if (at != NULL)
+        fd = openat(at->fd, item->temporary, flags, 0600);
     else if (bk_place_path(item->place, item->temporary, path))
-        fd = bk_root_open_raw(item->restore->root, path, flags, 0600);
+        fd = bk_root_open_raw(item->restore->road.root, path, flags, 0600);
     else
         errno = ENAMETOOLONG;
     if (fd < 0 && create)
@@ -114,12 +120,17 @@ static int open_temporary(bk_item_t *item, int dir, bool create)
     return fd;
 }
 
+static bk_rc_t set_size(const bk_item_t *item, int fd, bk_err_t *err)
+{
+    if ((item->entry.flags & BK_ENTRY_EXTENTS) && ftruncate(fd, (off_t)item->entry.size) != 0)
+        return bk_err_sys(err, errno, "set its size");
+    return BK_OK;
+}
+
 /* The last byte is in. */
 static bk_rc_t complete(bk_item_t *item, int fd, bk_err_t *err)
 {
-    bk_rc_t rc = BK_OK;
-    if ((item->entry.flags & BK_ENTRY_EXTENTS) && ftruncate(fd, (off_t)item->entry.size) != 0)
-        rc = bk_err_sys(err, errno, "set its size");
+    bk_rc_t rc = set_size(item, fd, err);
     if (rc == BK_OK)
         rc = bk_place_metadata(item->restore, fd, &item->entry, true, err);
     /* The window's flush covers the root's file system only. */
@@ -137,9 +148,15 @@ static bk_rc_t close_written(int fd, bk_rc_t rc, bk_err_t *err)
     return rc;
 }
 
-/* Data bytes [offset, offset + len) of the file to where they belong. */
-static bk_rc_t write_data(const bk_item_t *item, int fd, const uint8_t *data, size_t len,
-                          uint64_t offset, bk_err_t *err)
+bk_rc_t bk_item_close(const bk_item_t *item, int fd, bk_rc_t rc, bk_err_t *err)
+{
+    if (rc == BK_OK)
+        rc = set_size(item, fd, err);
+    return close_written(fd, rc, err);
+}
+
+bk_rc_t bk_item_write(const bk_item_t *item, int fd, const uint8_t *data, size_t len,
+                      uint64_t offset, bk_err_t *err)
 {
     if (item->pieces == NULL)
         return bk_direct_write(fd, data, len, offset, "it", err);
@@ -211,22 +228,27 @@ static bk_rc_t read_pieces(bk_item_t *item, bk_err_t *err)
 
 /* --- is it right already --- */
 
-static bk_rc_t compare_existing(bk_item_t *item, int dir, bk_reader_t *reader, bk_err_t *err)
+bk_rc_t bk_item_is_right(const bk_item_t *item, int fd, bk_reader_t *reader, bool *right,
+                         bk_err_t *err)
 {
     struct stat st;
     bk_id_t sha256;
     int sys = 0;
-    int flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
-    int fd = openat(dir, item->name, flags | O_NOATIME);
-    if (fd < 0 && errno == EPERM)
-        fd = openat(dir, item->name, flags);
-    if (fd < 0)
+    *right = false;
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || (uint64_t)st.st_size != item->entry.size)
+        return BK_OK;
+    bk_rc_t rc = bk_content_hash(reader, fd, &st, &sha256, &sys, err);
+    *right = rc == BK_OK && sys == 0 && bk_id_equal(&sha256, &item->entry.sha256);
+    return rc;
+}
+
+static bk_rc_t compare_existing(bk_item_t *item, const bk_at_t *at, bk_reader_t *reader,
+                                bk_err_t *err)
+{
+    int fd;
+    if (bk_at_read(at, item->name, O_NOATIME, &fd) != 0)
         return BK_OK; /* cannot tell: it is replaced */
-    bk_rc_t rc = BK_OK;
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size == item->entry.size) {
-        rc = bk_content_hash(reader, fd, &st, &sha256, &sys, err);
-        item->unchanged = rc == BK_OK && sys == 0 && bk_id_equal(&sha256, &item->entry.sha256);
-    }
+    bk_rc_t rc = bk_item_is_right(item, fd, reader, &item->unchanged, err);
     if (item->unchanged && !item->restore->options->dry_run)
         rc = bk_place_metadata(item->restore, fd, &item->entry, false, err);
     close(fd);
@@ -236,7 +258,7 @@ static bk_rc_t compare_existing(bk_item_t *item, int dir, bk_reader_t *reader, b
 /* --- writing --- */
 
 /* A file that lies in its entry, is empty, or is one hole. */
-static bk_rc_t write_plain(bk_item_t *item, int dir, bk_err_t *err)
+static bk_rc_t write_plain(bk_item_t *item, const bk_at_t *at, bk_err_t *err)
 {
     const bk_entry_t *entry = &item->entry;
     if (entry->content_len != item->data_bytes)
@@ -244,26 +266,28 @@ static bk_rc_t write_plain(bk_item_t *item, int dir, bk_err_t *err)
     bk_rc_t rc = read_pieces(item, err);
     if (rc != BK_OK)
         return rc;
-    int fd = open_temporary(item, dir, true);
+    if (bk_item_helped(item))
+        return bk_helped_write(item, entry->content, entry->content_len, err);
+    int fd = open_temporary(item, at, true);
     if (fd < 0)
         return bk_err_sys(err, errno, "make a temporary file");
     if (entry->content_len > 0)
-        rc = write_data(item, fd, entry->content, entry->content_len, 0, err);
+        rc = bk_item_write(item, fd, entry->content, entry->content_len, 0, err);
     if (rc == BK_OK)
         rc = complete(item, fd, err);
     return close_written(fd, rc, err);
 }
 
-bk_rc_t bk_item_prepare(bk_item_t *item, int dir, bk_reader_t *reader, bk_err_t *err)
+bk_rc_t bk_item_prepare(bk_item_t *item, const bk_at_t *at, bk_reader_t *reader, bk_err_t *err)
 {
     bk_err_t why = {0};
     bk_rc_t rc = BK_OK;
-    if (item->compare)
-        rc = compare_existing(item, dir, reader, &why);
+    if (item->compare && !bk_item_helped(item))
+        rc = compare_existing(item, at, reader, &why);
     if (rc == BK_OK && !item->unchanged && !item->restore->options->dry_run &&
         !bk_item_needs_chunks(item))
-        rc = write_plain(item, dir, &why);
-    return settle(item, rc, &why, err);
+        rc = write_plain(item, at, &why);
+    return bk_item_settle(item, rc, &why, err);
 }
 
 /*
@@ -278,6 +302,20 @@ static bk_rc_t reserve(const bk_item_t *item, int fd, bk_err_t *err)
     return failed != 0 && errno == ENOSPC ? bk_err_sys(err, errno, "reserve its room") : BK_OK;
 }
 
+static bk_rc_t begin_helped(bk_item_t *item, bk_err_t *err)
+{
+    bk_at_t at;
+    int errnum = bk_at_open(&item->restore->road, item->place->path, false, &at);
+    bk_temporary_name(item->restore, item->temporary);
+    if (errnum == 0)
+        errnum = bk_at_create(&at, item->temporary, &item->fd);
+    bk_at_close(&at);
+    if (errnum == 0)
+        return reserve(item, item->fd, err);
+    item->temporary[0] = '\0';
+    return bk_at_error(&item->restore->road, errnum, "make a temporary file", err);
+}
+
 bk_rc_t bk_item_begin(bk_item_t *item, bk_err_t *err)
 {
     bk_err_t why = {0};
@@ -286,23 +324,45 @@ bk_rc_t bk_item_begin(bk_item_t *item, bk_err_t *err)
     atomic_store(&item->left, chunks);
     bk_rc_t rc = read_pieces(item, &why);
     /* One chunk: whoever gets it makes the file. */
-    if (rc == BK_OK && chunks > 1) {
-        int fd = open_temporary(item, -1, true);
+    if (rc == BK_OK && chunks > 1 && bk_item_helped(item)) {
+        rc = begin_helped(item, &why);
+    } else if (rc == BK_OK && chunks > 1) {
+        int fd = open_temporary(item, NULL, true);
         if (fd < 0)
             rc = bk_err_sys(&why, errno, "make a temporary file");
         else
             rc = close_written(fd, reserve(item, fd, &why), &why);
     }
-    return settle(item, rc, &why, err);
+    return bk_item_settle(item, rc, &why, err);
+}
+
+/* One of several chunks of a file that stays open until the last of them. */
+static bk_rc_t write_helped(bk_item_t *item, const bk_want_chunk_t *want, const uint8_t *data,
+                            bk_err_t *err)
+{
+    pthread_mutex_lock(&item->writing);
+    bk_rc_t rc = bk_item_write(item, item->fd, data, want->raw, want->tag, err);
+    pthread_mutex_unlock(&item->writing);
+    if (atomic_fetch_sub(&item->left, 1) != 1 || rc != BK_OK || atomic_load(&item->failed))
+        return rc;
+    int fd = item->fd;
+    item->fd = -1;
+    rc = bk_item_close(item, fd, rc, err);
+    item->written = rc == BK_OK;
+    return rc;
 }
 
 static bk_rc_t write_chunk(bk_item_t *item, const bk_want_chunk_t *want, const uint8_t *data,
                            bk_err_t *err)
 {
-    int fd = open_temporary(item, -1, item->temporary[0] == '\0');
+    if (item->fd >= 0)
+        return write_helped(item, want, data, err);
+    if (bk_item_helped(item))
+        return bk_helped_write(item, data, want->raw, err);
+    int fd = open_temporary(item, NULL, item->temporary[0] == '\0');
     if (fd < 0)
         return bk_err_sys(err, errno, "open its temporary file");
-    bk_rc_t rc = write_data(item, fd, data, want->raw, want->tag, err);
+    bk_rc_t rc = bk_item_write(item, fd, data, want->raw, want->tag, err);
     /* Also when another chunk failed: the count must come to its end. */
     if (atomic_fetch_sub(&item->left, 1) == 1 && rc == BK_OK && !atomic_load(&item->failed))
         rc = complete(item, fd, err);
@@ -324,5 +384,5 @@ bk_rc_t bk_item_deliver(void *arg, const bk_want_chunk_t *want, const uint8_t *d
     bk_rc_t rc = write_chunk(item, want, data, &why);
     if (rc == BK_OK && restore->ctl != NULL)
         atomic_fetch_add_explicit(&restore->ctl->bytes_done, want->raw, memory_order_relaxed);
-    return settle(item, rc, &why, err);
+    return bk_item_settle(item, rc, &why, err);
 }

@@ -21,25 +21,47 @@ struct bk_root_s {
     int fd;
     char *path;
     atomic_bool walk; /* openat2 is not to be had here */
+    bk_helper_root_t *helper;
 };
+
+/* By the helper's rights; a configuration that does not have this root is no failure. */
+static bk_rc_t ask_helper(bk_root_t *root, bk_helper_t *helper, uint32_t may, bk_ctl_t *ctl,
+                          bk_err_t *err)
+{
+    bk_err_t why = {0};
+    bk_rc_t rc = bk_helper_root_open(helper, root->path, may, &root->helper, ctl, &why);
+    if (rc == BK_OK || rc == BK_FORBIDDEN)
+        return BK_OK;
+    if (err != NULL)
+        *err = why;
+    return rc;
+}
 
 bk_rc_t bk_root_open(const char *path, bool make, bk_root_t **result, bk_err_t *err)
 {
+    return bk_root_open_helped(path, make, NULL, 0, NULL, result, err);
+}
+
+bk_rc_t bk_root_open_helped(const char *path, bool make, bk_helper_t *helper, uint32_t may,
+                            bk_ctl_t *ctl, bk_root_t **result, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
     if (path[0] != '/')
         return bk_err_set(err, BK_INVALID, "directory %s: the path must be absolute", path);
-    if (make) {
-        bk_rc_t rc = bk_mkdirs(path, 0700, err);
-        if (rc != BK_OK)
-            return rc;
-    }
+    /* What stands in the way of making it shows when it is opened. */
+    if (make && (rc = bk_mkdirs(path, 0700, err)) != BK_OK && helper == NULL)
+        return rc;
     bk_root_t *root = calloc(1, sizeof *root);
     if (root == NULL || (root->path = bk_strdup(path)) == NULL) {
         free(root);
         return bk_err_set(err, BK_NO_MEMORY, "open directory %s: out of memory", path);
     }
     root->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (root->fd < 0) {
-        bk_rc_t rc = bk_err_sys(err, errno, "open directory %s", path);
+    int errnum = errno;
+    rc = helper != NULL ? ask_helper(root, helper, may, ctl, err) : BK_OK;
+    if (rc == BK_OK && root->fd < 0 && root->helper == NULL)
+        rc = bk_err_sys(err, errnum, "open directory %s", path);
+    if (rc != BK_OK) {
         bk_root_close(root);
         return rc;
     }
@@ -53,6 +75,7 @@ void bk_root_close(bk_root_t *root)
         return;
     if (root->fd >= 0)
         close(root->fd);
+    bk_helper_root_close(root->helper);
     free(root->path);
     free(root);
 }
@@ -65,6 +88,11 @@ const char *bk_root_path(const bk_root_t *root)
 int bk_root_fd(const bk_root_t *root)
 {
     return root->fd;
+}
+
+bk_helper_root_t *bk_root_helper(const bk_root_t *root)
+{
+    return root->helper;
 }
 
 /* Relative, without empty components, "." or "..". */
@@ -131,6 +159,10 @@ static int open_walking(int dir, const char *rel, int flags, mode_t mode)
 int bk_root_open_raw(bk_root_t *root, const char *rel, int flags, mode_t mode)
 {
     flags |= O_CLOEXEC | O_NOFOLLOW;
+    if (root->fd < 0) {
+        errno = EACCES;
+        return -1;
+    }
     if (rel[0] == '\0')
         return openat(root->fd, ".", flags, mode);
     if (!rel_valid(rel)) {

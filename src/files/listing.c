@@ -104,14 +104,20 @@ void bk_listing_free(bk_listing_t *listing)
     *listing = (bk_listing_t){0};
 }
 
-bool bk_listing_is_cache(int fd)
+bool bk_listing_is_tag(int fd)
 {
     char text[sizeof SIGNATURE - 1];
     size_t got = 0;
+    bk_rc_t rc = bk_read_all(fd, text, sizeof text, &got, BK_CACHEDIR_TAG, NULL);
+    return rc == BK_OK && got == sizeof text && memcmp(text, SIGNATURE, got) == 0;
+}
+
+bool bk_listing_is_cache(int fd)
+{
     int tag = openat(fd, BK_CACHEDIR_TAG, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (tag < 0)
         return false;
-    bk_rc_t rc = bk_read_all(tag, text, sizeof text, &got, BK_CACHEDIR_TAG, NULL);
+    bool is = bk_listing_is_tag(tag);
     close(tag);
-    return rc == BK_OK && got == sizeof text && memcmp(text, SIGNATURE, got) == 0;
+    return is;
 }

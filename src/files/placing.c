@@ -1,7 +1,6 @@
 /*
- * files/placing.c: one name of the target at a time: its metadata, giving it to a finished
- * temporary, moving it aside, removing it.  Touches the target's file system below a directory's
- * descriptor, never through a link.
+ * files/placing.c: one name of the target at a time: giving it to a finished temporary, moving it
+ * aside, removing it with what is below.  Touches the target through placeat.h only.
  */
 #include "files/placing.h"
 
@@ -55,8 +54,8 @@ bool bk_place_path(const bk_place_t *place, const char *name, char *out)
 static json_t *absolute_name(const bk_restore_t *restore, const char *path)
 {
     char text[2 * PATH_MAX];
-    bool root = strcmp(bk_root_path(restore->root), "/") == 0;
-    bk_fmt(text, sizeof text, "%s%s%s", root ? "" : bk_root_path(restore->root),
+    bool root = strcmp(bk_root_path(restore->road.root), "/") == 0;
+    bk_fmt(text, sizeof text, "%s%s%s", root ? "" : bk_root_path(restore->road.root),
            path[0] != '\0' ? "/" : "", path);
     return bk_json_name(text, strlen(text));
 }
@@ -91,7 +90,8 @@ void bk_restore_fail(bk_restore_t *restore, const char *path, const bk_err_t *wh
 
 bool bk_restore_is_fatal(bk_rc_t rc)
 {
-    return rc == BK_CANCELED || rc == BK_INTERRUPTED || rc == BK_NO_SPACE || rc == BK_NO_MEMORY;
+    return rc == BK_CANCELED || rc == BK_INTERRUPTED || rc == BK_NO_SPACE || rc == BK_NO_MEMORY ||
+           rc == BK_UNAVAILABLE;
 }
 
 void bk_restore_current(bk_restore_t *restore, const char *path)
@@ -135,115 +135,6 @@ void bk_temporary_name(bk_restore_t *restore, char out[BK_TEMPORARY_MAX])
            (unsigned long long)atomic_fetch_add(&restore->number, 1));
 }
 
-/* --- metadata --- */
-
-static void times_of(const bk_entry_t *entry, struct timespec times[2])
-{
-    int64_t ns = entry->mtime % BK_SEC;
-    times[0] = (struct timespec){.tv_nsec = UTIME_OMIT};
-    times[1] = (struct timespec){.tv_sec = entry->mtime / BK_SEC - (ns < 0),
-                                 .tv_nsec = ns < 0 ? ns + BK_SEC : ns};
-}
-
-static void owner_of(bk_restore_t *restore, const bk_entry_t *entry, uid_t *uid, gid_t *gid)
-{
-    *uid = bk_names_uid(restore->names, entry->user, entry->user_len, entry->uid);
-    *gid = bk_names_gid(restore->names, entry->group, entry->group_len, entry->gid);
-}
-
-/* Set-user-id bits are an owner's promise: without the owner they would be somebody else's. */
-static mode_t mode_of(const bk_entry_t *entry, bool owner_ok)
-{
-    mode_t mode = entry->mode & 07777;
-    return owner_ok || entry->type == BK_ENTRY_DIR ? mode : mode & ~(mode_t)06000;
-}
-
-static bk_rc_t read_attrs(bk_restore_t *restore, const bk_entry_t *entry, bk_buf_t *blob,
-                          bk_err_t *err)
-{
-    if (!(entry->flags & BK_ENTRY_ATTRS))
-        return BK_OK;
-    bk_rc_t rc = bk_repo_get(restore->repo, &entry->attrs, blob, restore->ctl, err);
-    if (rc != BK_OK)
-        bk_err_wrap(err, "extended attributes");
-    return rc;
-}
-
-bk_rc_t bk_place_metadata(bk_restore_t *restore, int fd, const bk_entry_t *entry, bool fresh,
-                          bk_err_t *err)
-{
-    struct stat st = {0};
-    struct timespec times[2];
-    bk_buf_t blob;
-    bk_rc_t rc = BK_OK;
-    unsigned refused = 0;
-    bool owner_ok = false;
-    if (!fresh && fstat(fd, &st) != 0)
-        return bk_err_sys(err, errno, "look at it");
-    if (restore->options->owners) {
-        uid_t uid;
-        gid_t gid;
-        owner_of(restore, entry, &uid, &gid);
-        owner_ok = (!fresh && st.st_uid == uid && st.st_gid == gid) || fchown(fd, uid, gid) == 0;
-        if (!owner_ok)
-            atomic_fetch_add(&restore->owner_refused, 1);
-    }
-    if ((entry->flags & BK_ENTRY_ATTRS) || !fresh) {
-        bk_buf_init(&blob, BK_CHUNK_MAX);
-        rc = read_attrs(restore, entry, &blob, err);
-        if (rc == BK_OK)
-            rc = bk_attrs_write(fd, fresh, blob.data, blob.len, &refused, err);
-        bk_buf_free(&blob);
-        atomic_fetch_add(&restore->attrs_refused, refused);
-    }
-    /* chown clears set-user-id bits, so the mode comes behind it, also when it seems right. */
-    if (rc == BK_OK && fchmod(fd, mode_of(entry, owner_ok)) != 0)
-        rc = bk_err_sys(err, errno, "set its mode");
-    times_of(entry, times);
-    if (rc == BK_OK && futimens(fd, times) != 0)
-        rc = bk_err_sys(err, errno, "set its times");
-    return rc;
-}
-
-bk_rc_t bk_place_metadata_at(bk_restore_t *restore, int dir, const char *name,
-                             const bk_entry_t *entry, bk_err_t *err)
-{
-    struct timespec times[2];
-    bk_buf_t blob;
-    unsigned refused = 0;
-    bool owner_ok = false;
-    if (restore->options->owners) {
-        uid_t uid;
-        gid_t gid;
-        owner_of(restore, entry, &uid, &gid);
-        owner_ok = fchownat(dir, name, uid, gid, AT_SYMLINK_NOFOLLOW) == 0;
-        if (!owner_ok)
-            atomic_fetch_add(&restore->owner_refused, 1);
-    }
-    bk_buf_init(&blob, BK_CHUNK_MAX);
-    bk_rc_t rc = read_attrs(restore, entry, &blob, err);
-    if (rc == BK_OK && blob.len > 0)
-        rc = bk_attrs_write_at(dir, name, blob.data, blob.len, &refused, err);
-    bk_buf_free(&blob);
-    atomic_fetch_add(&restore->attrs_refused, refused);
-    if (rc == BK_OK && entry->type == BK_ENTRY_FIFO) {
-        /* chmod follows links, a descriptor of the thing itself does not. */
-        char path[64];
-        int fd = openat(dir, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-        struct stat st;
-        bk_fmt(path, sizeof path, "/proc/self/fd/%d", fd);
-        if (fd < 0 || fstat(fd, &st) != 0 || !S_ISFIFO(st.st_mode) ||
-            chmod(path, mode_of(entry, owner_ok)) != 0)
-            rc = bk_err_sys(err, errno, "set its mode");
-        if (fd >= 0)
-            close(fd);
-    }
-    times_of(entry, times);
-    if (rc == BK_OK && utimensat(dir, name, times, AT_SYMLINK_NOFOLLOW) != 0)
-        rc = bk_err_sys(err, errno, "set its times");
-    return rc;
-}
-
 /* --- giving and taking names --- */
 
 static void aside_name(const bk_restore_t *restore, const char *name, unsigned tries, char *out)
@@ -263,59 +154,58 @@ static void count_aside(bk_restore_t *restore)
     pthread_mutex_unlock(&restore->lock);
 }
 
-bk_rc_t bk_place_aside(bk_restore_t *restore, int dir, const char *name, bk_err_t *err)
+bk_rc_t bk_place_aside(bk_restore_t *restore, const bk_at_t *at, const char *name, bk_err_t *err)
 {
+    int errnum = EEXIST;
     for (unsigned tries = 0; tries < ASIDE_TRIES; tries++) {
         char aside[256];
+        struct stat st;
         aside_name(restore, name, tries, aside);
-        if (renameat2(dir, name, dir, aside, RENAME_NOREPLACE) == 0) {
+        errnum = bk_at_rename(at, name, aside, RENAME_NOREPLACE);
+        /* A file system without NOREPLACE: a look has to do. */
+        if (errnum == EINVAL || errnum == ENOSYS)
+            errnum =
+                bk_at_stat(at, aside, &st) == ENOENT ? bk_at_rename(at, name, aside, 0) : EEXIST;
+        if (errnum == 0)
             count_aside(restore);
+        if (errnum == 0 || errnum == ENOENT)
             return BK_OK;
-        }
-        if (errno == ENOENT)
-            return BK_OK;
-        if (errno == EINVAL || errno == ENOSYS) {
-            /* A file system without NOREPLACE: a look has to do. */
-            struct stat st;
-            if (fstatat(dir, aside, &st, AT_SYMLINK_NOFOLLOW) != 0 &&
-                renameat(dir, name, dir, aside) == 0) {
-                count_aside(restore);
-                return BK_OK;
-            }
-            errno = EEXIST;
-        }
-        if (errno != EEXIST && errno != ENOTEMPTY)
+        if (errnum != EEXIST && errnum != ENOTEMPTY)
             break;
     }
-    return bk_err_sys(err, errno, "move the existing one aside");
+    return bk_at_error(at->road, errnum, "move the existing one aside", err);
 }
 
 /* A second name for the existing file, so that there is no moment without one. */
-static bool link_aside(bk_restore_t *restore, int dir, const char *name)
+static bool link_aside(bk_restore_t *restore, const bk_at_t *at, const char *name)
 {
     for (unsigned tries = 0; tries < ASIDE_TRIES; tries++) {
         char aside[256];
         aside_name(restore, name, tries, aside);
-        if (linkat(dir, name, dir, aside, 0) == 0) {
+        int errnum = bk_at_link(at, name, aside);
+        if (errnum == 0) {
             count_aside(restore);
             return true;
         }
-        if (errno != EEXIST)
-            return errno == ENOENT;
+        if (errnum != EEXIST)
+            return errnum == ENOENT;
     }
     return false;
 }
 
-bk_rc_t bk_place_publish(bk_restore_t *restore, int dir, const char *temporary, const char *name,
-                         bool aside, bk_err_t *err)
+bk_rc_t bk_place_publish(bk_restore_t *restore, const bk_at_t *at, const char *temporary,
+                         const char *name, bool aside, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
-    if (aside && !link_aside(restore, dir, name))
-        rc = bk_place_aside(restore, dir, name, err);
-    if (rc == BK_OK && renameat(dir, temporary, dir, name) != 0)
-        rc = bk_err_sys(err, errno, "give it its name");
+    if (aside && !link_aside(restore, at, name))
+        rc = bk_place_aside(restore, at, name, err);
+    if (rc == BK_OK) {
+        int errnum = bk_at_rename(at, temporary, name, 0);
+        if (errnum != 0)
+            rc = bk_at_error(at->road, errnum, "give it its name", err);
+    }
     if (rc != BK_OK)
-        unlinkat(dir, temporary, 0);
+        bk_at_unlink(at, temporary, 0);
     return rc;
 }
 
@@ -358,42 +248,91 @@ static void count_deleted(bk_restore_t *restore)
     pthread_mutex_unlock(&restore->lock);
 }
 
-static bk_rc_t remove_one(bk_restore_t *restore, int dir, const char *name, const char *path,
-                          bool dry, unsigned depth, bool *gone, bk_err_t *err);
+/* A directory while what is below it is removed. */
+typedef struct {
+    bk_at_t at;
+    dev_t device;
+    unsigned depth;
+    bool dry;
+} emptied_t;
 
-static bk_rc_t remove_below(bk_restore_t *restore, int dir, const char *name, const char *path,
-                            bool dry, unsigned depth, bool *empty, bk_err_t *err)
+static bk_rc_t remove_one(bk_restore_t *restore, const emptied_t *dir, bk_peek_t *peek,
+                          const char *name, const char *path, bool *gone, bk_err_t *err);
+
+/* List a directory and remove what is in it; inner is open, peek has no names yet. */
+static bk_rc_t remove_all(bk_restore_t *restore, const emptied_t *inner, bk_peek_t *peek,
+                          const char *path, bool *empty, bk_err_t *err)
 {
-    bk_listing_t listing;
+    int fd = -1;
     bk_rc_t rc = BK_OK;
-    int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "remove it: open directory");
-    int errnum = bk_listing_read(fd, &listing);
+    int errnum = bk_at_read(&inner->at, "", O_DIRECTORY, &fd);
     if (errnum != 0)
-        rc = bk_err_sys(err, errnum, "remove it: list directory");
-    for (size_t i = 0; i < listing.count && rc == BK_OK; i++) {
+        return bk_at_error(inner->at.road, errnum, "remove it: open directory", err);
+    errnum = bk_listing_read(fd, &peek->names);
+    close(fd);
+    if (errnum != 0)
+        return bk_err_sys(err, errnum, "remove it: list directory");
+    for (size_t i = 0; i < peek->names.count && rc == BK_OK; i++) {
         char below[PATH_MAX];
         bool gone = false;
-        const char *item = bk_listing_name(&listing, i);
+        const char *item = bk_listing_name(&peek->names, i);
         if (bk_fmt(below, sizeof below, "%s/%s", path, item))
-            rc = remove_one(restore, fd, item, below, dry, depth + 1, &gone, err);
+            rc = remove_one(restore, inner, peek, item, below, &gone, err);
         *empty = *empty && gone;
     }
-    bk_listing_free(&listing);
-    close(fd);
     return rc;
 }
 
-static bk_rc_t remove_one(bk_restore_t *restore, int dir, const char *name, const char *path,
-                          bool dry, unsigned depth, bool *gone, bk_err_t *err)
+static bk_rc_t remove_below(bk_restore_t *restore, const emptied_t *dir, const char *name,
+                            const char *path, bool *empty, bk_err_t *err)
+{
+    bk_rc_t rc;
+    emptied_t inner = *dir;
+    bk_peek_t *peek = calloc(1, sizeof *peek);
+    char *below = malloc(PATH_MAX);
+    inner.depth++;
+    inner.at.fd = -1;
+    if (peek == NULL || below == NULL) {
+        rc = bk_err_set(err, BK_NO_MEMORY, "remove it: out of memory");
+    } else if (!bk_fmt(below, PATH_MAX, "%s%s%s", dir->at.path, dir->at.path[0] != '\0' ? "/" : "",
+                       name)) {
+        rc = bk_err_sys(err, ENAMETOOLONG, "remove it");
+    } else {
+        inner.at.path = below;
+        if (!bk_at_helped(&dir->at)) {
+            inner.at.fd = openat(dir->at.fd, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+            if (inner.at.fd < 0)
+                rc = errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "remove it: open directory");
+            else
+                rc = remove_all(restore, &inner, peek, path, empty, err);
+        } else {
+            rc = remove_all(restore, &inner, peek, path, empty, err);
+        }
+    }
+    bk_at_close(&inner.at);
+    if (peek != NULL)
+        bk_listing_free(&peek->names);
+    free(peek);
+    free(below);
+    return rc;
+}
+
+/* peek: the names of the directory, NULL: look at this one alone. */
+static bk_rc_t remove_one(bk_restore_t *restore, const emptied_t *dir, bk_peek_t *peek,
+                          const char *name, const char *path, bool *gone, bk_err_t *err)
 {
     struct stat st;
     bk_rc_t rc = bk_ctl_check(restore->ctl, err);
     *gone = false;
     if (rc != BK_OK)
         return rc;
-    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
+    int errnum =
+        peek != NULL ? bk_peek_stat(peek, &dir->at, name, &st) : bk_at_stat(&dir->at, name, &st);
+    if (errnum == BK_AT_GONE)
+        return bk_at_error(dir->at.road, errnum, "remove it", err);
+    if (errnum == EXDEV)
+        return BK_OK; /* somebody mounted something here */
+    if (errnum != 0) {
         *gone = true;
         return BK_OK;
     }
@@ -401,27 +340,33 @@ static bk_rc_t remove_one(bk_restore_t *restore, int dir, const char *name, cons
     if (bk_place_protected(restore, path, &st, true) || S_ISSOCK(st.st_mode) ||
         S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode))
         return BK_OK;
-    bool empty = true;
-    if (S_ISDIR(st.st_mode)) {
-        struct stat above;
-        if (fstat(dir, &above) != 0 || above.st_dev != st.st_dev)
-            return BK_OK; /* somebody mounted something here */
-        if (depth == DEPTH_MAX)
+    bool empty = true, folder = S_ISDIR(st.st_mode);
+    if (folder) {
+        if (dir->device != st.st_dev)
+            return BK_OK; /* a mount, too */
+        if (dir->depth == DEPTH_MAX)
             return bk_err_set(err, BK_FAILED, "remove it: its directories are nested too deep");
-        rc = remove_below(restore, dir, name, path, dry, depth, &empty, err);
+        rc = remove_below(restore, dir, name, path, &empty, err);
     }
     if (rc != BK_OK || !empty)
         return rc;
-    if (!dry && unlinkat(dir, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) != 0 && errno != ENOENT)
-        return bk_err_sys(err, errno, "remove it");
+    errnum = dir->dry ? 0 : bk_at_unlink(&dir->at, name, folder ? AT_REMOVEDIR : 0);
+    if (errnum != 0 && errnum != ENOENT)
+        return bk_at_error(dir->at.road, errnum, "remove it", err);
     *gone = true;
     count_deleted(restore);
     return BK_OK;
 }
 
-bk_rc_t bk_place_remove(bk_restore_t *restore, int dir, const char *name, const char *path,
-                        bool dry, bk_err_t *err)
+bk_rc_t bk_place_remove(bk_restore_t *restore, const bk_at_t *at, const char *name,
+                        const char *path, bool dry, bk_err_t *err)
 {
     bool gone;
-    return remove_one(restore, dir, name, path, dry, 0, &gone, err);
+    struct stat st;
+    emptied_t dir = {.at = *at, .dry = dry};
+    int errnum = bk_at_helped(at) ? bk_at_stat(at, "", &st) : fstat(at->fd, &st) != 0 ? errno : 0;
+    if (errnum != 0)
+        return bk_at_error(at->road, errnum, "remove it: look at its directory", err);
+    dir.device = st.st_dev;
+    return remove_one(restore, &dir, NULL, name, path, &gone, err);
 }

@@ -30,11 +30,11 @@ typedef struct {
     bk_place_t *place; /* NULL until something in it is wanted, and in the first walk */
     bk_entry_t entry;  /* of the directory; its user and group in text */
     char *text;
-    char *path;         /* below the tree's root */
-    bool whole;         /* all below is selected by paths (or nothing limits them) */
-    bool taken;         /* a pattern for directories took all below */
-    int fd;             /* -1: not open; then it is opened again when needed */
-    bk_listing_t extra; /* names in the target, when what the backup has not is to go */
+    char *path;      /* below the tree's root */
+    bool whole;      /* all below is selected by paths (or nothing limits them) */
+    bool taken;      /* a pattern for directories took all below */
+    bk_at_t at;      /* of the place; .road NULL: not open, then it is opened when needed */
+    bk_peek_t *peek; /* names in the target: for what the backup has not, and to look at */
     size_t extra_at;
     bool remove_extra;
 } level_t;
@@ -136,13 +136,20 @@ static bk_rc_t from_window(run_t *run, bk_rc_t rc)
 
 /* --- levels --- */
 
+static void drop_peek(level_t *level)
+{
+    if (level->peek != NULL)
+        bk_listing_free(&level->peek->names);
+    free(level->peek);
+    level->peek = NULL;
+}
+
 static void close_level(level_t *level)
 {
     bk_tree_iter_close(level->iter);
     bk_place_release(level->place);
-    bk_listing_free(&level->extra);
-    if (level->fd >= 0)
-        close(level->fd);
+    drop_peek(level);
+    bk_at_close(&level->at);
     free(level->text);
     free(level->path);
 }
@@ -164,7 +171,7 @@ static bk_rc_t open_level(run_t *run, const bk_id_t *node, const bk_entry_t *ent
         run->levels = more;
         run->cap = cap;
     }
-    level_t level = {.fd = -1, .path = bk_strdup(path)};
+    level_t level = {.path = bk_strdup(path)};
     bk_rc_t rc = level.path == NULL ? no_memory(err) : BK_OK;
     if (rc == BK_OK && entry != NULL) {
         level.entry = *entry;
@@ -199,12 +206,22 @@ static bool target_path(const run_t *run, const char *path, char *out)
                   len > 0 && path[0] != '\0' ? "/" : "", path);
 }
 
-static int level_fd(run_t *run, level_t *level)
+/* The level's directory in the target.  0 or an errno. */
+static int enter_level(run_t *run, level_t *level)
 {
-    if (level->fd < 0)
-        level->fd =
-            bk_root_open_raw(run->restore.root, level->place->path, O_RDONLY | O_DIRECTORY, 0);
-    return level->fd;
+    if (level->at.road != NULL)
+        return 0;
+    int errnum =
+        bk_at_open(&run->restore.road, level->place->path, level->place->other, &level->at);
+    if (errnum != 0)
+        level->at.road = NULL;
+    return errnum;
+}
+
+static void leave_dir(level_t *level)
+{
+    bk_at_close(&level->at);
+    level->at.road = NULL;
 }
 
 static bool newer(const bk_entry_t *entry, const struct stat *st)
@@ -234,98 +251,191 @@ static void fail_path(run_t *run, const char *path, const bk_err_t *why)
     bk_restore_fail(&run->restore, target, why);
 }
 
+/* One directory on the way to the tree's root. */
+static bk_rc_t make_one(run_t *run, const char *above, const char *name, bool *made, bk_err_t *err)
+{
+    bk_restore_t *restore = &run->restore;
+    struct stat st;
+    bk_at_t at;
+    int errnum = bk_at_open(&restore->road, above, false, &at);
+    if (errnum == 0) {
+        int found = bk_at_stat(&at, name, &st);
+        *made = found != 0;
+        if (found == BK_AT_GONE || found == EXDEV)
+            errnum = found;
+        else if (*made && !restore->options->dry_run)
+            errnum = bk_at_mkdir(&at, name);
+        if (errnum == 0 && *made && !restore->options->dry_run)
+            errnum = bk_at_like_above(&at, name);
+    } else {
+        *made = true;
+    }
+    bk_at_close(&at);
+    if (errnum == 0 || (restore->options->dry_run && errnum != BK_AT_GONE))
+        return BK_OK;
+    bk_rc_t rc = bk_at_error(&restore->road, errnum, name, err);
+    bk_err_wrap(err, "make directory %s/%s", bk_root_path(restore->road.root), above);
+    return rc;
+}
+
 /* Make the root of the tree in the target, with the directories that lead there. */
 static bk_rc_t make_base(run_t *run, bool *made, bk_err_t *err)
 {
     bk_restore_t *restore = &run->restore;
     char path[PATH_MAX];
-    struct stat st;
+    bk_rc_t rc = BK_OK;
+    int fd;
     *made = false;
     if (!target_path(run, "", path))
         return bk_err_set(err, BK_INVALID, "restore into %s: the path is too long",
                           restore->options->subdir);
-    for (char *p = path; *p != '\0'; p++) {
+    for (char *p = path; *p != '\0' && rc == BK_OK;) {
         char *slash = strchr(p, '/');
         if (slash != NULL)
             *slash = '\0';
-        char *name = strrchr(path, '/');
-        if (name != NULL)
-            *name = '\0';
-        int dir =
-            bk_root_open_raw(restore->root, name != NULL ? path : "", O_PATH | O_DIRECTORY, 0);
-        if (name != NULL)
-            *name = '/';
-        const char *last = name != NULL ? name + 1 : path;
-        int errnum = dir < 0 ? errno : 0;
-        *made = dir < 0 || fstatat(dir, last, &st, AT_SYMLINK_NOFOLLOW) != 0;
-        if (dir >= 0 && *made && !restore->options->dry_run && mkdirat(dir, last, 0700) != 0)
-            errnum = errno;
-        if (dir >= 0)
-            close(dir);
-        if (errnum != 0 && !restore->options->dry_run)
-            return bk_err_sys(err, errnum, "make directory %s/%s", bk_root_path(restore->root),
-                              path);
+        /* path is cut behind this name, and for a moment before it. */
+        char *cut = p > path ? p - 1 : NULL;
+        if (cut != NULL)
+            *cut = '\0';
+        rc = make_one(run, cut != NULL ? path : "", p, made, err);
+        if (cut != NULL)
+            *cut = '/';
         if (slash == NULL)
             break;
         *slash = '/';
-        p = slash;
+        p = slash + 1;
     }
-    if (*made)
+    if (rc != BK_OK || *made)
+        return rc;
+    bk_at_t at;
+    int errnum = bk_at_open(&restore->road, path, false, &at);
+    if (errnum == 0 && (errnum = bk_at_read(&at, "", O_DIRECTORY, &fd)) == 0)
+        close(fd);
+    bk_at_close(&at);
+    if (errnum == 0)
         return BK_OK;
-    int fd = bk_root_open_raw(restore->root, path, O_PATH | O_DIRECTORY, 0);
-    if (fd < 0)
-        return bk_err_sys(err, errno, "restore into %s/%s: open directory",
-                          bk_root_path(restore->root), path);
-    close(fd);
+    rc = bk_at_error(&restore->road, errnum, "open directory", err);
+    bk_err_wrap(err, "restore into %s/%s", bk_root_path(restore->road.root), path);
+    return rc;
+}
+
+/*
+ * A temporary of a restore that was killed.  While one that is alone in this target runs, every
+ * other's is; else one that nobody has touched for long.
+ */
+static void sweep(run_t *run, const bk_at_t *at, const char *name, unsigned char kind)
+{
+    struct stat st;
+    if ((kind != DT_REG && kind != DT_LNK && kind != DT_FIFO && kind != DT_UNKNOWN) ||
+        strncmp(name, BK_FILES_TEMPORARY, sizeof BK_FILES_TEMPORARY - 1) != 0 ||
+        bk_at_stat(at, name, &st) != 0 || S_ISDIR(st.st_mode))
+        return;
+    if (run->restore.options->alone || st.st_ctim.tv_sec + (int64_t)STALE < bk_now() / BK_SEC)
+        bk_at_unlink(at, name, 0);
+}
+
+/* Another file system than the root's, of a directory that is open with own rights. */
+static bool on_other(run_t *run, int fd)
+{
+    struct stat st, root;
+    return fstat(fd, &st) == 0 && fstat(bk_root_fd(run->restore.road.root), &root) == 0 &&
+           st.st_dev != root.st_dev;
+}
+
+/* An existing directory: what is in it, also that the backup does not have? */
+static bk_rc_t look_inside(run_t *run, level_t *level, bk_err_t *err)
+{
+    const bk_restore_options_t *options = run->restore.options;
+    int fd = -1;
+    if (level->place->made)
+        return BK_OK;
+    int errnum = enter_level(run, level);
+    if (errnum == 0)
+        errnum = bk_at_read(&level->at, "", O_DIRECTORY, &fd);
+    if (errnum == 0 && !bk_at_helped(&level->at))
+        level->place->other = on_other(run, fd);
+    if (errnum == 0 && (level->peek = calloc(1, sizeof *level->peek)) == NULL)
+        errnum = ENOMEM;
+    if (errnum == 0)
+        errnum = bk_listing_read(fd, &level->peek->names);
+    if (fd >= 0)
+        close(fd);
+    /* With own rights names are looked at one by one, so files come back all the same. */
+    if (errnum != 0 && run->restore.road.helper != NULL)
+        return bk_at_error(&run->restore.road, errnum, "list the directory", err);
+    for (size_t i = 0; errnum == 0 && i < level->peek->names.count && !options->dry_run; i++)
+        sweep(run, &level->at, bk_listing_name(&level->peek->names, i),
+              bk_listing_kind(&level->peek->names, i));
+    level->remove_extra = errnum == 0 && options->delete_extra && is_wanted(run, level) &&
+                          !level->place->other && !(level->entry.flags & BK_ENTRY_DAMAGED) &&
+                          !bk_at_is_cache(&level->at);
+    if (!level->remove_extra && !bk_at_helped(&level->at))
+        drop_peek(level);
     return BK_OK;
 }
 
-/* A temporary of a restore that was killed. */
-static void sweep(int dir, const char *name, unsigned char kind)
-{
-    struct stat st;
-    if ((kind == DT_REG || kind == DT_UNKNOWN) &&
-        strncmp(name, BK_FILES_TEMPORARY, sizeof BK_FILES_TEMPORARY - 1) == 0 &&
-        fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) &&
-        st.st_ctim.tv_sec + (int64_t)STALE < bk_now() / BK_SEC)
-        unlinkat(dir, name, 0);
-}
-
-/* An existing directory: what is in it that the backup does not have? */
-static void look_inside(run_t *run, level_t *level)
-{
-    const bk_restore_options_t *options = run->restore.options;
-    if (level->place->made || level_fd(run, level) < 0)
-        return;
-    struct stat st, root;
-    level->place->other = fstat(level->fd, &st) == 0 &&
-                          fstat(bk_root_fd(run->restore.root), &root) == 0 &&
-                          st.st_dev != root.st_dev;
-    bool ok = bk_listing_read(level->fd, &level->extra) == 0;
-    for (size_t i = 0; i < level->extra.count && !options->dry_run; i++)
-        sweep(level->fd, bk_listing_name(&level->extra, i), bk_listing_kind(&level->extra, i));
-    level->remove_extra = ok && options->delete_extra && is_wanted(run, level) &&
-                          !level->place->other && !(level->entry.flags & BK_ENTRY_DAMAGED) &&
-                          !bk_listing_is_cache(level->fd);
-    if (!level->remove_extra)
-        bk_listing_free(&level->extra);
-}
-
 /* What to do with something that is no directory where one belongs.  False: leave it. */
-static bool replace_by_dir(run_t *run, int dir, const char *name, const bk_entry_t *entry,
+static bool replace_by_dir(run_t *run, const bk_at_t *at, const char *name, const bk_entry_t *entry,
                            const struct stat *st, bk_rc_t *rc, bk_err_t *err)
 {
     const bk_restore_options_t *options = run->restore.options;
+    int errnum;
     if (options->overwrite == BK_OVERWRITE_NEVER ||
         (options->overwrite == BK_OVERWRITE_IF_NEWER && !newer(entry, st)))
         return false;
     if (options->dry_run)
         return true;
     if (options->overwrite == BK_OVERWRITE_RENAME)
-        *rc = bk_place_aside(&run->restore, dir, name, err);
-    else if (unlinkat(dir, name, 0) != 0 && errno != ENOENT)
-        *rc = bk_err_sys(err, errno, "remove what is in the way of the directory");
+        *rc = bk_place_aside(&run->restore, at, name, err);
+    else if ((errnum = bk_at_unlink(at, name, 0)) != 0 && errnum != ENOENT)
+        *rc = bk_at_error(at->road, errnum, "remove what is in the way of the directory", err);
     return true;
+}
+
+/* Does a name of an existing directory lead to something, and to what?  0, ENOENT, another errno.
+ */
+static int look_at(run_t *run, level_t *level, const char *name, struct stat *st)
+{
+    if (level->place->made)
+        return ENOENT;
+    int errnum = enter_level(run, level);
+    if (errnum != 0)
+        return errnum;
+    return level->peek != NULL ? bk_peek_stat(level->peek, &level->at, name, st)
+                               : bk_at_stat(&level->at, name, st);
+}
+
+/* A mount that the helper does not cross: with own rights, where those do. */
+static bool is_mount(run_t *run, const char *path)
+{
+    int fd = bk_root_open_raw(run->restore.road.root, path, O_RDONLY | O_DIRECTORY, 0);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+/*
+ * What is where a directory belongs.  *made: it has to be made.  False: leave it.  *other: it is
+ * there and another file system.
+ */
+static bool clear_way(run_t *run, level_t *parent, const level_t *level, const char *name,
+                      const char *path, bool *made, bool *other, bk_rc_t *rc, bk_err_t *err)
+{
+    bk_restore_t *restore = &run->restore;
+    struct stat st;
+    int errnum = look_at(run, parent, name, &st);
+    if (errnum == EXDEV && is_mount(run, path)) {
+        *made = false;
+        *other = true;
+        return true;
+    }
+    if (errnum == BK_AT_GONE || errnum == EXDEV)
+        *rc = bk_at_error(&restore->road, errnum, "make directory", err);
+    if (errnum != 0)
+        return true;
+    *made = !S_ISDIR(st.st_mode);
+    return !*made || (!bk_place_protected(restore, level->path, &st, false) &&
+                      replace_by_dir(run, &parent->at, name, &level->entry, &st, rc, err));
 }
 
 /* One directory below an existing (or made) one.  *place stays NULL when the policy says no. */
@@ -334,36 +444,40 @@ static bk_rc_t make_dir(run_t *run, level_t *parent, level_t *level, bk_err_t *e
     bk_restore_t *restore = &run->restore;
     const bk_restore_options_t *options = restore->options;
     char path[PATH_MAX];
-    struct stat st;
     const char *slash = strrchr(level->path, '/');
     const char *name = slash != NULL ? slash + 1 : level->path;
-    bool made = true;
+    bool made = true, other = parent->place->other;
     bk_rc_t rc = BK_OK;
     if (!target_path(run, level->path, path))
         return bk_err_sys(err, ENAMETOOLONG, "make directory");
-    bool known = !(parent->place->made && options->dry_run);
-    int dir = known ? level_fd(run, parent) : -1;
-    if (known && dir < 0)
-        return bk_err_sys(err, errno, "open the directory above it");
-    if (known && fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW) == 0) {
-        made = !S_ISDIR(st.st_mode);
-        if (bk_place_protected(restore, level->path, &st, false) && made)
-            return BK_OK;
-        if (made && !replace_by_dir(run, dir, name, &level->entry, &st, &rc, err))
+    if (!(parent->place->made && options->dry_run)) {
+        int errnum = enter_level(run, parent);
+        if (errnum != 0)
+            return bk_at_error(&restore->road, errnum, "open the directory above it", err);
+        if (!clear_way(run, parent, level, name, path, &made, &other, &rc, err))
             return BK_OK;
     }
-    if (rc == BK_OK && made && !options->dry_run && mkdirat(dir, name, 0700) != 0)
-        rc = bk_err_sys(err, errno, "make directory");
+    if (rc == BK_OK && made && !options->dry_run) {
+        int errnum = bk_place_mkdir(restore, &parent->at, name, &level->entry);
+        if (errnum != 0)
+            rc = bk_at_error(&restore->road, errnum, "make directory", err);
+    }
     if (rc != BK_OK)
         return rc;
-    if (made)
-        bk_restore_plan(restore, path, "mkdir", 0);
-    restore->stats.dirs++;
     level->place = bk_place_new(path, made);
     if (level->place == NULL)
         return no_memory(err);
-    level->place->other = parent->place->other;
-    look_inside(run, level);
+    level->place->other = other;
+    rc = look_inside(run, level, err);
+    if (rc != BK_OK) {
+        leave_dir(level);
+        bk_place_release(level->place);
+        level->place = NULL;
+        return rc;
+    }
+    if (made)
+        bk_restore_plan(restore, path, "mkdir", 0);
+    restore->stats.dirs++;
     return BK_OK;
 }
 
@@ -393,10 +507,8 @@ static bk_rc_t make_dirs(run_t *run, bool *there, bk_err_t *err)
             *there = false;
             return BK_OK;
         }
-        if (i >= OPEN_LEVELS && run->levels[i - OPEN_LEVELS].fd >= 0) {
-            close(run->levels[i - OPEN_LEVELS].fd);
-            run->levels[i - OPEN_LEVELS].fd = -1;
-        }
+        if (i >= OPEN_LEVELS)
+            leave_dir(&run->levels[i - OPEN_LEVELS]);
     }
     return BK_OK;
 }
@@ -432,41 +544,46 @@ static bool decide(run_t *run, const bk_entry_t *entry, const char *path, const 
     return true;
 }
 
-static bool same_special(int dir, const char *name, const bk_entry_t *entry, const struct stat *st)
+static bool same_special(const bk_at_t *at, const char *name, const bk_entry_t *entry,
+                         const struct stat *st)
 {
-    char target[BK_LINK_MAX + 1];
     if (entry->type == BK_ENTRY_FIFO)
         return S_ISFIFO(st->st_mode);
-    if (!S_ISLNK(st->st_mode))
-        return false;
-    ssize_t len = readlinkat(dir, name, target, sizeof target);
-    return len >= 0 && (size_t)len == entry->target_len &&
-           memcmp(target, entry->target, (size_t)len) == 0;
+    return S_ISLNK(st->st_mode) && bk_at_leads_to(at, name, entry->target, entry->target_len);
 }
 
 /* A link or FIFO: made under a temporary name, complete with its metadata, then named. */
-static bk_rc_t make_special(run_t *run, int dir, const bk_entry_t *entry, const char *name,
-                            bk_existing_t existing, bk_err_t *err)
+static bk_rc_t make_special(run_t *run, const bk_at_t *at, const bk_entry_t *entry,
+                            const char *name, bk_existing_t existing, bk_err_t *err)
 {
     bk_restore_t *restore = &run->restore;
     char temporary[BK_TEMPORARY_MAX], target[BK_LINK_MAX + 1];
+    bool link = entry->type == BK_ENTRY_LINK;
     bk_temporary_name(restore, temporary);
-    int result;
-    if (entry->type == BK_ENTRY_LINK) {
+    if (link) {
         memcpy(target, entry->target, entry->target_len);
         target[entry->target_len] = '\0';
-        result = symlinkat(target, dir, temporary);
-    } else {
-        result = mkfifoat(dir, temporary, 0600);
     }
-    if (result != 0)
-        return bk_err_sys(err, errno, "make it");
-    bk_rc_t rc = bk_place_metadata_at(restore, dir, temporary, entry, err);
+    int errnum = bk_at_special(at, temporary, link ? target : NULL);
+    if (errnum != 0)
+        return bk_at_error(at->road, errnum, "make it", err);
+    bk_rc_t rc = bk_place_metadata_at(restore, at, temporary, entry, true, err);
     if (rc != BK_OK) {
-        unlinkat(dir, temporary, 0);
+        bk_at_unlink(at, temporary, 0);
         return rc;
     }
-    return bk_place_publish(restore, dir, temporary, name, existing == BK_ASIDE, err);
+    return bk_place_publish(restore, at, temporary, name, existing == BK_ASIDE, err);
+}
+
+/* One that is there already.  Through the helper, a name of several is replaced, not changed. */
+static bk_rc_t keep_special(run_t *run, const bk_at_t *at, const bk_entry_t *entry,
+                            const char *name, bk_err_t *err)
+{
+    bk_rc_t rc = bk_place_metadata_at(&run->restore, at, name, entry, false, err);
+    if (rc != BK_EXISTS)
+        return rc;
+    bk_err_clear(err);
+    return make_special(run, at, entry, name, BK_REPLACE, err);
 }
 
 static bk_rc_t do_special(run_t *run, level_t *level, const bk_entry_t *entry, const char *name,
@@ -480,12 +597,14 @@ static bk_rc_t do_special(run_t *run, level_t *level, const bk_entry_t *entry, c
     const char *action = existing == BK_ASIDE     ? "rename"
                          : existing == BK_REPLACE ? "replace"
                                                   : "create";
-    if (st != NULL && same_special(level->fd, name, entry, st)) {
+    if (st != NULL && same_special(&level->at, name, entry, st)) {
         action = "unchanged";
         if (!dry)
-            rc = bk_place_metadata_at(restore, level->fd, name, entry, err);
+            rc = keep_special(run, &level->at, entry, name, err);
     } else if (!dry) {
-        rc = make_special(run, level_fd(run, level), entry, name, existing, err);
+        int errnum = enter_level(run, level);
+        rc = errnum != 0 ? bk_at_error(&restore->road, errnum, "open its directory", err)
+                         : make_special(run, &level->at, entry, name, existing, err);
     } else if (existing == BK_ASIDE) {
         restore->stats.renamed++;
     }
@@ -505,24 +624,25 @@ static bk_rc_t do_name(run_t *run, const bk_entry_t *entry, const char *name, co
     level_t *level = &run->levels[run->count - 1];
     bk_existing_t existing = BK_NOT_THERE;
     struct stat st;
-    bool compare = false, there = false;
-    if (!level->place->made) {
-        if (level_fd(run, level) < 0)
-            return bk_err_sys(err, errno, "open its directory");
-        there = fstatat(level->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0;
-    }
+    bool compare = false;
+    int found = level->place->made ? 0 : enter_level(run, level);
+    if (found != 0)
+        return bk_at_error(&run->restore.road, found, "open its directory", err);
+    found = look_at(run, level, name, &st);
+    if (found == BK_AT_GONE || found == EXDEV)
+        return bk_at_error(&run->restore.road, found, "look at it", err);
     if (entry->type == BK_ENTRY_FILE) {
         run->restore.stats.files++;
         run->restore.stats.bytes += entry->size;
     }
-    if (there && !decide(run, entry, path, &st, &existing, &compare)) {
+    if (found == 0 && !decide(run, entry, path, &st, &existing, &compare)) {
         count_skipped(run, path, entry->size);
         return BK_OK;
     }
     if (entry->type == BK_ENTRY_FILE)
         return from_window(run,
                            bk_window_add(run->window, level->place, entry, existing, compare, err));
-    return do_special(run, level, entry, name, path, there ? &st : NULL, existing, err);
+    return do_special(run, level, entry, name, path, found == 0 ? &st : NULL, existing, err);
 }
 
 /* Names of the target that sort before the entry (all, when NULL) are not in the backup. */
@@ -530,8 +650,8 @@ static bk_rc_t take_extras(run_t *run, level_t *level, const bk_entry_t *entry, 
                            bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
-    while (level->remove_extra && level->extra_at < level->extra.count && rc == BK_OK) {
-        const char *extra = bk_listing_name(&level->extra, level->extra_at);
+    while (level->remove_extra && level->extra_at < level->peek->names.count && rc == BK_OK) {
+        const char *extra = bk_listing_name(&level->peek->names, level->extra_at);
         int order = entry != NULL ? strcmp(extra, name) : -1;
         char path[PATH_MAX];
         if (order > 0)
@@ -551,14 +671,17 @@ static uint64_t bytes_there(run_t *run, const char *path)
 {
     char target[PATH_MAX];
     struct stat st;
+    bk_at_t at;
     if (!target_path(run, path, target))
         return 0;
-    int fd = bk_root_open_raw(run->restore.root, target, O_PATH, 0);
-    uint64_t bytes =
-        fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? (uint64_t)st.st_blocks * 512 : 0;
-    if (fd >= 0)
-        close(fd);
-    return bytes;
+    char *slash = strrchr(target, '/');
+    const char *name = slash != NULL ? slash + 1 : path;
+    *(slash != NULL ? slash : target) = '\0';
+    if (bk_at_open(&run->restore.road, target, false, &at) != 0)
+        return 0;
+    bool there = bk_at_stat(&at, name, &st) == 0 && S_ISREG(st.st_mode);
+    bk_at_close(&at);
+    return there ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
 /* For the first walk: what comes, and how much room it takes. */
@@ -658,7 +781,8 @@ static bk_rc_t walk_tree(run_t *run, bk_err_t *err)
         root->place = bk_place_new(path, made);
         if (root->place == NULL)
             return no_memory(err);
-        look_inside(run, root);
+        if ((rc = look_inside(run, root, err)) != BK_OK)
+            return rc;
     }
     while (rc == BK_OK && run->count > 0) {
         bk_err_t why = {0};
@@ -713,11 +837,11 @@ static bk_rc_t count_all(run_t *run, bool measure, bk_err_t *err)
 static bk_rc_t check_space(run_t *run, bk_err_t *err)
 {
     const bk_restore_options_t *options = run->restore.options;
-    const char *root = bk_root_path(run->restore.root);
+    const char *root = bk_root_path(run->restore.road.root);
     uint64_t available = 0;
     if (options->dry_run || run->need == 0)
         return BK_OK;
-    bk_rc_t rc = bk_free_space(root, &available, err);
+    bk_rc_t rc = bk_road_free_space(&run->restore.road, &available, err);
     if (rc != BK_OK || run->need <= available)
         return rc;
     /* In place much of it may be there already. */
@@ -734,6 +858,7 @@ static void note_refusals(bk_restore_t *restore)
 {
     uint64_t owners = atomic_load(&restore->owner_refused);
     uint64_t attrs = atomic_load(&restore->attrs_refused);
+    uint64_t setuid = atomic_load(&restore->setuid_refused);
     if (owners > 0)
         bk_ctl_note(restore->ctl,
                     "the owner of %llu files could not be set; they belong to the user that "
@@ -743,6 +868,11 @@ static void note_refusals(bk_restore_t *restore)
         bk_ctl_note(restore->ctl,
                     "%llu extended attributes or access control lists could not be set",
                     (unsigned long long)attrs);
+    if (setuid > 0)
+        bk_ctl_note(restore->ctl,
+                    "%llu files came back without their set-user-id or set-group-id bits: the "
+                    "privileged helper gives them only with \"restore_setuid on;\"",
+                    (unsigned long long)setuid);
 }
 
 /* The job's name as part of file names. */
@@ -762,6 +892,9 @@ static bk_rc_t set_up(run_t *run, bk_err_t *err)
 {
     bk_restore_t *restore = &run->restore;
     pthread_mutex_init(&restore->lock, NULL);
+    bk_rc_t rc = bk_road_init(&restore->road, restore->options->target, restore->ctl, err);
+    if (rc != BK_OK)
+        return rc;
     job_name(restore);
     restore->names = bk_names_new();
     run->window = bk_window_new(restore);
@@ -776,7 +909,9 @@ static void tear_down(run_t *run)
     bk_window_free(run->window);
     for (size_t i = 0; i < run->restore.reader_count; i++)
         bk_reader_free(run->restore.readers[i]);
+    bk_helped_forget(&run->restore);
     bk_names_free(run->restore.names);
+    bk_road_free(&run->restore.road);
     pthread_mutex_destroy(&run->restore.lock);
 }
 
@@ -788,7 +923,6 @@ bk_rc_t bk_files_restore(bk_repo_t *repo, const bk_restore_options_t *options, b
                              .options = options,
                              .team = team,
                              .ctl = ctl,
-                             .root = options->target,
                              .plan = plan,
                              .failed = failed}};
     bk_rc_t rc = set_up(&run, err);
@@ -800,8 +934,8 @@ bk_rc_t bk_files_restore(bk_repo_t *repo, const bk_restore_options_t *options, b
         rc = walk_tree(&run, err);
     if (rc == BK_OK)
         rc = bk_window_flush(run.window, err);
-    if (rc == BK_OK && !options->dry_run && syncfs(bk_root_fd(options->target)) != 0)
-        rc = bk_err_sys(err, errno, "flush %s", bk_root_path(options->target));
+    if (rc == BK_OK && !options->dry_run)
+        rc = bk_road_sync(&run.restore.road, err);
     note_refusals(&run.restore);
     *stats = run.restore.stats;
     tear_down(&run);

@@ -45,6 +45,7 @@ typedef struct {
     bool delete_extra;
     bool owners;  /* set uid and gid (by name first when the name exists here); failing is a note */
     bool dry_run; /* touch nothing, fill stats and plan */
+    bool alone;   /* no other restore into this target runs now: temporaries are leftovers */
     const char *job; /* for .before-<job> and temporary names */
     /* Never replaced nor removed: what the backup leaves out on purpose.  All may be NULL or 0. */
     const bk_patterns_t *keep;       /* the exclude patterns of the files block */

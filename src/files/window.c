@@ -20,6 +20,7 @@
 #define WORK_ITEMS 64u
 #define BUCKETS    1024u
 #define MAP_READ   1024u
+#define HELD_MAX   48u /* files of several chunks that are begun through the helper */
 
 /* The first file of several hard links. */
 struct bk_source_s {
@@ -55,6 +56,7 @@ struct bk_window_s {
     uint64_t bytes;
     bk_want_chunk_t *wants;
     size_t want_count;
+    size_t held; /* items that were begun and hold a descriptor, since the last fetch */
     bk_source_t *sources[BUCKETS];
 };
 
@@ -94,13 +96,13 @@ static bk_item_t *item_at(const bk_window_t *window, size_t i)
 /* A temporary that got no name has no reason to stay. */
 static void remove_temporary(bk_item_t *item)
 {
-    if (item->temporary[0] == '\0')
+    bk_at_t at;
+    if (item->temporary[0] == '\0' || bk_item_helped(item))
         return;
-    int dir = bk_root_open_raw(item->restore->root, item->place->path, O_PATH | O_DIRECTORY, 0);
-    if (dir < 0)
+    if (bk_at_open(&item->restore->road, item->place->path, true, &at) != 0)
         return;
-    unlinkat(dir, item->temporary, 0);
-    close(dir);
+    bk_at_unlink(&at, item->temporary, 0);
+    bk_at_close(&at);
     item->temporary[0] = '\0';
 }
 
@@ -108,6 +110,8 @@ static void clear_lists(bk_window_t *window)
 {
     final_t *finals = window->dirs.items;
     extra_t *extras = window->extras.items;
+    if (window->restore->road.helper != NULL)
+        bk_helped_discard(window->items.items, window->items.count);
     for (size_t i = 0; i < window->items.count; i++) {
         remove_temporary(item_at(window, i));
         bk_item_free(item_at(window, i));
@@ -135,6 +139,8 @@ void bk_window_free(bk_window_t *window)
 {
     if (window == NULL)
         return;
+    /* Temporaries go also when the job was stopped. */
+    window->restore->road.ctl = NULL;
     clear_lists(window);
     for (size_t i = 0; i < BUCKETS; i++) {
         while (window->sources[i] != NULL) {
@@ -318,52 +324,71 @@ static bk_rc_t spread(bk_window_t *window, bk_work_fn fn, bk_err_t *err)
     return rc;
 }
 
-/* The descriptor of the item's directory; *dir is that of the item before. */
-static bool enter_place(const bk_item_t *item, const bk_place_t **place, int *dir)
+static bk_item_t *const *items_of(const run_t *run)
 {
-    if (*place == item->place)
-        return *dir >= 0;
-    if (*dir >= 0)
-        close(*dir);
-    *dir = bk_root_open_raw(item->restore->root, item->place->path, O_PATH | O_DIRECTORY, 0);
-    *place = item->place;
-    return *dir >= 0;
+    return (bk_item_t *const *)run->window->items.items + run->first;
 }
 
-static void fail_place(bk_item_t *item)
+/* The item's directory; *at is that of the item before. */
+static int enter_place(const bk_item_t *item, const bk_place_t **place, bk_at_t *at)
+{
+    if (*place == item->place)
+        return 0;
+    bk_at_close(at);
+    int errnum = bk_at_open(&item->restore->road, item->place->path, item->place->other, at);
+    *place = errnum == 0 ? item->place : NULL;
+    return errnum;
+}
+
+static void fail_place(bk_item_t *item, int errnum)
 {
     bk_err_t why = {0};
-    bk_err_sys(&why, errno, "open its directory");
+    bk_at_error(&item->restore->road, errnum, "open its directory", &why);
     bk_item_fail(item, &why);
+}
+
+static bk_rc_t prepare_items(const run_t *run, bk_reader_t *reader, bk_err_t *err)
+{
+    bk_restore_t *restore = run->window->restore;
+    const bk_place_t *place = NULL;
+    bk_at_t at = {0};
+    bk_rc_t rc = BK_OK;
+    if (restore->road.helper != NULL)
+        rc = bk_helped_compare(items_of(run), run->count, reader, err);
+    for (size_t i = run->first; i < run->first + run->count && rc == BK_OK; i++) {
+        bk_item_t *item = item_at(run->window, i);
+        if ((rc = bk_ctl_check(restore->ctl, err)) != BK_OK || is_follower(item) || is_over(item))
+            continue;
+        if (!item->compare && (restore->options->dry_run || bk_item_needs_chunks(item)))
+            continue;
+        int errnum = enter_place(item, &place, &at);
+        if (errnum != 0)
+            fail_place(item, errnum);
+        else
+            rc = bk_item_prepare(item, &at, reader, err);
+    }
+    bk_at_close(&at);
+    return rc;
 }
 
 static bk_rc_t prepare(void *arg, bk_err_t *err)
 {
     run_t *run = arg;
     bk_restore_t *restore = run->window->restore;
-    const bk_place_t *place = NULL;
-    bk_reader_t *reader = NULL;
-    int dir = -1;
-    bk_rc_t rc = BK_OK;
-    for (size_t i = run->first; i < run->first + run->count && rc == BK_OK; i++) {
-        bk_item_t *item = item_at(run->window, i);
-        if ((rc = bk_ctl_check(restore->ctl, err)) != BK_OK || is_follower(item) || is_over(item))
-            continue;
-        bool wanted = item->compare || !bk_item_needs_chunks(item);
-        if (restore->options->dry_run && !item->compare)
-            continue;
-        if (wanted && !enter_place(item, &place, &dir)) {
-            fail_place(item);
-            continue;
-        }
-        if (item->compare && reader == NULL && (reader = bk_restore_reader(restore)) == NULL)
-            rc = no_memory(err);
-        else if (wanted)
-            rc = bk_item_prepare(item, dir, reader, err);
-    }
-    if (dir >= 0)
-        close(dir);
+    bool compare = false;
+    for (size_t i = run->first; i < run->first + run->count; i++)
+        compare = compare || item_at(run->window, i)->compare;
+    bk_reader_t *reader = compare ? bk_restore_reader(restore) : NULL;
+    bk_rc_t rc = compare && reader == NULL ? no_memory(err) : prepare_items(run, reader, err);
     bk_restore_reader_back(restore, reader);
+    free(run);
+    return rc;
+}
+
+static bk_rc_t describe(void *arg, bk_err_t *err)
+{
+    run_t *run = arg;
+    bk_rc_t rc = bk_helped_describe(items_of(run), run->count, err);
     free(run);
     return rc;
 }
@@ -374,9 +399,18 @@ static bk_rc_t fetch(bk_window_t *window, bk_err_t *err)
 {
     bk_restore_t *restore = window->restore;
     size_t count = window->want_count;
-    window->want_count = 0;
-    return bk_repo_fetch(restore->repo, window->wants, count, restore->team, bk_item_deliver,
-                         restore, restore->ctl, err);
+    window->want_count = window->held = 0;
+    bk_rc_t rc = bk_repo_fetch(restore->repo, window->wants, count, restore->team, bk_item_deliver,
+                               restore, restore->ctl, err);
+    /* Those of damaged files would stay open until the window's end. */
+    for (size_t i = 0; restore->road.helper != NULL && i < window->items.count; i++) {
+        bk_item_t *item = item_at(window, i);
+        if (item->fd >= 0 && atomic_load(&item->failed)) {
+            close(item->fd);
+            item->fd = -1;
+        }
+    }
+    return rc;
 }
 
 /* Wants for some chunks that follow each other.  *offset: data bytes before them. */
@@ -443,7 +477,8 @@ static bk_rc_t fetch_item(bk_window_t *window, bk_item_t *item, bk_err_t *err)
         bk_err_set(&why, BK_CORRUPT, "its chunks are shorter than the file");
         bk_item_fail(item, &why);
     }
-    return rc;
+    window->held += item->fd >= 0;
+    return rc == BK_OK && window->held == HELD_MAX ? fetch(window, err) : rc;
 }
 
 static bk_rc_t fetch_all(bk_window_t *window, bk_err_t *err)
@@ -460,110 +495,128 @@ static bk_rc_t fetch_all(bk_window_t *window, bk_err_t *err)
 
 /* --- names --- */
 
-static bk_rc_t publish(void *arg, bk_err_t *err)
+static bk_rc_t publish_items(const run_t *run, bk_err_t *err)
 {
-    run_t *run = arg;
     bk_restore_t *restore = run->window->restore;
     const bk_place_t *place = NULL;
-    int dir = -1;
+    bk_at_t at = {0};
     bk_rc_t rc = BK_OK;
+    if (restore->road.helper != NULL)
+        rc = bk_helped_publish(items_of(run), run->count, err);
     for (size_t i = run->first; i < run->first + run->count && rc == BK_OK; i++) {
         bk_item_t *item = item_at(run->window, i);
         bk_err_t why = {0};
         if (!item->filled || atomic_load(&item->failed) || item->temporary[0] == '\0')
             continue;
-        if (!enter_place(item, &place, &dir)) {
-            fail_place(item);
+        int errnum = enter_place(item, &place, &at);
+        if (errnum != 0) {
+            fail_place(item, errnum);
             continue;
         }
-        bk_rc_t one = bk_place_publish(restore, dir, item->temporary, item->name,
+        bk_rc_t one = bk_place_publish(restore, &at, item->temporary, item->name,
                                        item->existing == BK_ASIDE, &why);
         item->temporary[0] = '\0';
         if (one != BK_OK) {
             item->filled = false;
-            bk_item_fail(item, &why);
+            rc = bk_item_settle(item, one, &why, err);
         }
-        rc = bk_ctl_check(restore->ctl, err);
+        if (rc == BK_OK)
+            rc = bk_ctl_check(restore->ctl, err);
     }
-    if (dir >= 0)
-        close(dir);
+    bk_at_close(&at);
+    return rc;
+}
+
+static bk_rc_t publish(void *arg, bk_err_t *err)
+{
+    run_t *run = arg;
+    bk_rc_t rc = publish_items(run, err);
     free(run);
     return rc;
 }
 
 /* Is the item's name the same file as its source already? */
-static bool is_linked(const bk_item_t *item, int dir)
+static bool is_linked(const bk_item_t *item, const bk_at_t *at)
 {
+    char above[PATH_MAX];
     struct stat a, b;
-    int fd = bk_root_open_raw(item->restore->root, item->source->path, O_PATH, 0);
-    bool same = fd >= 0 && fstat(fd, &a) == 0 &&
-                fstatat(dir, item->name, &b, AT_SYMLINK_NOFOLLOW) == 0 && a.st_ino == b.st_ino &&
-                a.st_dev == b.st_dev;
-    if (fd >= 0)
-        close(fd);
+    bk_at_t source;
+    if (item->existing == BK_NOT_THERE || !bk_strcpy(above, sizeof above, item->source->path))
+        return false;
+    char *slash = strrchr(above, '/');
+    const char *name =
+        slash != NULL ? item->source->path + (slash - above) + 1 : item->source->path;
+    *(slash != NULL ? slash : above) = '\0';
+    if (bk_at_open(at->road, above, !bk_at_helped(at), &source) != 0)
+        return false;
+    bool same = bk_at_stat(&source, name, &a) == 0 && bk_at_stat(at, item->name, &b) == 0 &&
+                a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+    bk_at_close(&source);
     return same;
 }
 
 /* A second name for the source: under a temporary name first, since link never replaces. */
-static bk_rc_t link_item(bk_item_t *item, int dir, bk_err_t *err)
+static bk_rc_t link_item(bk_item_t *item, const bk_at_t *at, bk_err_t *err)
 {
-    char from[PATH_MAX];
     bk_restore_t *restore = item->restore;
-    bk_strcpy(from, sizeof from, item->source->path);
-    char *slash = strrchr(from, '/');
-    const char *name = slash != NULL ? slash + 1 : from;
-    if (slash != NULL)
-        *slash = '\0';
-    int source_dir =
-        bk_root_open_raw(restore->root, slash != NULL ? from : "", O_PATH | O_DIRECTORY, 0);
-    if (source_dir < 0)
-        return bk_err_sys(err, errno, "open the directory of the file it is linked to");
-    bk_rc_t rc = BK_OK;
     bk_temporary_name(restore, item->temporary);
-    if (linkat(source_dir, name, dir, item->temporary, 0) != 0)
-        rc = bk_err_sys(err, errno, "link it");
-    if (rc == BK_OK)
-        rc = bk_place_publish(restore, dir, item->temporary, item->name, item->existing == BK_ASIDE,
-                              err);
+    int errnum = bk_at_link_from(at, item->source->path, item->temporary);
+    bk_rc_t rc = errnum != 0 ? bk_at_error(at->road, errnum, "link it", err)
+                             : bk_place_publish(restore, at, item->temporary, item->name,
+                                                item->existing == BK_ASIDE, err);
     item->temporary[0] = '\0';
-    close(source_dir);
     return rc;
+}
+
+/* One that is to be linked.  *again: its source has content of its own to come. */
+static bk_rc_t do_follower(bk_item_t *item, const bk_at_t *at, int entered, bool *again,
+                           bk_err_t *err)
+{
+    bk_err_t why = {0};
+    bk_rc_t rc = BK_OK;
+    if (item->restore->options->dry_run) {
+        item->unchanged = entered == 0 && is_linked(item, at);
+        item->linked = item->filled = !item->unchanged;
+        return BK_OK;
+    }
+    if (entered != 0) {
+        fail_place(item, entered);
+        return BK_OK;
+    }
+    if (item->source->there && is_linked(item, at)) {
+        item->unchanged = true;
+        return BK_OK;
+    }
+    if (item->source->there && (rc = link_item(item, at, &why)) == BK_OK) {
+        item->linked = item->filled = true;
+        return BK_OK;
+    }
+    if (bk_restore_is_fatal(rc)) {
+        if (err != NULL)
+            *err = why;
+        return rc;
+    }
+    *again = true;
+    return item->source->pending ? BK_OK : make_source(item, item->source, err);
 }
 
 /* Followers whose source is in place become links; the others must get content of their own. */
 static bk_rc_t link_followers(bk_window_t *window, bool *again, bk_err_t *err)
 {
-    bk_restore_t *restore = window->restore;
     const bk_place_t *place = NULL;
-    int dir = -1;
+    bk_at_t at = {0};
     bk_rc_t rc = BK_OK;
     *again = false;
     for (size_t i = 0; i < window->items.count && rc == BK_OK; i++) {
         bk_item_t *item = item_at(window, i);
-        bk_err_t why = {0};
         if (!is_follower(item) || is_over(item))
             continue;
-        bool entered = enter_place(item, &place, &dir);
-        if (restore->options->dry_run) {
-            item->unchanged = entered && is_linked(item, dir);
-            item->linked = item->filled = !item->unchanged;
-        } else if (!entered) {
-            fail_place(item);
-        } else if (item->source->there && is_linked(item, dir)) {
-            item->unchanged = true;
-        } else if (item->source->there && link_item(item, dir, &why) == BK_OK) {
-            item->linked = item->filled = true;
-        } else if (!item->source->pending) {
-            rc = make_source(item, item->source, err);
-            *again = true;
-        } else {
-            *again = true;
-        }
+        int entered = enter_place(item, &place, &at);
+        rc = do_follower(item, &at, entered, again, err);
         if (rc == BK_OK)
-            rc = bk_ctl_check(restore->ctl, err);
+            rc = bk_ctl_check(window->restore->ctl, err);
     }
-    if (dir >= 0)
-        close(dir);
+    bk_at_close(&at);
     return rc;
 }
 
@@ -583,9 +636,7 @@ static bk_rc_t flush_disk(bk_window_t *window, bk_err_t *err)
     bool any = false;
     for (size_t i = 0; i < window->items.count && !any; i++)
         any = item_at(window, i)->temporary[0] != '\0';
-    if (any && syncfs(bk_root_fd(window->restore->root)) != 0)
-        return bk_err_sys(err, errno, "flush %s", bk_root_path(window->restore->root));
-    return BK_OK;
+    return any ? bk_road_sync(&window->restore->road, err) : BK_OK;
 }
 
 /* --- directories and what is too much --- */
@@ -601,12 +652,12 @@ static bk_rc_t remove_extras(bk_window_t *window, bk_err_t *err)
         uint64_t before = restore->stats.deleted;
         if (!bk_place_path(extras[i].place, extras[i].name, path))
             continue;
-        int dir = bk_root_open_raw(restore->root, extras[i].place->path, O_PATH | O_DIRECTORY, 0);
-        if (dir < 0)
+        bk_at_t at;
+        if (bk_at_open(&restore->road, extras[i].place->path, extras[i].place->other, &at) != 0)
             continue;
-        rc = bk_place_remove(restore, dir, extras[i].name, extras[i].path,
+        rc = bk_place_remove(restore, &at, extras[i].name, extras[i].path,
                              restore->options->dry_run, &why);
-        close(dir);
+        bk_at_close(&at);
         if (rc == BK_OK && restore->stats.deleted != before)
             bk_restore_plan(restore, path, "delete", 0);
         if (rc != BK_OK && bk_restore_is_fatal(rc)) {
@@ -620,28 +671,82 @@ static bk_rc_t remove_extras(bk_window_t *window, bk_err_t *err)
     return rc;
 }
 
+static bk_rc_t settle_dir(bk_restore_t *restore, const final_t *final, bk_rc_t rc,
+                          const bk_err_t *why, bk_err_t *err)
+{
+    if (rc == BK_OK)
+        return BK_OK;
+    if (!bk_restore_is_fatal(rc)) {
+        bk_restore_fail(restore, final->place->path, why);
+        return BK_OK;
+    }
+    if (err != NULL)
+        *err = *why;
+    return rc;
+}
+
+static bk_rc_t finish_own(bk_restore_t *restore, const final_t *final, bk_err_t *err)
+{
+    bk_err_t why = {0};
+    bk_rc_t rc = BK_OK;
+    int fd = bk_root_open_raw(restore->road.root, final->place->path, O_RDONLY | O_DIRECTORY, 0);
+    if (fd < 0) {
+        rc = bk_err_sys(&why, errno, "open directory");
+    } else {
+        rc = bk_place_metadata(restore, fd, &final->entry, final->place->made, &why);
+        close(fd);
+    }
+    return settle_dir(restore, final, rc, &why, err);
+}
+
+/* Length of the path above a directory's own name. */
+static size_t above_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? (size_t)(slash - path) : 0;
+}
+
+/* Through the helper: as many as have the same directory above them.  *taken of them. */
+static bk_rc_t finish_helped(bk_restore_t *restore, const final_t *finals, size_t count,
+                             size_t *taken, bk_err_t *err)
+{
+    const char *first = finals[0].place->path;
+    size_t len = above_of(first), n = 0;
+    char above[PATH_MAX];
+    bk_at_t at;
+    bk_subject_t *subjects = calloc(BK_WIRE_OPS, sizeof *subjects);
+    *taken = 0;
+    if (subjects == NULL)
+        return no_memory(err);
+    bk_fmt(above, sizeof above, "%.*s", (int)len, first);
+    for (; n < count && n < BK_WIRE_OPS && !finals[n].place->other; n++) {
+        const char *path = finals[n].place->path;
+        if (above_of(path) != len || memcmp(path, first, len) != 0)
+            break;
+        subjects[n] = (bk_subject_t){.name = path + len + (len > 0),
+                                     .entry = &finals[n].entry,
+                                     .fresh = finals[n].place->made};
+    }
+    (void)bk_at_open(&restore->road, above, false, &at);
+    bk_rc_t rc = bk_place_describe(restore, &at, subjects, n, err);
+    for (size_t i = 0; i < n && rc == BK_OK; i++)
+        rc = settle_dir(restore, &finals[i], subjects[i].rc, &subjects[i].why, err);
+    free(subjects);
+    *taken = n;
+    return rc;
+}
+
 static bk_rc_t finish_dirs(bk_window_t *window, bk_err_t *err)
 {
     bk_restore_t *restore = window->restore;
-    final_t *finals = window->dirs.items;
+    const final_t *finals = window->dirs.items;
     bk_rc_t rc = BK_OK;
-    for (size_t i = 0; i < window->dirs.count && rc == BK_OK; i++) {
-        bk_err_t why = {0};
-        const char *path = finals[i].place->path;
-        int fd = bk_root_open_raw(restore->root, path, O_RDONLY | O_DIRECTORY, 0);
-        if (fd < 0) {
-            rc = bk_err_sys(&why, errno, "open directory");
-        } else {
-            rc = bk_place_metadata(restore, fd, &finals[i].entry, finals[i].place->made, &why);
-            close(fd);
-        }
-        if (rc != BK_OK && bk_restore_is_fatal(rc)) {
-            if (err != NULL)
-                *err = why;
-        } else if (rc != BK_OK) {
-            bk_restore_fail(restore, path, &why);
-            rc = BK_OK;
-        }
+    for (size_t i = 0, taken; i < window->dirs.count && rc == BK_OK; i += taken) {
+        taken = 1;
+        if (restore->road.helper != NULL && !finals[i].place->other)
+            rc = finish_helped(restore, finals + i, window->dirs.count - i, &taken, err);
+        else
+            rc = finish_own(restore, &finals[i], err);
     }
     return rc;
 }
@@ -714,6 +819,11 @@ static bk_rc_t fill(bk_window_t *window, bk_err_t *err)
         return BK_OK;
     }
     rc = fetch_all(window, err);
+    if (rc == BK_OK && window->restore->road.helper != NULL) {
+        rc = bk_helped_write_rest(window->restore, err);
+        if (rc == BK_OK)
+            rc = spread(window, describe, err);
+    }
     if (rc == BK_OK)
         rc = flush_disk(window, err);
     return rc == BK_OK ? spread(window, publish, err) : rc;
