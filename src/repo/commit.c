@@ -39,8 +39,7 @@ static bk_rc_t merge(bk_session_t *session, bk_open_pack_t *into, bk_open_pack_t
 }
 
 /* Each lane may have begun a pack; small ones are put together before they are sealed. */
-static bk_rc_t flush_packs(bk_session_t *session, bk_open_packs_t *list, size_t target,
-                           bk_err_t *err)
+static bk_rc_t flush_packs(bk_session_t *session, bk_open_packs_t *list, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
     for (size_t i = 0; i < list->count && rc == BK_OK; i++) {
@@ -50,7 +49,7 @@ static bk_rc_t flush_packs(bk_session_t *session, bk_open_packs_t *list, size_t 
         for (size_t j = i + 1; j < list->count && rc == BK_OK; j++) {
             bk_open_pack_t *from = list->packs[j];
             if (from->pack.count > 0 &&
-                bk_pack_size(&into->pack) + bk_pack_size(&from->pack) <= target)
+                bk_pack_size(&into->pack) + bk_pack_size(&from->pack) <= list->target)
                 rc = merge(session, into, from, err);
         }
         if (rc == BK_OK)
@@ -185,9 +184,9 @@ bk_rc_t bk_session_flush(bk_session_t *session, bk_err_t *err)
     if (rc != BK_OK && err != NULL)
         *err = session->failure;
     if (rc == BK_OK)
-        rc = flush_packs(session, &session->data, BK_PACK_TARGET, err);
+        rc = flush_packs(session, &session->data, err);
     if (rc == BK_OK)
-        rc = flush_packs(session, &session->meta, BK_META_TARGET, err);
+        rc = flush_packs(session, &session->meta, err);
     if (rc == BK_OK)
         rc = bk_session_flush_index(session, err);
     return rc;

@@ -28,9 +28,9 @@ typedef enum {
 #define BK_INLINE_MAX  1024u       /* files up to this lie in their tree entry */
 #define BK_BLOCK_SIZE  (64u << 10) /* of databases; twice from BK_BLOCK_LARGE bytes up */
 #define BK_BLOCK_LARGE (8ull << 30)
-#define BK_PACK_TARGET (16u << 20)
+#define BK_PACK_TARGET (16u << 20) /* of a small repository; see bk_pack_target */
 #define BK_META_TARGET (4u << 20)
-#define BK_PACK_MAX    (64u << 20) /* readers refuse longer packs */
+#define BK_PACK_MAX    (80u << 20) /* readers refuse longer packs */
 #define BK_MAP_FANOUT  1024u
 
 #endif

@@ -9,7 +9,7 @@
 
 #define ENTRY_BYTES   46u /* id 32 | offset 4 | stored 4 | raw 4 | type 1 | codec 1 */
 #define TRAILER_BYTES 32u
-#define DIRECTORY_MAX (BK_PACK_MAX / 8)
+#define DIRECTORY_MAX (8u << 20)
 #define MAGIC_END     "NGXBKEND"
 
 /* CRC-32C (Castagnoli), bit by bit: 20 bytes a pack. */
@@ -24,15 +24,23 @@ static uint32_t crc32c(const uint8_t *data, size_t len)
     return ~crc;
 }
 
-bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, bool encrypted, bk_err_t *err)
+size_t bk_pack_target(bk_kind_t kind, uint64_t repository)
+{
+    if (kind == BK_KIND_META)
+        return BK_META_TARGET;
+    return repository >= 2ull << 40     ? 4 * BK_PACK_TARGET
+           : repository >= 256ull << 30 ? 2 * BK_PACK_TARGET
+                                        : BK_PACK_TARGET;
+}
+
+bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, size_t target, bool encrypted, bk_err_t *err)
 {
     memset(pack, 0, sizeof *pack);
     pack->kind = kind;
     pack->overhead = encrypted ? BK_OBJECT_TAG : 0;
     bk_buf_init(&pack->bytes, BK_PACK_MAX);
     /* Reserve once what a pack can become: untouched pages cost nothing, growing would copy. */
-    size_t reserve =
-        (kind == BK_KIND_META ? BK_META_TARGET : BK_PACK_TARGET + BK_CHUNK_MAX) + (4u << 20);
+    size_t reserve = target + (kind == BK_KIND_META ? 0 : BK_CHUNK_MAX) + (4u << 20);
     if (bk_buf_room(&pack->bytes, reserve) == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "start a pack: out of memory");
     bk_pack_reset(pack);

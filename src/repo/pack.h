@@ -37,12 +37,19 @@ typedef struct {
     bk_id_t name; /* SHA-256 of the finished bytes */
 } bk_pack_t;
 
-bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, bool encrypted, bk_err_t *err);
+/*
+ * Bytes that a pack should have in a repository whose packs have so many together: more content in
+ * bigger packs, or a storage holds millions of them.
+ */
+size_t bk_pack_target(bk_kind_t kind, uint64_t repository);
+
+/* target: bytes that it will have at most, but for one more chunk; that much room is reserved. */
+bk_rc_t bk_pack_init(bk_pack_t *pack, bk_kind_t kind, size_t target, bool encrypted, bk_err_t *err);
 void bk_pack_free(bk_pack_t *pack);
 /* Empty again, with the memory of its bytes; the entries are somebody else's by now and are only
  * let go. */
 void bk_pack_reset(bk_pack_t *pack);
-/* Bytes it would have if finished now, roughly; compare with BK_PACK_TARGET. */
+/* Bytes it would have if finished now, roughly; compare with the target. */
 size_t bk_pack_size(const bk_pack_t *pack);
 /*
  * data: the chunk in codec's form, len bytes; raw: its length before, at most BK_CHUNK_MAX.  After

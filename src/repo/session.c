@@ -28,6 +28,8 @@
  * this.
  */
 #define PACK_SLACK (2u << 20)
+/* Where packs are larger than usual, all lanes fill these few: memory must not grow with them. */
+#define SHARED_BYTES (64u << 20)
 
 /* --- the beginning and the end of the memory --- */
 
@@ -65,6 +67,7 @@ void bk_session_free(bk_session_t *session)
     if (session->spool_lock >= 0)
         close(session->spool_lock);
     pthread_mutex_destroy(&session->lock);
+    pthread_cond_destroy(&session->given);
     pthread_mutex_destroy(&session->flush_lock);
     pthread_mutex_destroy(&session->lease_lock);
     free(session->host);
@@ -82,6 +85,16 @@ static bk_rc_t lock_spool(bk_session_t *session, bk_err_t *err)
                           "begin a backup: another backup is writing through the spool %s",
                           bk_repo_spool_dir(session->repo));
     return rc;
+}
+
+static void choose_targets(bk_session_t *session)
+{
+    uint64_t chunks, packs, bytes;
+    bk_index_totals(session->index, &chunks, &packs, &bytes);
+    session->meta.target = bk_pack_target(BK_KIND_META, bytes);
+    session->data.target = bk_pack_target(BK_KIND_PACK, bytes);
+    if (session->data.target > BK_PACK_TARGET)
+        session->data.most = (unsigned)(SHARED_BYTES / session->data.target);
 }
 
 /*
@@ -105,6 +118,8 @@ static bk_rc_t prepare(bk_session_t *session, bk_err_t *err)
         rc = bk_repo_index(repo, session->ctl, &session->index, err);
     if (rc == BK_OK)
         rc = bk_index_refresh(session->index, session->ctl, err);
+    if (rc == BK_OK)
+        choose_targets(session);
     return rc;
 }
 
@@ -124,6 +139,7 @@ bk_rc_t bk_session_begin(bk_repo_t *repo, const bk_session_options_t *options, b
     session->options.host = session->host;
     session->spool_lock = -1;
     pthread_mutex_init(&session->lock, NULL);
+    pthread_cond_init(&session->given, NULL);
     pthread_mutex_init(&session->flush_lock, NULL);
     pthread_mutex_init(&session->lease_lock, NULL);
     atomic_init(&session->due, bk_mono() + TEND_EVERY);
@@ -334,28 +350,43 @@ static bk_open_packs_t *list_of(bk_session_t *session, bk_kind_t kind)
     return kind == BK_KIND_META ? &session->meta : &session->data;
 }
 
+static bk_rc_t make_pack(bk_session_t *session, bk_kind_t kind, bk_open_pack_t **result,
+                         bk_err_t *err)
+{
+    bk_open_packs_t *list = list_of(session, kind);
+    bk_open_pack_t *open = calloc(1, sizeof *open);
+    bk_rc_t rc = open == NULL ? bk_err_set(err, BK_NO_MEMORY, "start a pack: out of memory")
+                              : bk_pack_init(&open->pack, kind, list->target,
+                                             bk_repo_encrypted(session->repo), err);
+    if (rc == BK_OK) {
+        pthread_mutex_init(&open->lock, NULL);
+        *result = open;
+        return rc;
+    }
+    free(open);
+    pthread_mutex_lock(&session->lock);
+    list->made--;
+    pthread_cond_signal(&session->given);
+    pthread_mutex_unlock(&session->lock);
+    return rc;
+}
+
+/* Where the packs are few, wait until another lane gives one back; every taker does, soon. */
 static bk_rc_t take_pack(bk_session_t *session, bk_kind_t kind, bk_open_pack_t **result,
                          bk_err_t *err)
 {
     bk_open_packs_t *list = list_of(session, kind);
     bk_open_pack_t *open = NULL;
     pthread_mutex_lock(&session->lock);
+    while (list->count == 0 && list->most > 0 && list->made >= list->most)
+        pthread_cond_wait(&session->given, &session->lock);
     if (list->count > 0)
         open = list->packs[--list->count];
+    else
+        list->made++;
     pthread_mutex_unlock(&session->lock);
-    bk_rc_t rc = BK_OK;
-    if (open == NULL) {
-        if ((open = calloc(1, sizeof *open)) == NULL)
-            return bk_err_set(err, BK_NO_MEMORY, "start a pack: out of memory");
-        rc = bk_pack_init(&open->pack, kind, bk_repo_encrypted(session->repo), err);
-        if (rc != BK_OK) {
-            free(open);
-            return rc;
-        }
-        pthread_mutex_init(&open->lock, NULL);
-    }
     *result = open;
-    return rc;
+    return open != NULL ? BK_OK : make_pack(session, kind, result, err);
 }
 
 /*
@@ -372,6 +403,8 @@ static void give_pack(bk_session_t *session, bk_open_pack_t *open)
         list->packs[at] = open;
         list->count++;
         open = NULL;
+        if (list->most > 0)
+            pthread_cond_signal(&session->given);
     }
     pthread_mutex_unlock(&session->lock);
     if (open !=
@@ -444,45 +477,75 @@ static bk_compression_t compression_of(const bk_session_t *session, bk_type_t ty
     return (bk_compression_t){.codec = BK_CODEC_ZSTD, .level = 1};
 }
 
-static size_t target_of(bk_kind_t kind)
-{
-    return kind == BK_KIND_META ? BK_META_TARGET : BK_PACK_TARGET;
-}
+/* A chunk on its way into a pack. */
+typedef struct {
+    const bk_id_t *id;
+    bk_type_t type;
+    bool probe;
+    const void *data;
+    size_t len;
+    bk_buf_t *packed; /* in the form of codec; NULL: not compressed yet */
+    bk_codec_t codec;
+} chunk_t;
 
-/* Compress straight into the pack: no buffer between, no copy. */
-static bk_rc_t append(bk_session_t *session, bk_open_pack_t *open, bk_type_t type, bool probe,
-                      const void *data, size_t len, const bk_id_t *id, bk_err_t *err)
+/*
+ * Compress straight into the pack, without a buffer between and a copy; but where lanes share packs
+ * that was done before, all at once.
+ */
+static bk_rc_t append(bk_session_t *session, bk_open_pack_t *open, const chunk_t *chunk,
+                      bk_err_t *err)
 {
     pthread_mutex_lock(&open->lock);
-    bk_rc_t rc =
-        bk_pack_append(&open->pack, id, type, compression_of(session, type), probe, data, len, err);
+    bk_rc_t rc = chunk->packed != NULL ? bk_pack_add(&open->pack, chunk->id, chunk->type,
+                                                     chunk->codec, chunk->packed->data,
+                                                     chunk->packed->len, (uint32_t)chunk->len, err)
+                                       : bk_pack_append(&open->pack, chunk->id, chunk->type,
+                                                        compression_of(session, chunk->type),
+                                                        chunk->probe, chunk->data, chunk->len, err);
     if (rc == BK_OK)
         bk_recent_place(session->recent, &open->pack.entries[open->pack.count - 1], open);
     pthread_mutex_unlock(&open->lock);
     return rc;
 }
 
-static bk_rc_t store(bk_session_t *session, bk_type_t type, bool probe, const void *data,
-                     size_t len, const bk_id_t *id, bk_err_t *err)
+static bk_rc_t put_into_pack(bk_session_t *session, const chunk_t *chunk, bk_err_t *err)
 {
     bk_open_pack_t *open = NULL;
-    bk_kind_t kind = BK_TYPE_IS_META(type) ? BK_KIND_META : BK_KIND_PACK;
-    size_t target = target_of(kind);
+    bk_kind_t kind = BK_TYPE_IS_META(chunk->type) ? BK_KIND_META : BK_KIND_PACK;
+    size_t target = list_of(session, kind)->target;
     bk_rc_t rc = take_pack(session, kind, &open, err);
     if (rc != BK_OK) {
-        bk_recent_drop(session->recent, id);
+        bk_recent_drop(session->recent, chunk->id);
         return rc;
     }
     size_t size = bk_pack_size(&open->pack);
+    size_t len = chunk->packed != NULL ? chunk->packed->len : chunk->len;
     if (size >= target / 2 && size + len > target + PACK_SLACK)
         rc = bk_session_close_pack(session, open, err);
     if (rc == BK_OK)
-        rc = append(session, open, type, probe, data, len, id, err);
+        rc = append(session, open, chunk, err);
     if (rc != BK_OK)
-        bk_recent_drop(session->recent, id);
+        bk_recent_drop(session->recent, chunk->id);
     else if (bk_pack_size(&open->pack) >= target || open->pack.count >= PACK_ENTRIES)
         rc = bk_session_close_pack(session, open, err);
     give_pack(session, open);
+    return rc;
+}
+
+static bk_rc_t store(bk_session_t *session, chunk_t *chunk, bk_err_t *err)
+{
+    bk_buf_t packed;
+    if (BK_TYPE_IS_META(chunk->type) || session->data.most == 0)
+        return put_into_pack(session, chunk, err);
+    bk_buf_init(&packed, BK_CHUNK_MAX + (1u << 20));
+    chunk->packed = &packed;
+    bk_rc_t rc = bk_compress(compression_of(session, chunk->type), chunk->probe, chunk->data,
+                             chunk->len, &packed, &chunk->codec, err);
+    if (rc == BK_OK)
+        rc = put_into_pack(session, chunk, err);
+    else
+        bk_recent_drop(session->recent, chunk->id);
+    bk_buf_free(&packed);
     return rc;
 }
 
@@ -504,7 +567,9 @@ bk_rc_t bk_session_put(bk_session_t *session, bk_type_t type, bool probe, const 
     if (rc == BK_OK)
         rc = reserve(session, id, len, &mine, &why);
     if (rc == BK_OK && mine)
-        rc = store(session, type, probe, data, len, id, &why);
+        rc = store(session,
+                   &(chunk_t){.id = id, .type = type, .probe = probe, .data = data, .len = len},
+                   &why);
     if (rc != BK_OK && err != NULL)
         *err = why;
     return bk_session_fail(session, rc, &why);

@@ -18,6 +18,8 @@
 typedef struct {
     bk_open_pack_t *packs[BK_OPEN_PACKS]; /* the last is taken first */
     size_t count;
+    size_t target;       /* bytes of one; fixed after begin */
+    unsigned made, most; /* how many there are, and may be: 0 for as many as there are lanes */
 } bk_open_packs_t;
 
 struct bk_session_s {
@@ -39,6 +41,7 @@ struct bk_session_s {
     pthread_mutex_t flush_lock; /* held through the writing of an index segment */
 
     pthread_mutex_t lock; /* guards what follows; never held during I/O */
+    pthread_cond_t given; /* an open pack came back to its list */
     bk_open_packs_t data, meta;
     bk_pack_t **finished; /* durable, in no index segment yet: names and entries, no bytes */
     size_t finished_count, finished_cap, finished_entries;

@@ -24,7 +24,7 @@ static void seed(size_t chunks)
     bk_keyring_t *ring = bk_keyring_plain();
     bk_pack_t pack;
     bk_err_t err = {0};
-    FUZZ_CHECK(bk_pack_init(&pack, BK_KIND_PACK, false, &err) == BK_OK);
+    FUZZ_CHECK(bk_pack_init(&pack, BK_KIND_PACK, BK_PACK_TARGET, false, &err) == BK_OK);
     for (size_t i = 0; i < chunks; i++) {
         char data[200];
         bk_id_t id;

@@ -119,8 +119,8 @@ static void pipeline(const crypt_t *c, const uint8_t *data, bool probe)
     bk_sha256_t *file = bk_sha256_new();
     bk_pack_t pack;
     bk_id_t id, digest;
-    must(file != NULL &&
-             bk_pack_init(&pack, BK_KIND_PACK, bk_keyring_encrypted(c->ring), &err) == BK_OK,
+    must(file != NULL && bk_pack_init(&pack, BK_KIND_PACK, BK_PACK_TARGET,
+                                      bk_keyring_encrypted(c->ring), &err) == BK_OK,
          "pack");
     for (size_t at = 0, n; at < DATA; at += n) {
         n = bk_chunker_cut(&c->chunker, data + at, DATA - at);

@@ -22,7 +22,7 @@ use POSIX qw(mkfifo);
 use Time::HiRes ();
 
 use constant {
-    HEADER => 80, CHUNK_MAX => 8 << 20, PACK_MAX => 64 << 20, FANOUT => 1024, ZERO_ID => "\0" x 32,
+    HEADER => 80, CHUNK_MAX => 8 << 20, PACK_MAX => 80 << 20, FANOUT => 1024, ZERO_ID => "\0" x 32,
     KIND_PACK => 1, KIND_META => 2, KIND_INDEX => 3, KIND_SNAPSHOT => 4,
     T_FILE => 1, T_BLOCK => 2, T_TREE => 3, T_MAP => 4, T_BLOB => 5,
 };

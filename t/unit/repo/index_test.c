@@ -714,7 +714,8 @@ static name_t put_pack(fixture_t *f, uint32_t number, uint32_t chunks, bool meta
     char text[40] = "";
     bk_id_t id;
     bk_type_t type = meta ? BK_TYPE_TREE : BK_TYPE_FILE;
-    OK(bk_pack_init(&pack, meta ? BK_KIND_META : BK_KIND_PACK, true, &f->err), &f->err);
+    OK(bk_pack_init(&pack, meta ? BK_KIND_META : BK_KIND_PACK, BK_PACK_TARGET, true, &f->err),
+       &f->err);
     for (uint32_t n = 0; n < chunks; n++) {
         make_chunk(number, n, text);
         bk_chunk_id(f->ring, (uint8_t)type, text, strlen(text), &id);
