@@ -93,11 +93,10 @@ static void say_reason(bk_watching_t *w, char out[256], const char *text)
 
 static void tell(bk_watching_t *w, const bk_watch_event_t *event)
 {
-    static const bk_changes_kind_t kinds[] = {[BK_WIRE_DIRTY] = BK_CHANGES_DIRTY,
-                                              [BK_WIRE_TREE] = BK_CHANGES_TREE,
-                                              [BK_WIRE_LOST] = BK_CHANGES_LOST,
-                                              [BK_WIRE_WATCHED] = BK_CHANGES_WATCHED,
-                                              [BK_WIRE_LIMIT] = BK_CHANGES_LIMIT};
+    static const bk_changes_kind_t kinds[] = {
+        [BK_WIRE_DIRTY] = BK_CHANGES_DIRTY, [BK_WIRE_TREE] = BK_CHANGES_TREE,
+        [BK_WIRE_LOST] = BK_CHANGES_LOST,   [BK_WIRE_WATCHED] = BK_CHANGES_WATCHED,
+        [BK_WIRE_LIMIT] = BK_CHANGES_LIMIT, [BK_WIRE_MOUNT] = BK_CHANGES_LIMIT};
     if (event->kind == BK_WIRE_DATA) {
         atomic_fetch_add(&w->data, 1);
         return;

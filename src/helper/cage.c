@@ -193,7 +193,7 @@ int bk_cage_drop_admin(void)
 
 int bk_cage_close(bool watcher)
 {
-    if (!watcher && bk_cage_drop_admin() != 0)
+    if (bk_cage_drop_admin() != 0)
         return -1;
     return bk_filter_works() ? bk_filter_enter(watcher) : 0;
 }

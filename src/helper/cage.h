@@ -18,11 +18,12 @@
  * even give up its capabilities. */
 int bk_cage_enter(const bk_roots_t *roots);
 /*
- * The second step, when the first request told what this conversation is: a watcher keeps
- * CAP_SYS_ADMIN (fanotify) and the calls that watching needs, any other gives both up.
+ * The second step, when the first request told what this conversation is: CAP_SYS_ADMIN goes (a
+ * watcher has set its fanotify marks by then), and of the system calls a watcher keeps those for
+ * watching, any other does not.
  */
 int bk_cage_close(bool watcher);
-/* A watcher that needs no further fanotify mark gives up CAP_SYS_ADMIN. */
+/* The part of bk_cage_close that is about capabilities. */
 int bk_cage_drop_admin(void);
 
 #endif

@@ -216,7 +216,7 @@ static bool take_event(bk_watch_t *watch, bk_watch_event_t *out)
     memcpy(&event, body->bytes + watch->at, sizeof event);
     const unsigned char *path = body->bytes + watch->at + sizeof event;
     if (event.len > left - sizeof event || event.len > BK_WIRE_PATH || event.root >= watch->roots ||
-        event.kind < BK_WIRE_DIRTY || event.kind > BK_WIRE_DATA ||
+        event.kind < BK_WIRE_DIRTY || event.kind > BK_WIRE_MOUNT ||
         (event.len > 0 && !bk_wire_is_relative((const char *)path, event.len)))
         return false;
     out->root = event.root;

@@ -229,7 +229,8 @@ typedef enum {
     BK_WIRE_LOST,      /* events of this root were lost: everything may have changed */
     BK_WIRE_WATCHED,   /* from here on nothing is missed (the first scan is done); path is empty */
     BK_WIRE_LIMIT,     /* no more watches are to be had: below path nothing is watched */
-    BK_WIRE_DATA       /* a database root: its -wal or the database was written */
+    BK_WIRE_DATA,      /* a database root: its -wal or the database was written */
+    BK_WIRE_MOUNT      /* path is a mount point: it and what is below are not watched */
 } bk_wire_kind_t;
 
 typedef struct {

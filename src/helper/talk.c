@@ -323,6 +323,8 @@ static int settle(bk_talk_t *talk, bool watcher)
         return talk->watcher == watcher ? 0 : EPROTO;
     talk->settled = true;
     talk->watcher = watcher;
+    if (watcher)
+        talk->fan = bk_fanotify_open(talk->conf);
     return talk->caged && bk_cage_close(watcher) != 0 ? errno : 0;
 }
 
@@ -370,7 +372,7 @@ static int serve(bk_talk_t *talk)
             return 0;
         int errnum = got == BK_WIRE_OK && all_read(talk->fd) ? bk_talk_message(talk) : EPROTO;
         if (errnum == EINPROGRESS)
-            return bk_watch_run(talk->fd, talk->conf, &talk->in);
+            return bk_watch_run(talk->fd, talk->conf, &talk->in, talk->fan);
         bk_wire_drop(&talk->in);
         if (errnum == EPIPE || errnum == ECONNRESET)
             return 0;
@@ -403,6 +405,7 @@ void bk_talk_free(bk_talk_t *talk)
             close(talk->made.list[i].fd);
     for (unsigned i = 0; i < talk->root_count; i++)
         close(talk->roots[i].fd);
+    bk_fanotify_close(talk->fan);
     free(talk);
 }
 

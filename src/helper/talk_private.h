@@ -6,6 +6,7 @@
 #define BK_HELPER_TALK_PRIVATE_H
 
 #include "helper/task.h"
+#include "helper/watch.h"
 #include "helper/wire.h"
 
 typedef struct {
@@ -18,6 +19,7 @@ typedef struct {
     unsigned root_count;
     bk_task_root_t roots[BK_WIRE_ROOTS];
     bk_task_made_t made;
+    bk_fanotify_t *fan; /* of a watcher; NULL: none */
     bk_wire_message_t in;
     unsigned attrs_used; /* descriptors of in that operations took */
     size_t out_len;

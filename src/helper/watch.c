@@ -24,19 +24,25 @@
 #define CHECK_MS 5000 /* is the root's path still that directory? */
 #define VISIT_MS 500  /* of new directories, before a request is answered */
 #define FULL_MS  20   /* between two looks whether the peer has read */
+#define REST_MS  25   /* between two looks at what happened in whole file systems */
+
+unsigned bk_watch_use = BK_WIRE_WATCH_INOTIFY | BK_WIRE_WATCH_FANOTIFY;
 
 typedef struct {
     const bk_roots_entry_t *conf;
     int dir; /* O_PATH */
     uint64_t device, inode;
     bk_pending_t pending;
-    bk_inotify_t *inotify;
+    bk_rootwatch_t *watch;
+    bk_inotify_t *inotify; /* its source; NULL: fanotify */
 } watched_t;
 
 typedef struct {
     int fd;
     const bk_roots_t *roots;
     bk_wire_message_t *in;
+    bk_fanotify_t *fan; /* NULL: none */
+    int64_t fan_at;     /* it is not read before */
     unsigned count;
     watched_t list[BK_WIRE_ROOTS];
     int64_t tell_at; /* 0: nothing waits */
@@ -49,11 +55,13 @@ typedef struct {
 
 uint32_t bk_watch_kinds(void)
 {
+    uint32_t kinds = bk_fanotify_works() ? BK_WIRE_WATCH_FANOTIFY : 0;
     int fd = inotify_init1(IN_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    close(fd);
-    return BK_WIRE_WATCH_INOTIFY;
+    if (fd >= 0) {
+        close(fd);
+        kinds |= BK_WIRE_WATCH_INOTIFY;
+    }
+    return kinds & bk_watch_use;
 }
 
 /* --- out --- */
@@ -134,6 +142,7 @@ static int sooner(int a, int64_t b)
 
 static void release(watched_t *root)
 {
+    bk_rootwatch_close(root->watch);
     bk_inotify_close(root->inotify);
     bk_pending_free(&root->pending);
     if (root->dir >= 0)
@@ -149,7 +158,22 @@ static bool reachable(int fd)
     return dir >= 0 || errno != EACCES;
 }
 
-static int start(watched_t *root)
+/*
+ * A database has an inotify watch also where fanotify works: it is told at once, while what happens
+ * in a whole file system is looked at now and then.
+ */
+static int choose_source(watcher_t *w, watched_t *root, bk_source_t *source)
+{
+    bool database = (root->conf->flags & BK_WIRE_DATABASE) != 0;
+    if (!database && bk_fanotify_join(w->fan, root->dir, root->watch, source))
+        return 0;
+    int errnum = bk_inotify_open(database, &root->inotify);
+    if (errnum == 0)
+        *source = bk_inotify_source(root->inotify);
+    return errnum;
+}
+
+static int start(watcher_t *w, watched_t *root)
 {
     struct stat st;
     root->dir = bk_roots_open(root->conf);
@@ -165,7 +189,11 @@ static int start(watched_t *root)
         return ENOMEM;
     const char *base =
         (root->conf->flags & BK_WIRE_DATABASE) != 0 ? bk_roots_base(root->conf) : NULL;
-    return bk_inotify_open(root->dir, base, &root->pending, &root->inotify);
+    bk_source_t source;
+    int errnum = bk_rootwatch_open(root->dir, base, &root->pending, &root->watch);
+    if (errnum == 0)
+        errnum = choose_source(w, root, &source);
+    return errnum != 0 ? errnum : bk_rootwatch_start(root->watch, &source);
 }
 
 /* Is the path of every root still the directory that is watched? */
@@ -188,13 +216,19 @@ static int work(watcher_t *w, int64_t now)
 {
     int ms = -1;
     for (unsigned i = 0; i < w->count; i++) {
-        int more = bk_inotify_work(w->list[i].inotify, now);
+        int more = bk_rootwatch_work(w->list[i].watch, now);
         if (more == BK_WATCH_GONE)
             return more;
         if (more >= 0)
             ms = sooner(ms, more);
     }
     return ms;
+}
+
+static size_t waiting(int fd)
+{
+    int bytes = 0;
+    return ioctl(fd, FIONREAD, &bytes) == 0 && bytes > 0 ? (size_t)bytes : 0;
 }
 
 /*
@@ -205,11 +239,13 @@ static int work(watcher_t *w, int64_t now)
 static bool catch_up(watcher_t *w)
 {
     int64_t until = bk_watch_now() + VISIT_MS;
+    size_t bytes = w->fan != NULL ? waiting(bk_fanotify_fd(w->fan)) : 0;
+    if (bytes > 0 && !bk_fanotify_read(w->fan, bytes))
+        return false;
     for (unsigned i = 0; i < w->count; i++) {
-        int waiting = 0;
-        if (ioctl(bk_inotify_fd(w->list[i].inotify), FIONREAD, &waiting) != 0 || waiting <= 0)
-            continue;
-        if (!bk_inotify_read(w->list[i].inotify, (size_t)waiting))
+        watched_t *root = &w->list[i];
+        bytes = root->inotify != NULL ? waiting(bk_inotify_fd(root->inotify)) : 0;
+        if (bytes > 0 && !bk_inotify_read(root->inotify, root->watch, bytes))
             return false;
     }
     while (work(w, bk_watch_now()) == 0 && bk_watch_now() < until)
@@ -245,7 +281,7 @@ static int answer_watch(watcher_t *w)
         return say_no(w, "this conversation has too many roots");
     watched_t *root = &w->list[w->count];
     *root = (watched_t){.conf = conf, .dir = -1};
-    int errnum = start(root);
+    int errnum = start(w, root);
     if (errnum != 0) {
         release(root);
         return reply(w, w->in->head.id, 0, errnum);
@@ -284,20 +320,39 @@ static int wait_ms(const watcher_t *w, int work, int64_t now)
     return ms;
 }
 
-static int wait_for_something(watcher_t *w, int ms)
+/* Read the sources that have something. */
+static int read_sources(watcher_t *w, const struct pollfd *fds, unsigned count)
 {
-    struct pollfd fds[BK_WIRE_ROOTS + 1];
-    fds[0] = (struct pollfd){.fd = w->fd, .events = POLLIN};
-    for (unsigned i = 0; i < w->count; i++)
-        fds[i + 1] = (struct pollfd){.fd = bk_inotify_fd(w->list[i].inotify), .events = POLLIN};
-    if (poll(fds, w->count + 1, ms) < 0)
-        return errno == EINTR ? 0 : errno;
+    for (unsigned i = 0; i < count; i++)
+        if (fds[i].revents != 0 && w->list[i].inotify != NULL &&
+            !bk_inotify_read(w->list[i].inotify, w->list[i].watch, 0))
+            return ENODEV;
+    if (fds[count].revents == 0)
+        return 0;
+    w->fan_at = bk_watch_now() + REST_MS;
+    return bk_fanotify_read(w->fan, 0) ? 0 : ENODEV;
+}
+
+static int wait_for_something(watcher_t *w, int ms, int64_t now)
+{
+    struct pollfd fds[BK_WIRE_ROOTS + 2];
     unsigned count = w->count; /* a request may add one */
-    int errnum = fds[0].revents != 0 ? receive(w) : 0;
-    for (unsigned i = 0; i < count && errnum == 0; i++)
-        if (fds[i + 1].revents != 0 && !bk_inotify_read(w->list[i].inotify, 0))
-            errnum = ENODEV;
-    return errnum;
+    for (unsigned i = 0; i < count; i++) {
+        const bk_inotify_t *inotify = w->list[i].inotify;
+        int fd = inotify != NULL ? bk_inotify_fd(inotify) : -1;
+        fds[i] = (struct pollfd){.fd = fd, .events = POLLIN};
+    }
+    /* While it rests, what happens there is gathered by the kernel, each thing once. */
+    bool rest = w->fan != NULL && now < w->fan_at;
+    if (rest)
+        ms = sooner(ms, w->fan_at - now);
+    int fan = w->fan != NULL && !rest ? bk_fanotify_fd(w->fan) : -1;
+    fds[count] = (struct pollfd){.fd = fan, .events = POLLIN};
+    fds[count + 1] = (struct pollfd){.fd = w->fd, .events = POLLIN};
+    if (poll(fds, count + 2, ms) < 0)
+        return errno == EINTR ? 0 : errno;
+    int errnum = fds[count + 1].revents != 0 ? receive(w) : 0;
+    return errnum == 0 ? read_sources(w, fds, count) : errnum;
 }
 
 static int step(watcher_t *w)
@@ -308,7 +363,7 @@ static int step(watcher_t *w)
         return ENODEV;
     if (any_pending(w) && w->tell_at == 0)
         w->tell_at = now + TELL_MS;
-    int errnum = wait_for_something(w, urgent(w) && w->full_at == 0 ? 0 : wait_ms(w, ms, now));
+    int errnum = wait_for_something(w, urgent(w) && w->full_at == 0 ? 0 : wait_ms(w, ms, now), now);
     now = bk_watch_now();
     if (errnum == 0 && now >= w->check_at) {
         w->check_at = now + CHECK_MS;
@@ -319,7 +374,7 @@ static int step(watcher_t *w)
     return errnum;
 }
 
-int bk_watch_run(int fd, const bk_roots_t *roots, bk_wire_message_t *in)
+int bk_watch_run(int fd, const bk_roots_t *roots, bk_wire_message_t *in, bk_fanotify_t *fan)
 {
     watcher_t *w = calloc(1, sizeof *w);
     if (w == NULL)
@@ -327,6 +382,7 @@ int bk_watch_run(int fd, const bk_roots_t *roots, bk_wire_message_t *in)
     w->fd = fd;
     w->roots = roots;
     w->in = in;
+    w->fan = fan;
     int errnum = answer_watch(w);
     while (errnum == 0)
         errnum = step(w);

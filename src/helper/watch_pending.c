@@ -51,13 +51,18 @@ static uint32_t hash_of(const char *path, size_t len)
     return hash ^ hash >> 15;
 }
 
+static bool is_limit(uint16_t kind)
+{
+    return kind == BK_WIRE_LIMIT || kind == BK_WIRE_MOUNT;
+}
+
 /* The place of an item of that path and sort (limits are told beside changes), or a free one. */
 static size_t find_place(const bk_pending_t *pending, const char *path, size_t len, bool limit)
 {
     size_t at = hash_of(path, len) & (PLACES - 1);
     for (; pending->table[at] != 0; at = (at + 1) & (PLACES - 1)) {
         const bk_pending_item_t *item = &pending->items[pending->table[at] - 1];
-        if (item->len == len && (item->kind == BK_WIRE_LIMIT) == limit &&
+        if (item->len == len && is_limit(item->kind) == limit &&
             memcmp(pending->text + item->offset, path, len) == 0)
             break;
     }
@@ -67,7 +72,7 @@ static size_t find_place(const bk_pending_t *pending, const char *path, size_t l
 void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind)
 {
     size_t len = strlen(path);
-    size_t at = find_place(pending, path, len, kind == BK_WIRE_LIMIT);
+    size_t at = find_place(pending, path, len, is_limit((uint16_t)kind));
     uint32_t there = pending->table[at];
     if (there != 0 && there - 1 >= pending->first) {
         if (kind == BK_WIRE_TREE)
@@ -75,9 +80,9 @@ void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind
         return;
     }
     if (pending->count == BK_PENDING_MAX || pending->used + len + 1 > BK_PENDING_BYTES) {
-        bool limits = kind == BK_WIRE_LIMIT;
+        bool limits = is_limit((uint16_t)kind);
         for (size_t i = pending->first; i < pending->count; i++)
-            limits = limits || pending->items[i].kind == BK_WIRE_LIMIT;
+            limits = limits || is_limit(pending->items[i].kind);
         clear(pending);
         bk_pending_add(pending, "", BK_WIRE_TREE);
         if (limits)

@@ -3,8 +3,10 @@
  *
  *   watch.c           the conversation: requests in, events out, whose turn it is
  *   watch_pending.c   what is still to be told of one root, each directory once
- *   watch_inotify.c   one root by a watch on each directory
+ *   watch_root.c      one root: what an event means, finding what is new
  *   watch_nodes.c     the watched directories: their names, and finding them
+ *   watch_inotify.c   a source of events: a watch on each directory
+ *   watch_fanotify.c  a source of events: a mark on the file system, for all roots
  */
 #ifndef BK_HELPER_WATCH_PRIVATE_H
 #define BK_HELPER_WATCH_PRIVATE_H
@@ -36,7 +38,7 @@ typedef struct {
 bool bk_pending_init(bk_pending_t *pending);
 void bk_pending_free(bk_pending_t *pending);
 bool bk_pending_any(const bk_pending_t *pending);
-/* kind: DIRTY, TREE or LIMIT.  What does not fit makes it TREE of the root. */
+/* kind: DIRTY, TREE, LIMIT or MOUNT.  What does not fit makes it TREE of the root. */
 void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind);
 /* Nothing of what is kept matters any more: everything may have changed. */
 void bk_pending_lose(bk_pending_t *pending);
@@ -91,21 +93,55 @@ bool bk_nodes_path(const bk_nodes_t *nodes, uint32_t node, char out[BK_WIRE_PATH
 
 /* --- one root --- */
 
-typedef struct bk_inotify_s bk_inotify_t;
+typedef struct bk_rootwatch_s bk_rootwatch_t;
+
+/* What numbers directories, and passes their events to bk_rootwatch_event by those numbers. */
+typedef struct {
+    void *self;
+    /* fd: the directory, open for reading.  From now on its events come.  Its number, > 0, the same
+     * each time; or -1 and errno.  A number that was dropped does not come back soon. */
+    int (*add)(void *self, int fd);
+    void (*drop)(void *self, int number);
+    void (*close)(void *self); /* with the root; NULL: nothing to do */
+} bk_source_t;
 
 /*
  * dir: of the root, O_PATH, borrowed.  base: of a database, its file's name; NULL: a tree.  0 or an
- * errno.  A tree is scanned by bk_inotify_work until WATCHED is pending.
+ * errno; EREMOTE: a file system whose changes nobody here sees.
  */
-int bk_inotify_open(int dir, const char *base, bk_pending_t *pending, bk_inotify_t **watch);
-void bk_inotify_close(bk_inotify_t *watch); /* NULL is fine */
-int bk_inotify_fd(const bk_inotify_t *watch);
-/* Read what is there, at most about bytes of it, 0: one buffer.  False: the root is gone. */
-bool bk_inotify_read(bk_inotify_t *watch, size_t bytes);
+int bk_rootwatch_open(int dir, const char *base, bk_pending_t *pending, bk_rootwatch_t **watch);
+/* A tree is scanned by bk_rootwatch_work from here on, until WATCHED is pending.  0 or an errno. */
+int bk_rootwatch_start(bk_rootwatch_t *watch, const bk_source_t *source);
+void bk_rootwatch_close(bk_rootwatch_t *watch); /* NULL is fine */
+/* Events are about to be read: what was told before may be on its way already. */
+void bk_rootwatch_reading(bk_rootwatch_t *watch);
+/* mask: of inotify; several events on one name may be in one.  name "": the directory itself.
+ * False: the root is gone. */
+bool bk_rootwatch_event(bk_rootwatch_t *watch, int number, uint32_t mask, const char *name);
+void bk_rootwatch_lost(bk_rootwatch_t *watch);
 /* A bounded piece of scanning.  Ms until there is more to do, 0: now, -1: nothing; or that the root
  * is gone. */
 #define BK_WATCH_GONE (-2)
-int bk_inotify_work(bk_inotify_t *watch, int64_t now);
+int bk_rootwatch_work(bk_rootwatch_t *watch, int64_t now);
+
+/* --- sources --- */
+
+typedef struct bk_inotify_s bk_inotify_t;
+
+int bk_inotify_open(bool database, bk_inotify_t **in); /* 0 or an errno */
+void bk_inotify_close(bk_inotify_t *in);               /* NULL is fine */
+int bk_inotify_fd(const bk_inotify_t *in);
+bk_source_t bk_inotify_source(bk_inotify_t *in);
+/* Read what is there, at most about bytes of it, 0: one buffer.  False: the root is gone. */
+bool bk_inotify_read(bk_inotify_t *in, bk_rootwatch_t *root, size_t bytes);
+
+/* fanotify: watch.h has how it begins and ends. */
+int bk_fanotify_fd(const bk_fanotify_t *fan);
+/* The source of one root, while it lives; false: not on this file system.  The source's close ends
+ * it. */
+bool bk_fanotify_join(bk_fanotify_t *fan, int dir, bk_rootwatch_t *root, bk_source_t *source);
+/* As bk_inotify_read, for all roots that joined.  False: one of them is gone. */
+bool bk_fanotify_read(bk_fanotify_t *fan, size_t bytes);
 
 int64_t bk_watch_now(void); /* ms, monotonic */
 

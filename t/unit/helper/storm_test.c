@@ -2,7 +2,8 @@
  * t/unit/helper/storm_test.c: creates, writes, renames, deletes, moves of directories and hard links at random, while
  * backups go by what the watcher tells; at rest the last of them must be the tree that a walk makes.
  *
- * STORM_SEEDS (3) seeds from STORM_FIRST (1) on; every second one with an event queue so small that it overflows.
+ * STORM_SEEDS (4) seeds from STORM_FIRST (1) on; every second one with an event queue so small that it overflows; two of four
+ * by fanotify where it works, or all as STORM_BY (inotify, fanotify) says.
  */
 #include "unit/files/files_testing.h"
 #include "watching.h"
@@ -10,12 +11,14 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define ROUNDS 4
+#define ROUNDS 3
 
 typedef struct {
     world_t *w;
     uint64_t random;
     unsigned ops;
+    bool calm; /* so slow that even a small queue holds what happens */
+    atomic_bool over;
     pthread_t thread;
 } storm_t;
 
@@ -115,14 +118,29 @@ static void one_op(storm_t *s)
     }
 }
 
+static void wait_until_watched(watching_t *watching)
+{
+    watching_root_t *root = &watching->roots[0];
+    for (unsigned i = 0; i < 600; i++) {
+        watching_sync(watching);
+        if (root->watched)
+            return;
+        bk_sleep_ms(20);
+    }
+    fail_msg("after a storm it is not watched again");
+}
+
 static void *blow(void *arg)
 {
     storm_t *s = arg;
     for (unsigned i = 0; i < s->ops; i++) {
         one_op(s);
-        if (i % 256 == 0)
+        if (s->calm && i % 2 == 0)
+            bk_sleep_ms(2);
+        else if (i % 256 == 0)
             usleep(choose(s, 4000));
     }
+    atomic_store(&s->over, true);
     return NULL;
 }
 
@@ -220,24 +238,27 @@ static void storm(world_t *w, watching_t *watching, uint64_t seed)
     run_backup(w);
     w->backup.again = NULL;
     for (unsigned round = 0; round < ROUNDS; round++) {
+        s.calm = round > 0;
+        s.ops = s.calm ? 80 : 3000;
+        if (s.calm) { /* so that most of the tree can be taken over */
+            wait_until_watched(watching);
+            take_changes(w, watching);
+            run_changes(w);
+        }
+        atomic_store(&s.over, false);
         assert_int_equal(pthread_create(&s.thread, NULL, blow, &s), 0);
-        for (unsigned i = 0; i < 3; i++) {
+        for (unsigned i = 0; i < 3 || (i < 100 && !atomic_load(&s.over)); i++) {
             take_changes(w, watching);
             run_changes(w);
         }
         pthread_join(s.thread, NULL);
-        if (round % 2 != 0) { /* a few changes, so that most of the tree is taken over */
-            take_changes(w, watching);
-            run_changes(w);
-            for (unsigned i = 0; i < 40; i++)
-                one_op(&s);
-        }
         bk_sleep_ms(80);
         bk_snapshot_tree_t before = w->tree;
         take_changes(w, watching);
         run_changes(w);
-        print_message("# %u files, %u of %u directories\n", (unsigned)w->stats.files,
-                      (unsigned)w->stats.dirs_listed, (unsigned)w->stats.dirs);
+        print_message("# %u files, %u of %u directories%s\n", (unsigned)w->stats.files,
+                      (unsigned)w->stats.dirs_listed, (unsigned)w->stats.dirs,
+                      w->stats.walked ? ", walked" : "");
         *(w->stats.walked || w->stats.dirs_listed >= w->stats.dirs ? &by_walk : &by_changes) += 1;
         assert_tree_of_a_walk(w, before);
     }
@@ -246,31 +267,26 @@ static void storm(world_t *w, watching_t *watching, uint64_t seed)
 static void after_a_storm_the_changes_give_the_tree_of_a_walk(void **state)
 {
     (void)state;
-    const char *knob = "/proc/sys/fs/inotify/max_queued_events";
+    const char *by = getenv("STORM_BY");
     const char *seeds = getenv("STORM_SEEDS"), *first = getenv("STORM_FIRST");
     uint64_t from = first != NULL ? strtoull(first, NULL, 10) : 1;
-    uint64_t count = seeds != NULL ? strtoull(seeds, NULL, 10) : 3;
+    uint64_t count = seeds != NULL ? strtoull(seeds, NULL, 10) : 4;
     for (uint64_t seed = from; seed < from + count; seed++) {
         void *made = NULL;
         watching_t watching;
-        char was[32] = "";
+        watching_queues_t queues;
         world_set_up(&made);
         world_t *w = made;
         agent_root_t root = {w->source, BK_WIRE_MAY_READ | BK_WIRE_MAY_WATCH};
-        FILE *file = seed % 2 == 0 ? fopen(knob, "r+") : NULL;
-        if (file != NULL) {
-            assert_non_null(fgets(was, sizeof was, file));
-            rewind(file);
-            fputs("16\n", file);
-            fflush(file);
-        }
+        bool fanotify = by != NULL ? strcmp(by, "fanotify") == 0 : seed % 4 < 2;
+        bk_watch_use = BK_WIRE_WATCH_INOTIFY |
+                       (fanotify && watching_has_fanotify() ? BK_WIRE_WATCH_FANOTIFY : 0);
+        bool small = seed % 2 == 0 && watching_small_queues(&queues);
         watching_start(&watching, &root, 1);
-        if (file != NULL) {
-            rewind(file);
-            fputs(was, file);
-            fclose(file);
-        }
-        print_message("# seed %lu\n", (unsigned long)seed);
+        if (small)
+            watching_usual_queues(&queues);
+        print_message("# seed %lu by %s\n", (unsigned long)seed,
+                      (bk_watch_use & BK_WIRE_WATCH_FANOTIFY) != 0 ? "fanotify" : "inotify");
         storm(w, &watching, seed);
         print_message("# lost %u times\n", watching.roots[0].lost);
         watching_stop(&watching);

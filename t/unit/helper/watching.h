@@ -29,6 +29,52 @@ typedef struct {
     bool over;
 } watching_t;
 
+/* Queues of events are so small that they overflow, for whoever starts to watch until the end. */
+typedef struct {
+    char was[2][32];
+} watching_queues_t;
+
+static inline FILE *watching_knob(unsigned which)
+{
+    return fopen(which == 0 ? "/proc/sys/fs/inotify/max_queued_events"
+                            : "/proc/sys/fs/fanotify/max_queued_events",
+                 "r+");
+}
+
+/* False: not permitted. */
+static inline bool watching_small_queues(watching_queues_t *queues)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        FILE *file = watching_knob(i);
+        if (file == NULL && i == 0)
+            return false;
+        if (file == NULL)
+            continue;
+        assert_non_null(fgets(queues->was[i], sizeof queues->was[i], file));
+        rewind(file);
+        fputs(i == 0 ? "16\n" : "256\n", file); /* the second gathers all of a file system */
+        fclose(file);
+    }
+    return true;
+}
+
+static inline void watching_usual_queues(const watching_queues_t *queues)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        FILE *file = watching_knob(i);
+        if (file == NULL)
+            continue;
+        fputs(queues->was[i], file);
+        fclose(file);
+    }
+}
+
+static inline bool watching_has_fanotify(void)
+{
+    bk_watch_use = BK_WIRE_WATCH_INOTIFY | BK_WIRE_WATCH_FANOTIFY;
+    return (bk_watch_kinds() & BK_WIRE_WATCH_FANOTIFY) != 0;
+}
+
 static inline void watching_start(watching_t *w, const agent_root_t *list, uint32_t count)
 {
     bk_err_t err = {0};
@@ -74,6 +120,7 @@ static inline void watching_event(watching_t *w, const bk_watch_event_t *event)
         root->watched = true;
         break;
     case BK_WIRE_LIMIT:
+    case BK_WIRE_MOUNT:
         bk_dirset_add(&root->limits, event->path, true);
         break;
     case BK_WIRE_DATA:
