@@ -429,13 +429,13 @@ static void a_reader_that_is_slow_loses_nothing(void **state)
     char path[300], name[200];
     memset(name, 'n', sizeof name - 1);
     name[sizeof name - 1] = '\0';
-    for (unsigned i = 0; i < 9000; i++) {
+    for (unsigned i = 0; i < 5500; i++) {
         snprintf(path, sizeof path, "%u%s", i, name);
         make_dir(box, path);
     }
     start(box, 1);
     for (unsigned round = 0; round < 2; round++) {
-        for (unsigned i = 0; i < 9000; i++) {
+        for (unsigned i = 0; i < 5500; i++) {
             snprintf(path, sizeof path, "%u%s/f", i, name);
             int fd = open(at(box, path), O_WRONLY | O_CREAT, 0644);
             assert_true(fd >= 0);
@@ -444,7 +444,7 @@ static void a_reader_that_is_slow_loses_nothing(void **state)
         bk_sleep_ms(200);
     }
     watching_sync(&box->w);
-    for (unsigned i = 0; i < 9000; i++) {
+    for (unsigned i = 0; i < 5500; i++) {
         snprintf(path, sizeof path, "%u%s", i, name);
         assert_true(bk_dirset_has(&box->w.roots[0].dirty, path));
     }
