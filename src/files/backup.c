@@ -95,15 +95,6 @@ static bk_rc_t push(stack_t_ *stack, bk_frame_t *frame, bk_err_t *err)
     return BK_OK;
 }
 
-static int open_dir(bk_walk_t *walk, const char *path)
-{
-    int flags = O_RDONLY | O_DIRECTORY;
-    int fd = -1;
-    if (!atomic_load_explicit(&walk->atime, memory_order_relaxed))
-        fd = bk_root_open_raw(walk->root, path, flags | O_NOATIME, 0);
-    return fd >= 0 ? fd : bk_root_open_raw(walk->root, path, flags, 0);
-}
-
 static bk_handle_t *new_handle(int fd)
 {
     bk_handle_t *handle = malloc(sizeof *handle);
@@ -125,13 +116,14 @@ static bool is_gone(int errnum)
 static bk_rc_t reopen(bk_walk_t *walk, const bk_frame_t *frame, bk_handle_t **handle, bk_err_t *err)
 {
     struct stat st;
+    bool helped;
+    int fd;
     *handle = NULL;
-    int fd = open_dir(walk, frame->path);
-    if (fd < 0) {
-        if (!is_gone(errno))
-            bk_walk_unreadable(walk, frame->path, errno, "open directory");
+    int errnum = bk_looker_dir(&walk->looker, frame->path, &fd, &helped);
+    if (is_gone(errnum))
         return BK_OK;
-    }
+    if (errnum != 0)
+        return bk_walk_unreadable(walk, frame->path, errnum, "open directory", err);
     if (fstat(fd, &st) != 0 || st.st_ino != frame->inode || st.st_dev != frame->device) {
         close(fd);
         return BK_OK;
@@ -140,23 +132,27 @@ static bk_rc_t reopen(bk_walk_t *walk, const bk_frame_t *frame, bk_handle_t **ha
     return *handle != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "walk: out of memory");
 }
 
-/* What the entry of a directory says, but its child. */
-static bk_rc_t describe_dir(bk_walk_t *walk, bk_slot_t *slot, int fd, const struct stat *st,
-                            bool readable, bk_err_t *err)
+/* What the entry of a directory says, but its child.  fd: -1 when it cannot be read. */
+static bk_rc_t describe_dir(bk_walk_t *walk, const bk_frame_t *frame, int fd, bool helped,
+                            const struct stat *st, bk_err_t *err)
 {
+    bk_slot_t *slot = frame->slot;
     bk_rc_t rc = BK_OK;
     if (slot == NULL)
         return BK_OK;
-    slot->entry.flags = readable ? 0 : BK_ENTRY_DAMAGED;
+    slot->entry.flags = fd >= 0 ? 0 : BK_ENTRY_DAMAGED;
     bk_entry_from_stat(walk, &slot->entry, BK_ENTRY_DIR, st);
     slot->present = true;
     pthread_mutex_lock(&walk->lock);
     walk->stats.dirs++;
     pthread_mutex_unlock(&walk->lock);
-    if (readable && walk->options->xattrs) {
+    if (fd >= 0 && walk->options->xattrs) {
         bk_buf_t blob;
         bk_buf_init(&blob, BK_ATTRS_MAX);
-        if (bk_attrs_read(fd, &blob) == 0)
+        int errnum = bk_looker_dir_attrs(&walk->looker, frame->path, fd, helped, &blob);
+        if (errnum == BK_LOOK_GONE)
+            rc = bk_looker_gone(&walk->looker, err);
+        else if (errnum == 0)
             rc = bk_entry_put_attrs(walk, &slot->entry, &blob, err);
         bk_buf_free(&blob);
     }
@@ -167,17 +163,25 @@ static bk_rc_t describe_dir(bk_walk_t *walk, bk_slot_t *slot, int fd, const stru
 static bk_rc_t describe_unreadable(bk_walk_t *walk, bk_frame_t *frame, int errnum, bk_err_t *err)
 {
     struct stat st;
-    int fd = bk_root_open_raw(walk->root, frame->path, O_PATH | O_DIRECTORY, 0);
-    bk_walk_unreadable(walk, frame->path, errnum, "open directory");
-    if (fd < 0 || fstat(fd, &st) != 0) {
-        if (fd >= 0)
-            close(fd);
+    bk_rc_t rc = bk_walk_unreadable(walk, frame->path, errnum, "open directory", err);
+    if (rc != BK_OK || bk_looker_stat(&walk->looker, frame->path, &st) != 0 ||
+        bk_walk_skips(walk, &st))
+        return rc;
+    return describe_dir(walk, frame, -1, false, &st, err);
+}
+
+/* The names in the directory fd; *listed tells whether that went well. */
+static bk_rc_t load_names(bk_walk_t *walk, bk_frame_t *frame, int fd, int *errnum, bk_err_t *err)
+{
+    *errnum = bk_listing_read(fd, &frame->names);
+    if (*errnum == ENOMEM)
+        return bk_err_set(err, BK_NO_MEMORY, "list a directory of %zu names: out of memory",
+                          frame->names.count);
+    if (*errnum == 0 || (*errnum == ENOENT && frame->slot != NULL))
         return BK_OK;
-    }
-    bk_rc_t rc =
-        bk_walk_skips(walk, &st) ? BK_OK : describe_dir(walk, frame->slot, fd, &st, false, err);
-    close(fd);
-    return rc;
+    if (frame->slot == NULL)
+        return bk_err_sys(err, *errnum, "list %s", walk->options->path);
+    return bk_walk_unreadable(walk, frame->path, *errnum, "list directory", err);
 }
 
 /* Read what is in a directory; without names when there is nothing to walk. */
@@ -185,9 +189,17 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
 {
     const bk_files_options_t *options = walk->options;
     struct stat st;
-    int fd = open_dir(walk, frame->path);
-    if (fd < 0)
-        return is_gone(errno) ? BK_OK : describe_unreadable(walk, frame, errno, err);
+    bool helped;
+    int fd, listed = 0, errnum = bk_looker_dir(&walk->looker, frame->path, &fd, &helped);
+    if (errnum == EXDEV && helped)
+        return options->one_file_system
+                   ? BK_OK
+                   : bk_walk_unreadable(walk, frame->path, errnum,
+                                        "open a mount point, which the helper does not cross (give "
+                                        "it a files block of its own)",
+                                        err);
+    if (errnum != 0)
+        return is_gone(errnum) ? BK_OK : describe_unreadable(walk, frame, errnum, err);
     if (fstat(fd, &st) != 0 || bk_walk_skips(walk, &st)) {
         close(fd);
         return BK_OK;
@@ -195,42 +207,28 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
     frame->device = st.st_dev;
     frame->inode = st.st_ino;
     bk_rc_t rc = BK_OK;
-    int errnum = 0;
     atomic_fetch_add_explicit(&walk->listed, 1, memory_order_relaxed);
     /* A mount point stays as an empty directory: something can be mounted on it again. */
-    if (!options->one_file_system || st.st_dev == walk->device) {
-        errnum = bk_listing_read(fd, &frame->names);
-        if (errnum == ENOENT && frame->slot != NULL) {
-            close(fd); /* removed since it was opened */
-            return BK_OK;
-        }
-        if (errnum == ENOMEM)
-            rc = bk_err_set(err, BK_NO_MEMORY, "list a directory of %zu names: out of memory",
-                            frame->names.count);
-        else if (errnum != 0 && frame->slot == NULL)
-            rc = bk_err_sys(err, errnum, "list %s", options->path);
-        else if (errnum != 0)
-            bk_walk_unreadable(walk, frame->path, errnum, "list directory");
-    }
-    if (rc == BK_OK && options->cachedir && frame->names.count > 1 && bk_listing_is_cache(fd))
+    if (!options->one_file_system || st.st_dev == walk->device)
+        rc = load_names(walk, frame, fd, &listed, err);
+    if (rc == BK_OK && options->cachedir && frame->names.count > 1 &&
+        bk_looker_is_cache(&walk->looker, frame->path, fd))
         keep_tag(walk, frame);
-    if (rc == BK_OK)
-        rc = describe_dir(walk, frame->slot, fd, &st, errnum == 0, err);
+    if (rc == BK_OK && listed != ENOENT) /* which is: removed since it was opened */
+        rc = describe_dir(walk, frame, listed == 0 ? fd : -1, helped, &st, err);
     close(fd);
     return rc;
 }
 
 /* --- segments --- */
 
-static bool kind_is_dir(const bk_handle_t *handle, const bk_frame_t *frame, size_t i)
+static bool kind_is_dir(bk_look_t *look, size_t at)
 {
     struct stat st;
-    unsigned char kind = bk_listing_kind(&frame->names, i);
+    unsigned char kind = bk_listing_kind(look->names, at);
     if (kind != DT_UNKNOWN)
         return kind == DT_DIR;
-    return handle != NULL &&
-           fstatat(handle->fd, bk_listing_name(&frame->names, i), &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-           S_ISDIR(st.st_mode);
+    return look->fd >= 0 && bk_look_stat(look, at, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
 /* A directory that nothing is said of is as it was, with all that is below it. */
@@ -310,14 +308,18 @@ static bk_rc_t start_segment(bk_walk_t *walk, place_t *place, bk_err_t *err)
     place->next += count;
     if (frame->how == BK_FRAME_TAKE)
         return bk_reuse_segment(walk, segment, err);
+    bk_look_t look;
     bk_rc_t rc = count > 0 ? reopen(walk, frame, &handle, err) : BK_OK;
+    bk_look_begin(&look, &walk->looker, frame->path, handle != NULL ? handle->fd : -1,
+                  &frame->names);
     for (size_t i = 0; i < count && rc == BK_OK; i++) {
         bk_slot_t *slot = &segment->slots[i];
-        slot->directory = kind_is_dir(handle, frame, segment->first + i);
+        slot->directory = kind_is_dir(&look, segment->first + i);
         slot->entry.name = (const uint8_t *)bk_listing_name(&frame->names, segment->first + i);
         slot->entry.name_len = (uint16_t)strlen((const char *)slot->entry.name);
         dirs = dirs || slot->directory;
     }
+    bk_look_end(&look);
     if (rc == BK_OK && dirs && frame->has_previous)
         rc = find_previous(walk, segment, err);
     size_t step = frame->has_previous ? BATCH_COMPARE : BATCH_FULL;
@@ -379,10 +381,9 @@ static bk_rc_t enter(bk_walk_t *walk, stack_t_ *stack, bk_segment_t *segment, bk
     size_t len;
     bool selected;
     const char *name = (const char *)slot->entry.name;
-    if (!bk_walk_path(segment->frame, name, path, &len)) {
-        bk_walk_unreadable(walk, segment->frame->path, ENAMETOOLONG, "enter a directory in it");
-        return BK_OK;
-    }
+    if (!bk_walk_path(segment->frame, name, path, &len))
+        return bk_walk_unreadable(walk, segment->frame->path, ENAMETOOLONG,
+                                  "enter a directory in it", err);
     if (leave_out(walk, segment->frame, path, len, &selected)) {
         slot->present = false;
         pthread_mutex_lock(&walk->lock);
@@ -494,13 +495,16 @@ static bk_rc_t set_up(bk_walk_t *walk, bk_err_t *err)
 {
     const bk_files_options_t *options = walk->options;
     struct stat st;
-    bk_rc_t rc = bk_root_open(options->path, false, &walk->root, err);
+    bk_rc_t rc = bk_looker_init(&walk->looker, options->path, options->helper, walk->ctl, err);
     if (rc != BK_OK) {
         bk_err_wrap(err, "files \"%s\"", options->name != NULL ? options->name : "");
         return rc;
     }
-    if (fstat(bk_root_fd(walk->root), &st) != 0)
-        return bk_err_sys(err, errno, "look at %s", options->path);
+    int errnum = bk_looker_stat(&walk->looker, "", &st);
+    if (errnum == BK_LOOK_GONE)
+        return bk_looker_gone(&walk->looker, err);
+    if (errnum != 0)
+        return bk_err_sys(err, errnum, "look at %s", options->path);
     walk->device = st.st_dev;
     walk->started = bk_now();
     walk->names = bk_names_new();
@@ -530,7 +534,7 @@ static void tear_down(bk_walk_t *walk)
     for (size_t i = 0; i < walk->readers.count; i++)
         bk_reader_free(walk->readers.items[i]);
     bk_names_free(walk->names);
-    bk_root_close(walk->root);
+    bk_looker_free(&walk->looker);
     free(walk->skip);
     free(walk->linked);
     pthread_mutex_destroy(&walk->lock);

@@ -25,6 +25,7 @@
 #include "base/team.h"
 #include "files/dirset.h"
 #include "files/pattern.h"
+#include "helper/client.h"
 #include "repo/session.h"
 #include "repo/snapshot.h"
 
@@ -52,6 +53,7 @@ typedef struct {
     size_t skip_count;
     const bk_snapshot_tree_t *previous; /* NULL: read everything */
     const bk_files_since_t *since;      /* NULL, or no previous: walk */
+    bk_helper_t *helper;                /* reads what this process has no right to; NULL: none */
     /* Gets the directories that the next backup has to list in any case: what is in them can change
      * unnoticed (files with several names), or was not read as it should be.  May be NULL. */
     bk_dirset_t *again;
@@ -71,8 +73,8 @@ typedef struct {
 /*
  * Fills tree (but name) and stats: what was left out is counted in the directories that were
  * listed, all else for the whole tree.  Appends {path, errno, error} to unreadable (at most 1 000,
- * all are counted).  Fails only when the root itself cannot be read, the repository fails, or ctl
- * says stop.
+ * all are counted).  Fails only when the root itself cannot be read, the repository fails, the
+ * helper is wanted and cannot be asked, or ctl says stop.
  */
 bk_rc_t bk_files_backup(bk_session_t *session, const bk_files_options_t *options, bk_team_t *team,
                         bk_snapshot_tree_t *tree, bk_files_stats_t *stats, json_t *unreadable,

@@ -1,10 +1,6 @@
 /*
- * files/batch.c: names of one directory into slots: look, compare with the previous backup, read
- * what is new.
- *
- * Runs in any lane.  Opens files below the frame's directory, without following links and without
- * ever blocking in open; a database that an application has open is not opened here at all, since
- * closing it would drop that process's locks when it lives in the same process.
+ * files/batch.c: names of one directory into slots: look, compare with the previous backup, leave
+ * what is new to reading.c.  Runs in any lane.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -22,7 +18,6 @@
 
 #define ALONE_MIN   (1u << 20)  /* larger files are works of their own */
 #define LARGE_MIN   (64u << 20) /* larger ones are spread over the lanes */
-#define READ_TRIES  3u
 #define LISTED_MAX  1000u
 #define CURRENT_GAP (100 * BK_MS)
 
@@ -32,20 +27,6 @@ typedef struct {
     bk_handle_t *handle;
     size_t first, count; /* slots of the segment */
 } batch_t;
-
-/* What one work needs on the way; counters go to the walk at its end. */
-typedef struct {
-    bk_walk_t *walk;
-    bk_segment_t *segment;
-    bk_handle_t *handle;
-    bk_reader_t *reader;
-    bk_buf_t attrs;
-    bk_files_stats_t stats;
-    bool alone; /* read what is large here and now */
-    bk_team_t *spread;
-    char path[PATH_MAX];
-    size_t path_len;
-} job_t;
 
 /* --- things shared with lane 0 --- */
 
@@ -83,10 +64,29 @@ static void again_at(bk_walk_t *walk, const char *rel)
     bk_dirset_add(walk->options->again, parent, false);
 }
 
-void bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char *operation)
+/* Once: what would help. */
+static void note_denied(bk_walk_t *walk)
+{
+    pthread_mutex_lock(&walk->lock);
+    bool noted = walk->denied_noted;
+    walk->denied_noted = true;
+    pthread_mutex_unlock(&walk->lock);
+    if (!noted && walk->options->helper == NULL)
+        bk_ctl_note(walk->ctl,
+                    "files \"%s\": this process (user id %u) has no right to some of them; the "
+                    "privileged helper reads them without any: see the directive backup_helper",
+                    walk->options->name != NULL ? walk->options->name : "", (unsigned)geteuid());
+}
+
+bk_rc_t bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char *operation,
+                           bk_err_t *err)
 {
     bk_err_t why = {0};
     bk_buf_t path;
+    if (errnum == BK_LOOK_GONE)
+        return bk_looker_gone(&walk->looker, err);
+    if (errnum == EACCES)
+        note_denied(walk);
     bk_err_sys(&why, errnum, "%s", operation);
     bk_buf_init(&path, 2 * PATH_MAX);
     bk_buf_add(&path, walk->options->path, strlen(walk->options->path));
@@ -107,6 +107,7 @@ void bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char
     }
     pthread_mutex_unlock(&walk->lock);
     bk_buf_free(&path);
+    return BK_OK;
 }
 
 bool bk_walk_skips(const bk_walk_t *walk, const struct stat *st)
@@ -169,31 +170,6 @@ void bk_walk_lost_previous(bk_walk_t *walk, const bk_frame_t *frame, const bk_er
                 walk->options->path, text, why->text);
 }
 
-/* --- readers: one for each lane at work --- */
-
-static bk_reader_t *take_reader(bk_walk_t *walk)
-{
-    bk_reader_t *reader = NULL;
-    pthread_mutex_lock(&walk->lock);
-    if (walk->readers.count > 0)
-        reader = walk->readers.items[--walk->readers.count];
-    pthread_mutex_unlock(&walk->lock);
-    return reader != NULL ? reader : bk_reader_new(walk->session, walk->ctl);
-}
-
-static void give_reader(bk_walk_t *walk, bk_reader_t *reader)
-{
-    if (reader == NULL)
-        return;
-    pthread_mutex_lock(&walk->lock);
-    bool kept = walk->readers.count < sizeof walk->readers.items / sizeof walk->readers.items[0];
-    if (kept)
-        walk->readers.items[walk->readers.count++] = reader;
-    pthread_mutex_unlock(&walk->lock);
-    if (!kept)
-        bk_reader_free(reader);
-}
-
 static void add_stats(bk_walk_t *walk, const bk_files_stats_t *more)
 {
     bk_files_stats_t *sum = &walk->stats;
@@ -213,37 +189,19 @@ static void add_stats(bk_walk_t *walk, const bk_files_stats_t *more)
 }
 
 /* At most ten times a second: a person reads it. */
-static void show_current(const job_t *job)
+static void show_current(const bk_names_work_t *work)
 {
-    bk_walk_t *walk = job->walk;
+    bk_walk_t *walk = work->walk;
     int64_t now = bk_mono(), due = atomic_load_explicit(&walk->current_due, memory_order_relaxed);
     char text[BK_CTL_CURRENT];
     if (walk->ctl == NULL || now < due ||
         !atomic_compare_exchange_strong(&walk->current_due, &due, now + CURRENT_GAP))
         return;
-    bk_name_escape(text, sizeof text, job->path, job->path_len);
+    bk_name_escape(text, sizeof text, work->path, work->path_len);
     bk_ctl_current(walk->ctl, text);
 }
 
 /* --- one file --- */
-
-/*
- * A write that comes right after our reading can leave the times as they are, when the clock of the
- * file system has not ticked since: then the next backup must not trust them, and the entry gets no
- * ctime.
- */
-static bool is_racy(const struct stat *st, int64_t looked)
-{
-    bool coarse = st->st_ctim.tv_nsec == 0 && st->st_mtim.tv_nsec == 0;
-    int64_t tick = coarse ? 2 * BK_SEC : 50 * BK_MS;
-    return looked - ns_of(&st->st_ctim) < tick || looked - ns_of(&st->st_mtim) < tick;
-}
-
-static bool same_state(const struct stat *a, const struct stat *b)
-{
-    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
-           ns_of(&a->st_mtim) == ns_of(&b->st_mtim) && ns_of(&a->st_ctim) == ns_of(&b->st_ctim);
-}
 
 static bool content_stored(bk_walk_t *walk, const bk_entry_t *entry)
 {
@@ -269,14 +227,15 @@ static bool is_unchanged(bk_walk_t *walk, const bk_entry_t *before, const struct
 }
 
 /* Content and attributes of the previous backup's entry. */
-static bk_rc_t take_over(job_t *job, bk_slot_t *slot, const bk_entry_t *before, bk_err_t *err)
+static bk_rc_t take_over(bk_names_work_t *work, bk_slot_t *slot, const bk_entry_t *before,
+                         bk_err_t *err)
 {
     bk_entry_t *entry = &slot->entry;
     size_t bytes = before->content_len + before->chunk_count * sizeof(bk_chunk_ref_t);
     if (bytes > 0 && (slot->owned = malloc(bytes)) == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "take over a file: out of memory");
     entry->flags = before->flags;
-    if (!job->walk->options->xattrs)
+    if (!work->walk->options->xattrs)
         entry->flags &= (uint16_t)~BK_ENTRY_ATTRS;
     entry->size = before->size;
     entry->sha256 = before->sha256;
@@ -295,280 +254,165 @@ static bk_rc_t take_over(job_t *job, bk_slot_t *slot, const bk_entry_t *before, 
     return BK_OK;
 }
 
-static int open_file(bk_walk_t *walk, int dir, const char *name)
-{
-    /* O_NONBLOCK: the name may have become a FIFO since we looked. */
-    int flags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
-    int fd = -1;
-    if (!atomic_load_explicit(&walk->atime, memory_order_relaxed)) {
-        fd = openat(dir, name, flags | O_NOATIME);
-        if (fd >= 0 || errno != EPERM)
-            return fd;
-    }
-    fd = openat(dir, name, flags);
-    /* Somebody else's file: the others will be, too. */
-    if (fd >= 0)
-        atomic_store_explicit(&walk->atime, true, memory_order_relaxed);
-    return fd;
-}
-
-typedef enum { GONE, FAILED, STABLE, MOVING } reading_t;
-
-/* One reading of the file.  st: what it was before, then what it was after. */
-static bk_rc_t read_once(job_t *job, bk_slot_t *slot, const char *name, struct stat *st,
-                         reading_t *result, int *sys, bk_err_t *err)
-{
-    struct stat after;
-    bk_content_t content = {.entry = &slot->entry};
-    *result = FAILED;
-    int fd = open_file(job->walk, job->handle->fd, name);
-    if (fd < 0) {
-        *sys = errno;
-        *result = errno == ENOENT || errno == ELOOP || errno == ENXIO ? GONE : FAILED;
-        return BK_OK;
-    }
-    bk_rc_t rc = BK_OK;
-    bk_buf_reset(&job->attrs);
-    *sys = job->walk->options->xattrs ? bk_attrs_read(fd, &job->attrs) : 0;
-    if (*sys == 0) {
-        rc = bk_content_read(job->reader, fd, st, job->spread, &content, err);
-        free(slot->owned);
-        slot->owned = content.owned;
-        job->stats.bytes_read += content.bytes_read;
-        *sys = content.sys;
-    }
-    if (rc == BK_OK && *sys == 0) {
-        if (fstat(fd, &after) != 0) {
-            *sys = errno;
-        } else {
-            *result = same_state(st, &after) ? STABLE : MOVING;
-            *st = after;
-        }
-    }
-    close(fd);
-    return rc;
-}
-
-static bk_rc_t read_file(job_t *job, bk_slot_t *slot, const char *name, struct stat *st,
-                         bk_err_t *err)
-{
-    bk_walk_t *walk = job->walk;
-    reading_t result = MOVING;
-    int sys = 0;
-    int64_t looked = 0;
-    if (job->reader == NULL && (job->reader = take_reader(walk)) == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "read files: out of memory");
-    for (unsigned tries = 0; tries < READ_TRIES && result == MOVING; tries++) {
-        looked = bk_now();
-        if (!S_ISREG(st->st_mode)) {
-            result = GONE;
-            break;
-        }
-        bk_rc_t rc = read_once(job, slot, name, st, &result, &sys, err);
-        if (rc != BK_OK)
-            return rc;
-    }
-    if (result == GONE)
-        return BK_OK;
-    if (result == FAILED) {
-        bk_walk_unreadable(walk, job->path, sys, "read");
-        return BK_OK;
-    }
-    uint64_t size = slot->entry.size; /* of what was read, which a moving file may differ from */
-    bk_entry_from_stat(walk, &slot->entry, BK_ENTRY_FILE, st);
-    slot->entry.size = size;
-    if (is_racy(st, looked) || result == MOVING)
-        bk_walk_again(walk, job->segment->frame);
-    if (is_racy(st, looked))
-        slot->entry.ctime = 0;
-    if (result == MOVING) {
-        char text[256];
-        slot->entry.flags |= BK_ENTRY_DAMAGED;
-        bk_name_escape(text, sizeof text, job->path, job->path_len);
-        bk_ctl_note(walk->ctl, "%s/%s changed while it was read, %u times; kept as read",
-                    walk->options->path, text, READ_TRIES);
-    }
-    slot->present = true;
-    return bk_entry_put_attrs(walk, &slot->entry, &job->attrs, err);
-}
-
-static void count_file(job_t *job, const bk_slot_t *slot, const bk_entry_t *before, bool unchanged)
-{
-    bk_ctl_t *ctl = job->walk->ctl;
-    job->stats.files++;
-    job->stats.bytes += slot->entry.size;
-    if (unchanged)
-        job->stats.files_unmodified++;
-    else if (before != NULL && before->type == BK_ENTRY_FILE)
-        job->stats.files_changed++;
-    else
-        job->stats.files_new++;
-    if (ctl != NULL) {
-        atomic_fetch_add_explicit(&ctl->files_done, 1, memory_order_relaxed);
-        atomic_fetch_add_explicit(&ctl->bytes_done, slot->entry.size, memory_order_relaxed);
-    }
-}
-
 static bk_rc_t submit(bk_walk_t *walk, bk_segment_t *segment, bk_handle_t *handle, size_t first,
                       size_t count, bk_work_fn fn, bk_err_t *err);
 static bk_rc_t run_alone(void *arg, bk_err_t *err);
 
 /* For lane 0, which alone may wait for other lanes. */
-static bk_rc_t leave_to_lane0(job_t *job, bk_slot_t *slot, bk_err_t *err)
+static bk_rc_t leave_to_lane0(bk_names_work_t *work, bk_slot_t *slot, bk_err_t *err)
 {
     bk_large_t *large = calloc(1, sizeof *large);
     if (large == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "read a large file: out of memory");
-    large->segment = job->segment;
+    large->segment = work->segment;
     large->slot = slot;
-    large->handle = job->handle;
-    atomic_fetch_add(&job->handle->users, 1);
-    atomic_fetch_add(&job->segment->pending, 1);
-    pthread_mutex_lock(&job->walk->lock);
-    large->next = job->walk->large;
-    job->walk->large = large;
-    pthread_mutex_unlock(&job->walk->lock);
+    large->handle = work->handle;
+    atomic_fetch_add(&work->handle->users, 1);
+    atomic_fetch_add(&work->segment->pending, 1);
+    pthread_mutex_lock(&work->walk->lock);
+    large->next = work->walk->large;
+    work->walk->large = large;
+    pthread_mutex_unlock(&work->walk->lock);
     return BK_OK;
 }
 
 static bool is_selected(const bk_frame_t *frame, const bk_files_options_t *options,
-                        const job_t *job)
+                        const bk_names_work_t *work)
 {
     return frame->selected || options->match == NULL || options->match->count == 0 ||
-           bk_patterns_match(options->match, job->path, job->path_len, false);
+           bk_patterns_match(options->match, work->path, work->path_len, false);
 }
 
-static bk_rc_t do_file(job_t *job, bk_slot_t *slot, const char *name, struct stat *st,
+static bk_rc_t do_file(bk_names_work_t *work, bk_slot_t *slot, const struct stat *st,
                        const bk_entry_t *before, bk_err_t *err)
 {
-    bk_walk_t *walk = job->walk;
+    bk_walk_t *walk = work->walk;
     bool many = bk_team_lanes(walk->team) > 1;
     if (walk->options->max_size > 0 && (uint64_t)st->st_size > walk->options->max_size) {
-        job->stats.too_large++;
+        work->stats.too_large++;
         return BK_OK;
     }
-    show_current(job);
+    show_current(work);
     if (before != NULL && is_unchanged(walk, before, st)) {
         bk_entry_from_stat(walk, &slot->entry, BK_ENTRY_FILE, st);
-        bk_rc_t rc = take_over(job, slot, before, err);
+        bk_rc_t rc = take_over(work, slot, before, err);
         slot->present = rc == BK_OK;
-        count_file(job, slot, before, true);
+        bk_reading_count(work, slot, true, true);
         return rc;
     }
     /* By what is on the disk, so that an empty giant stays where it is. */
     uint64_t bytes = (uint64_t)st->st_blocks * 512;
-    if (many && !job->alone && bytes >= ALONE_MIN) {
+    if (many && !work->alone && bytes >= ALONE_MIN) {
         if (bytes >= LARGE_MIN)
-            return leave_to_lane0(job, slot, err);
-        return submit(walk, job->segment, job->handle, (size_t)(slot - job->segment->slots), 1,
+            return leave_to_lane0(work, slot, err);
+        return submit(walk, work->segment, work->handle, (size_t)(slot - work->segment->slots), 1,
                       run_alone, err);
     }
-    bk_rc_t rc = read_file(job, slot, name, st, err);
-    if (rc == BK_OK && slot->present)
-        count_file(job, slot, before, false);
-    return rc;
+    return bk_reading_add(work, slot, st, before != NULL && before->type == BK_ENTRY_FILE, err);
 }
 
-static bk_rc_t do_link(job_t *job, bk_slot_t *slot, const char *name, const struct stat *st,
+static bk_rc_t do_link(bk_names_work_t *work, bk_slot_t *slot, size_t at, const struct stat *st,
                        bk_err_t *err)
 {
     char target[BK_LINK_MAX + 2];
-    ssize_t len = readlinkat(job->handle->fd, name, target, sizeof target);
-    if (len < 0 && (errno == ENOENT || errno == EINVAL))
+    size_t len = 0;
+    int errnum = bk_look_link(&work->look, at, target, sizeof target, &len);
+    if (errnum == ENOENT || errnum == EINVAL)
         return BK_OK;
-    if (len <= 0 || (size_t)len > BK_LINK_MAX) {
-        bk_walk_unreadable(job->walk, job->path, len < 0 ? errno : ENAMETOOLONG, "read link");
-        return BK_OK;
-    }
-    slot->owned = malloc((size_t)len);
+    if (errnum != 0 || len == 0 || len > BK_LINK_MAX)
+        return bk_walk_unreadable(work->walk, work->path, errnum != 0 ? errnum : ENAMETOOLONG,
+                                  "read link", err);
+    slot->owned = malloc(len);
     if (slot->owned == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "read a link: out of memory");
-    memcpy(slot->owned, target, (size_t)len);
-    bk_entry_from_stat(job->walk, &slot->entry, BK_ENTRY_LINK, st);
+    memcpy(slot->owned, target, len);
+    bk_entry_from_stat(work->walk, &slot->entry, BK_ENTRY_LINK, st);
     slot->entry.target = slot->owned;
     slot->entry.target_len = (uint16_t)len;
     slot->present = true;
-    job->stats.links++;
+    work->stats.links++;
     return BK_OK;
 }
 
 /* Links and FIFOs can't be opened for their attributes. */
-static bk_rc_t add_attrs_at(job_t *job, bk_slot_t *slot, const char *name, bk_err_t *err)
+static bk_rc_t add_attrs_at(bk_names_work_t *work, bk_slot_t *slot, size_t at, bk_err_t *err)
 {
-    if (!slot->present || !job->walk->options->xattrs)
+    if (!slot->present || !work->walk->options->xattrs)
         return BK_OK;
-    if (bk_attrs_read_at(job->handle->fd, name, &job->attrs) != 0)
+    int errnum = bk_look_attrs(&work->look, at, &work->attrs);
+    if (errnum == BK_LOOK_GONE)
+        return bk_looker_gone(&work->walk->looker, err);
+    if (errnum != 0)
         return BK_OK;
-    return bk_entry_put_attrs(job->walk, &slot->entry, &job->attrs, err);
+    return bk_entry_put_attrs(work->walk, &slot->entry, &work->attrs, err);
 }
 
-static void note_special(job_t *job, mode_t mode)
+static void note_special(bk_names_work_t *work, mode_t mode)
 {
     static const char *const kinds[] = {"sockets", "character devices", "block devices"};
     size_t kind = S_ISSOCK(mode) ? 0 : S_ISCHR(mode) ? 1 : 2;
-    bk_walk_t *walk = job->walk;
-    job->stats.special++;
+    bk_walk_t *walk = work->walk;
+    work->stats.special++;
     pthread_mutex_lock(&walk->lock);
     bool noted = walk->special_noted[kind];
     walk->special_noted[kind] = true;
     pthread_mutex_unlock(&walk->lock);
     if (!noted) {
         char text[256];
-        bk_name_escape(text, sizeof text, job->path, job->path_len);
+        bk_name_escape(text, sizeof text, work->path, work->path_len);
         bk_log(BK_LOG_NOTICE, "files \"%s\": %s are left out, the first is %s",
                walk->options->name != NULL ? walk->options->name : "", kinds[kind], text);
     }
 }
 
 /* Fill one slot.  before: the entry of that name in the previous backup, or NULL. */
-static bk_rc_t do_name(job_t *job, bk_slot_t *slot, const char *name, const bk_entry_t *before,
+static bk_rc_t do_name(bk_names_work_t *work, size_t at, const char *name, const bk_entry_t *before,
                        bk_err_t *err)
 {
-    const bk_files_options_t *options = job->walk->options;
+    bk_slot_t *slot = &work->segment->slots[at - work->segment->first];
+    const bk_files_options_t *options = work->walk->options;
     struct stat st;
-    if (!bk_walk_path(job->segment->frame, name, job->path, &job->path_len)) {
-        bk_walk_unreadable(job->walk, job->segment->frame->path, ENAMETOOLONG, "read a name in it");
+    if (!bk_walk_path(work->segment->frame, name, work->path, &work->path_len))
+        return bk_walk_unreadable(work->walk, work->segment->frame->path, ENAMETOOLONG,
+                                  "read a name in it", err);
+    int errnum = bk_look_stat(&work->look, at, &st);
+    if (errnum == ENOENT)
         return BK_OK;
-    }
-    if (fstatat(job->handle->fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
-        if (errno != ENOENT)
-            bk_walk_unreadable(job->walk, job->path, errno, "look at");
-        return BK_OK;
-    }
-    if (S_ISDIR(st.st_mode)) {
-        /* It was no directory when the names were read; its content was never listed. */
-        bk_walk_unreadable(job->walk, job->path, EAGAIN, "became a directory meanwhile");
-        return BK_OK;
-    }
-    if (bk_walk_skips(job->walk, &st) ||
+    if (errnum != 0)
+        return bk_walk_unreadable(work->walk, work->path, errnum, "look at", err);
+    /* It was no directory when the names were read; its content was never listed. */
+    if (S_ISDIR(st.st_mode))
+        return bk_walk_unreadable(work->walk, work->path, EAGAIN, "became a directory meanwhile",
+                                  err);
+    if (bk_walk_skips(work->walk, &st) ||
         strncmp(name, BK_FILES_TEMPORARY, sizeof BK_FILES_TEMPORARY - 1) == 0 ||
         (options->exclude != NULL &&
-         bk_patterns_match(options->exclude, job->path, job->path_len, false)) ||
-        !is_selected(job->segment->frame, options, job)) {
-        job->stats.excluded++;
+         bk_patterns_match(options->exclude, work->path, work->path_len, false)) ||
+        !is_selected(work->segment->frame, options, work)) {
+        work->stats.excluded++;
         return BK_OK;
     }
     bk_rc_t rc = BK_OK;
-    if (st.st_nlink > 1 && !job->alone) /* which is the second look at this name */
-        rc = bk_reuse_linked(job->walk, job->segment->frame, &st, before, err);
+    if (st.st_nlink > 1 && !work->alone) /* which is the second look at this name */
+        rc = bk_reuse_linked(work->walk, work->segment->frame, &st, before, err);
     if (rc != BK_OK)
         return rc;
     switch (st.st_mode & S_IFMT) {
     case S_IFREG:
-        return do_file(job, slot, name, &st, before, err);
+        return do_file(work, slot, &st, before, err);
     case S_IFLNK:
-        rc = do_link(job, slot, name, &st, err);
+        rc = do_link(work, slot, at, &st, err);
         break;
     case S_IFIFO:
-        bk_entry_from_stat(job->walk, &slot->entry, BK_ENTRY_FIFO, &st);
+        bk_entry_from_stat(work->walk, &slot->entry, BK_ENTRY_FIFO, &st);
         slot->present = true;
-        job->stats.others++;
+        work->stats.others++;
         break;
     default:
-        note_special(job, st.st_mode);
+        note_special(work, st.st_mode);
         return BK_OK;
     }
-    return rc == BK_OK ? add_attrs_at(job, slot, name, err) : rc;
+    return rc == BK_OK ? add_attrs_at(work, slot, at, err) : rc;
 }
 
 /* --- works --- */
@@ -583,13 +427,13 @@ static int compare_name(const char *name, const bk_entry_t *entry)
 }
 
 /* Names and the previous directory's entries are both sorted: one pass over each. */
-static bk_rc_t do_names(job_t *job, size_t first, size_t count, bk_err_t *err)
+static bk_rc_t do_names(bk_names_work_t *work, size_t first, size_t count, bk_err_t *err)
 {
-    bk_walk_t *walk = job->walk;
-    bk_frame_t *frame = job->segment->frame;
+    bk_walk_t *walk = work->walk;
+    bk_frame_t *frame = work->segment->frame;
     bk_tree_iter_t *iter = NULL;
     const bk_entry_t *before = NULL;
-    const char *name = bk_listing_name(&frame->names, job->segment->first + first);
+    const char *name = bk_listing_name(&frame->names, work->segment->first + first);
     bk_err_t lost = {0};
     bk_rc_t rc = BK_OK;
     if (frame->has_previous) {
@@ -601,8 +445,8 @@ static bk_rc_t do_names(job_t *job, size_t first, size_t count, bk_err_t *err)
             known = bk_tree_iter_next(iter, &before, &lost);
     }
     for (size_t i = first; i < first + count && rc == BK_OK; i++) {
-        bk_slot_t *slot = &job->segment->slots[i];
-        name = bk_listing_name(&frame->names, job->segment->first + i);
+        bk_slot_t *slot = &work->segment->slots[i];
+        name = bk_listing_name(&frame->names, work->segment->first + i);
         while (before != NULL && compare_name(name, before) > 0)
             if (bk_tree_iter_next(iter, &before, &lost) != BK_OK)
                 before = NULL;
@@ -612,26 +456,51 @@ static bk_rc_t do_names(job_t *job, size_t first, size_t count, bk_err_t *err)
         slot->entry.name = (const uint8_t *)name;
         slot->entry.name_len = (uint16_t)strlen(name);
         bool known = before != NULL && compare_name(name, before) == 0;
-        rc = do_name(job, slot, name, known ? before : NULL, err);
+        rc = do_name(work, work->segment->first + i, name, known ? before : NULL, err);
     }
     bk_tree_iter_close(iter);
     if (lost.rc != BK_OK)
         bk_walk_lost_previous(walk, frame, &lost);
-    return rc;
+    return rc == BK_OK ? bk_reading_flush(work, err) : rc;
+}
+
+/* All but the large arrays in it. */
+static void begin(bk_names_work_t *work, bk_walk_t *walk, bk_segment_t *segment,
+                  bk_handle_t *handle)
+{
+    work->walk = walk;
+    work->segment = segment;
+    work->handle = handle;
+    work->reader = NULL;
+    work->stats = (bk_files_stats_t){0};
+    work->alone = false;
+    work->spread = NULL;
+    work->read_count = 0;
+}
+
+/* The body of every work here; what it holds is given back. */
+static bk_rc_t run_names(bk_names_work_t *work, size_t first, size_t count, bk_err_t *err)
+{
+    bk_walk_t *walk = work->walk;
+    bk_frame_t *frame = work->segment->frame;
+    bk_buf_init(&work->attrs, BK_ATTRS_MAX);
+    bk_look_begin(&work->look, &walk->looker, frame->path, work->handle->fd, &frame->names);
+    bk_rc_t rc = do_names(work, first, count, err);
+    bk_reading_drop(work);
+    bk_look_end(&work->look);
+    bk_buf_free(&work->attrs);
+    bk_reading_give_reader(walk, work->reader);
+    add_stats(walk, &work->stats);
+    bk_handle_release(work->handle);
+    return rc == BK_OK ? bk_segment_finish_one(walk, work->segment, err) : rc;
 }
 
 static bk_rc_t run(batch_t *batch, bool alone, bk_err_t *err)
 {
-    bk_walk_t *walk = batch->walk;
-    job_t job = {.walk = walk, .segment = batch->segment, .handle = batch->handle, .alone = alone};
-    bk_buf_init(&job.attrs, BK_ATTRS_MAX);
-    bk_rc_t rc = do_names(&job, batch->first, batch->count, err);
-    bk_buf_free(&job.attrs);
-    give_reader(walk, job.reader);
-    add_stats(walk, &job.stats);
-    bk_handle_release(batch->handle);
-    if (rc == BK_OK)
-        rc = bk_segment_finish_one(walk, batch->segment, err);
+    bk_names_work_t work;
+    begin(&work, batch->walk, batch->segment, batch->handle);
+    work.alone = alone;
+    bk_rc_t rc = run_names(&work, batch->first, batch->count, err);
     free(batch);
     return rc;
 }
@@ -667,20 +536,11 @@ bk_rc_t bk_batch_submit(bk_walk_t *walk, bk_segment_t *segment, bk_handle_t *han
 
 static bk_rc_t read_large(bk_walk_t *walk, bk_large_t *large, bk_err_t *err)
 {
-    size_t slot = (size_t)(large->slot - large->segment->slots);
-    job_t job = {.walk = walk,
-                 .segment = large->segment,
-                 .handle = large->handle,
-                 .alone = true,
-                 .spread = walk->team};
-    bk_buf_init(&job.attrs, BK_ATTRS_MAX);
-    bk_rc_t rc = do_names(&job, slot, 1, err);
-    bk_buf_free(&job.attrs);
-    give_reader(walk, job.reader);
-    add_stats(walk, &job.stats);
-    bk_handle_release(large->handle);
-    if (rc == BK_OK)
-        rc = bk_segment_finish_one(walk, large->segment, err);
+    bk_names_work_t work;
+    begin(&work, walk, large->segment, large->handle);
+    work.alone = true;
+    work.spread = walk->team;
+    bk_rc_t rc = run_names(&work, (size_t)(large->slot - large->segment->slots), 1, err);
     free(large);
     return rc;
 }

@@ -1,8 +1,9 @@
 /*
- * files/walk.h: what the three parts of a file backup share (private to src/files).
+ * files/walk.h: what the parts of a file backup share (private to src/files).
  *
  *   backup.c     lane 0: walks directories, hands names to the lanes in batches
- *   batch.c      any lane: looks at names, reads files, fills slots
+ *   batch.c      any lane: looks at names, fills slots
+ *   reading.c    the same lane: reads those files that are not as they were
  *   assemble.c   whichever lane finishes a segment: slots into tree nodes, upwards
  *   reuse.c      what is taken over from the previous tree without a look at the file system
  *
@@ -14,14 +15,15 @@
 #ifndef BK_FILES_WALK_H
 #define BK_FILES_WALK_H
 
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
 #include "files/attrs.h"
 #include "files/backup.h"
 #include "files/content.h"
-#include "files/fsaccess.h"
 #include "files/listing.h"
+#include "files/looking.h"
 
 #define BK_SEGMENT_MAX 4096u
 /* Temporaries of a restore; never part of a backup. */
@@ -95,14 +97,13 @@ typedef struct {
     const bk_files_options_t *options;
     bk_team_t *team;
     bk_ctl_t *ctl;
-    bk_root_t *root;
+    bk_looker_t looker;
     bk_names_t *names;
     bk_inode_t *skip;    /* sorted */
     uint64_t device;     /* of the root */
     int64_t started;     /* ns */
     bk_group_t group;    /* every work of this backup */
     atomic_size_t slots; /* alive */
-    atomic_bool atime;   /* O_NOATIME is not permitted here */
     _Atomic int64_t current_due;
     bool since;                  /* only what changed is listed */
     atomic_bool redo;            /* that does not do: walk */
@@ -114,6 +115,7 @@ typedef struct {
     bk_files_stats_t stats;
     json_t *unreadable;
     bool lost_noted;
+    bool denied_noted;
     bool special_noted[3]; /* sockets, character devices, block devices */
     struct {
         bk_reader_t *items[64];
@@ -125,6 +127,32 @@ typedef struct {
     uint64_t root_entries;
     bool finished;
 } bk_walk_t;
+
+/* A file that is going to be read, as it was when its status was asked for. */
+typedef struct {
+    bk_slot_t *slot;
+    struct stat st;
+    bool before;         /* the previous backup had a file of that name */
+    bool ready;          /* file is filled in */
+    bk_look_file_t file; /* open since the helper was asked for others, or why not */
+} bk_read_t;
+
+/* What one work needs on the way; counters go to the walk at its end. */
+typedef struct {
+    bk_walk_t *walk;
+    bk_segment_t *segment;
+    bk_handle_t *handle;
+    bk_look_t look;
+    bk_reader_t *reader;
+    bk_buf_t attrs;
+    bk_files_stats_t stats;
+    bool alone; /* read what is large here and now */
+    bk_team_t *spread;
+    char path[PATH_MAX];
+    size_t path_len;
+    bk_read_t reads[BK_LOOK_AT_ONCE];
+    size_t read_count;
+} bk_names_work_t;
 
 void bk_handle_release(bk_handle_t *handle); /* NULL is fine */
 
@@ -147,14 +175,28 @@ void bk_entry_from_stat(bk_walk_t *walk, bk_entry_t *entry, uint8_t type, const 
 /* Store the attributes that out holds and name them in the entry. */
 bk_rc_t bk_entry_put_attrs(bk_walk_t *walk, bk_entry_t *entry, const bk_buf_t *blob, bk_err_t *err);
 bool bk_walk_skips(const bk_walk_t *walk, const struct stat *st);
-/* List what could not be read; rel below the tree's root. */
-void bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char *operation);
+/*
+ * List what could not be read; rel below the tree's root.  Fails when the helper is gone: then
+ * nobody knows whether it can be read.
+ */
+bk_rc_t bk_walk_unreadable(bk_walk_t *walk, const char *rel, int errnum, const char *operation,
+                           bk_err_t *err);
 /* rel of a name in a frame, into out (PATH_MAX bytes).  False when it is too long. */
 bool bk_walk_path(const bk_frame_t *frame, const char *name, char *out, size_t *len);
 /* The directory with this entry has to be looked at by the next backup in any case. */
 void bk_walk_again(bk_walk_t *walk, const bk_frame_t *frame);
 /* A directory of the previous backup is damaged: said once, and the files are read. */
 void bk_walk_lost_previous(bk_walk_t *walk, const bk_frame_t *frame, const bk_err_t *why);
+
+/* reading.c */
+/* Read the file of a slot, now or with others of the same work. */
+bk_rc_t bk_reading_add(bk_names_work_t *work, bk_slot_t *slot, const struct stat *st, bool before,
+                       bk_err_t *err);
+bk_rc_t bk_reading_flush(bk_names_work_t *work, bk_err_t *err);
+/* Close what was opened and not read. */
+void bk_reading_drop(bk_names_work_t *work);
+void bk_reading_give_reader(bk_walk_t *walk, bk_reader_t *reader); /* NULL is fine */
+void bk_reading_count(bk_names_work_t *work, const bk_slot_t *slot, bool before, bool unchanged);
 
 /* reuse.c */
 bk_rc_t bk_reuse_entry(bk_slot_t *slot, const bk_entry_t *before, bk_err_t *err);
