@@ -213,6 +213,7 @@ static bk_rc_t backup_files(backup_t *b, size_t at, bk_err_t *err)
                                   .xattrs = files->xattrs,
                                   .skip = b->skip.items,
                                   .skip_count = b->skip.count,
+                                  .helper = atomic_load(&b->job->engine->client),
                                   .previous = b->scope->full ? NULL : previous};
     if (!b->scope->lenient) {
         bk_watching_take(b->job->engine->watching, at,

@@ -130,6 +130,11 @@ void bk_engine_close(bk_engine_t *engine)
     free(engine);
 }
 
+void bk_engine_set_client(bk_engine_t *engine, bk_helper_t *client)
+{
+    atomic_store(&engine->client, client);
+}
+
 void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper)
 {
     pthread_mutex_lock(&engine->helper_lock);

@@ -168,6 +168,11 @@ void bk_engine_watch_end(bk_engine_t *engine);
 /* Is a tree of it watched now, or is there none? */
 bool bk_engine_watched(bk_engine_t *engine);
 
+/*
+ * What jobs ask for files that this process has no right to; NULL, as at first: nobody.  Borrowed,
+ * and to be there as long as a job may run.
+ */
+void bk_engine_set_client(bk_engine_t *engine, bk_helper_t *client);
 /* Without it a host has none (BK_ENGINE_HELPER_OFF). */
 void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper);
 

@@ -222,13 +222,13 @@ static bk_rc_t load_frame(bk_walk_t *walk, bk_frame_t *frame, bk_err_t *err)
 
 /* --- segments --- */
 
-static bool kind_is_dir(bk_look_t *look, size_t at)
+static bool kind_is_dir(bk_view_t *view, size_t at)
 {
     struct stat st;
-    unsigned char kind = bk_listing_kind(look->names, at);
+    unsigned char kind = bk_listing_kind(view->names, at);
     if (kind != DT_UNKNOWN)
         return kind == DT_DIR;
-    return look->fd >= 0 && bk_look_stat(look, at, &st) == 0 && S_ISDIR(st.st_mode);
+    return view->fd >= 0 && bk_view_stat(view, at, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
 /* A directory that nothing is said of is as it was, with all that is below it. */
@@ -308,18 +308,18 @@ static bk_rc_t start_segment(bk_walk_t *walk, place_t *place, bk_err_t *err)
     place->next += count;
     if (frame->how == BK_FRAME_TAKE)
         return bk_reuse_segment(walk, segment, err);
-    bk_look_t look;
+    bk_view_t view;
     bk_rc_t rc = count > 0 ? reopen(walk, frame, &handle, err) : BK_OK;
-    bk_look_begin(&look, &walk->looker, frame->path, handle != NULL ? handle->fd : -1,
+    bk_view_begin(&view, &walk->looker, frame->path, handle != NULL ? handle->fd : -1,
                   &frame->names);
     for (size_t i = 0; i < count && rc == BK_OK; i++) {
         bk_slot_t *slot = &segment->slots[i];
-        slot->directory = kind_is_dir(&look, segment->first + i);
+        slot->directory = kind_is_dir(&view, segment->first + i);
         slot->entry.name = (const uint8_t *)bk_listing_name(&frame->names, segment->first + i);
         slot->entry.name_len = (uint16_t)strlen((const char *)slot->entry.name);
         dirs = dirs || slot->directory;
     }
-    bk_look_end(&look);
+    bk_view_end(&view);
     if (rc == BK_OK && dirs && frame->has_previous)
         rc = find_previous(walk, segment, err);
     size_t step = frame->has_previous ? BATCH_COMPARE : BATCH_FULL;

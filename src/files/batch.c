@@ -316,7 +316,7 @@ static bk_rc_t do_link(bk_names_work_t *work, bk_slot_t *slot, size_t at, const 
 {
     char target[BK_LINK_MAX + 2];
     size_t len = 0;
-    int errnum = bk_look_link(&work->look, at, target, sizeof target, &len);
+    int errnum = bk_view_link(&work->view, at, target, sizeof target, &len);
     if (errnum == ENOENT || errnum == EINVAL)
         return BK_OK;
     if (errnum != 0 || len == 0 || len > BK_LINK_MAX)
@@ -339,7 +339,7 @@ static bk_rc_t add_attrs_at(bk_names_work_t *work, bk_slot_t *slot, size_t at, b
 {
     if (!slot->present || !work->walk->options->xattrs)
         return BK_OK;
-    int errnum = bk_look_attrs(&work->look, at, &work->attrs);
+    int errnum = bk_view_attrs(&work->view, at, &work->attrs);
     if (errnum == BK_LOOK_GONE)
         return bk_looker_gone(&work->walk->looker, err);
     if (errnum != 0)
@@ -375,7 +375,7 @@ static bk_rc_t do_name(bk_names_work_t *work, size_t at, const char *name, const
     if (!bk_walk_path(work->segment->frame, name, work->path, &work->path_len))
         return bk_walk_unreadable(work->walk, work->segment->frame->path, ENAMETOOLONG,
                                   "read a name in it", err);
-    int errnum = bk_look_stat(&work->look, at, &st);
+    int errnum = bk_view_stat(&work->view, at, &st);
     if (errnum == ENOENT)
         return BK_OK;
     if (errnum != 0)
@@ -484,10 +484,10 @@ static bk_rc_t run_names(bk_names_work_t *work, size_t first, size_t count, bk_e
     bk_walk_t *walk = work->walk;
     bk_frame_t *frame = work->segment->frame;
     bk_buf_init(&work->attrs, BK_ATTRS_MAX);
-    bk_look_begin(&work->look, &walk->looker, frame->path, work->handle->fd, &frame->names);
+    bk_view_begin(&work->view, &walk->looker, frame->path, work->handle->fd, &frame->names);
     bk_rc_t rc = do_names(work, first, count, err);
     bk_reading_drop(work);
-    bk_look_end(&work->look);
+    bk_view_end(&work->view);
     bk_buf_free(&work->attrs);
     bk_reading_give_reader(walk, work->reader);
     add_stats(walk, &work->stats);

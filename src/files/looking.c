@@ -221,87 +221,87 @@ bool bk_looker_is_cache(bk_looker_t *looker, const char *path, int fd)
 
 /* --- names --- */
 
-void bk_look_begin(bk_look_t *look, bk_looker_t *looker, const char *path, int fd,
+void bk_view_begin(bk_view_t *view, bk_looker_t *looker, const char *path, int fd,
                    const bk_listing_t *names)
 {
-    look->looker = looker;
-    look->path = path;
-    look->fd = fd;
-    look->names = names;
-    look->helped = false;
-    look->first = look->count = 0;
+    view->looker = looker;
+    view->path = path;
+    view->fd = fd;
+    view->names = names;
+    view->helped = false;
+    view->first = view->count = 0;
 }
 
-static void forget(bk_look_t *look)
+static void forget(bk_view_t *view)
 {
-    for (size_t i = 0; i < look->count; i++)
-        drop(&look->known[i]);
-    look->count = 0;
+    for (size_t i = 0; i < view->count; i++)
+        drop(&view->known[i]);
+    view->count = 0;
 }
 
-void bk_look_end(bk_look_t *look)
+void bk_view_end(bk_view_t *view)
 {
-    forget(look);
+    forget(view);
 }
 
 /* Status, and targets of links, of the names from at on. */
-static int ask_names(bk_look_t *look, size_t at)
+static int ask_names(bk_view_t *view, size_t at)
 {
     bk_helper_op_t ops[BK_WIRE_OPS] = {0};
-    size_t count = look->names->count - at;
+    size_t count = view->names->count - at;
     if (count > BK_WIRE_OPS)
         count = BK_WIRE_OPS;
-    forget(look);
+    forget(view);
     for (size_t i = 0; i < count; i++)
         ops[i] = (bk_helper_op_t){.call = BK_WIRE_STAT,
-                                  .name = bk_listing_name(look->names, at + i),
+                                  .name = bk_listing_name(view->names, at + i),
                                   .flags = BK_WIRE_LINKS};
-    int errnum = ask(look->looker, look->path, ops, count, look->known);
+    int errnum = ask(view->looker, view->path, ops, count, view->known);
     if (errnum != 0)
         return errnum;
-    look->first = at;
-    look->count = count;
+    view->first = at;
+    view->count = count;
     return 0;
 }
 
-static int known(bk_look_t *look, size_t at, const bk_helper_result_t **result)
+static int known(bk_view_t *view, size_t at, const bk_helper_result_t **result)
 {
     int errnum = 0;
-    if (at < look->first || at >= look->first + look->count)
-        errnum = ask_names(look, at);
+    if (at < view->first || at >= view->first + view->count)
+        errnum = ask_names(view, at);
     if (errnum != 0)
         return errnum;
-    *result = &look->known[at - look->first];
+    *result = &view->known[at - view->first];
     return (*result)->error;
 }
 
-int bk_look_stat(bk_look_t *look, size_t at, struct stat *st)
+int bk_view_stat(bk_view_t *view, size_t at, struct stat *st)
 {
     const bk_helper_result_t *result;
     int errnum;
-    if (!look->helped) {
-        const char *name = bk_listing_name(look->names, at);
-        if (fstatat(look->fd, name, st, AT_SYMLINK_NOFOLLOW) == 0)
+    if (!view->helped) {
+        const char *name = bk_listing_name(view->names, at);
+        if (fstatat(view->fd, name, st, AT_SYMLINK_NOFOLLOW) == 0)
             return 0;
-        if (!denied(look->looker, errno, &errnum))
+        if (!denied(view->looker, errno, &errnum))
             return errnum;
-        look->helped = true;
+        view->helped = true;
     }
-    errnum = known(look, at, &result);
+    errnum = known(view, at, &result);
     if (errnum == 0)
         *st = result->st;
     return errnum;
 }
 
-int bk_look_link(bk_look_t *look, size_t at, char *out, size_t size, size_t *len)
+int bk_view_link(bk_view_t *view, size_t at, char *out, size_t size, size_t *len)
 {
     const bk_helper_result_t *result;
-    if (!look->helped) {
-        ssize_t got = readlinkat(look->fd, bk_listing_name(look->names, at), out, size);
+    if (!view->helped) {
+        ssize_t got = readlinkat(view->fd, bk_listing_name(view->names, at), out, size);
         *len = got > 0 ? (size_t)got : 0;
         return got < 0 ? errno : (size_t)got == size ? ENAMETOOLONG : 0;
     }
-    int errnum = known(look, at, &result);
+    int errnum = known(view, at, &result);
     if (errnum != 0)
         return errnum;
     if (result->data == NULL)
@@ -313,33 +313,33 @@ int bk_look_link(bk_look_t *look, size_t at, char *out, size_t size, size_t *len
     return 0;
 }
 
-int bk_look_attrs(bk_look_t *look, size_t at, bk_buf_t *out)
+int bk_view_attrs(bk_view_t *view, size_t at, bk_buf_t *out)
 {
-    const char *name = bk_listing_name(look->names, at);
-    return look->helped ? ask_attrs(look->looker, look->path, name, out)
-                        : bk_attrs_read_at(look->fd, name, out);
+    const char *name = bk_listing_name(view->names, at);
+    return view->helped ? ask_attrs(view->looker, view->path, name, out)
+                        : bk_attrs_read_at(view->fd, name, out);
 }
 
 /* --- files --- */
 
-static int own_open(bk_look_t *look, const char *name)
+static int own_open(bk_view_t *view, const char *name)
 {
-    bk_looker_t *looker = look->looker;
+    bk_looker_t *looker = view->looker;
     /* O_NONBLOCK: the name may have become a FIFO since we looked. */
     int flags = READING | O_NONBLOCK, fd = -1;
     if (!atomic_load_explicit(&looker->atime, memory_order_relaxed)) {
-        fd = openat(look->fd, name, flags | O_NOATIME);
+        fd = openat(view->fd, name, flags | O_NOATIME);
         if (fd >= 0 || errno != EPERM)
             return fd;
     }
-    fd = openat(look->fd, name, flags);
+    fd = openat(view->fd, name, flags);
     /* Somebody else's file: the others will be, too. */
     if (fd >= 0)
         atomic_store_explicit(&looker->atime, true, memory_order_relaxed);
     return fd;
 }
 
-void bk_look_close(bk_look_file_t *file)
+void bk_view_close(bk_view_file_t *file)
 {
     if (file->fd >= 0)
         close(file->fd);
@@ -349,13 +349,13 @@ void bk_look_close(bk_look_file_t *file)
 }
 
 /* Each file takes one operation, with its attributes two. */
-static void take_files(bk_helper_result_t *results, size_t count, bool attrs, bk_look_file_t *files)
+static void take_files(bk_helper_result_t *results, size_t count, bool attrs, bk_view_file_t *files)
 {
     size_t each = attrs ? 2 : 1;
     for (size_t i = 0; i < count; i++) {
         bk_helper_result_t *open = &results[i * each], *more = attrs ? open + 1 : NULL;
         files[i] =
-            (bk_look_file_t){.fd = open->fd, .attrs = -1, .error = open->error, .helped = true};
+            (bk_view_file_t){.fd = open->fd, .attrs = -1, .error = open->error, .helped = true};
         open->fd = -1;
         if (more != NULL) {
             files[i].attrs = more->fd;
@@ -368,39 +368,39 @@ static void take_files(bk_helper_result_t *results, size_t count, bool attrs, bk
         if (files[i].error == 0 && files[i].fd < 0)
             files[i].error = EIO;
         if (files[i].error != 0)
-            bk_look_close(&files[i]);
+            bk_view_close(&files[i]);
     }
 }
 
-void bk_look_open(bk_look_t *look, const size_t *at, size_t count, bool attrs,
-                  bk_look_file_t *files, size_t *opened)
+void bk_view_open(bk_view_t *view, const size_t *at, size_t count, bool attrs,
+                  bk_view_file_t *files, size_t *opened)
 {
-    bk_helper_op_t ops[2 * BK_LOOK_AT_ONCE] = {0};
-    bk_helper_result_t results[2 * BK_LOOK_AT_ONCE];
+    bk_helper_op_t ops[2 * BK_VIEW_OPEN] = {0};
+    bk_helper_result_t results[2 * BK_VIEW_OPEN];
     size_t n = 0;
-    files[0] = (bk_look_file_t){.fd = -1, .attrs = -1, .error = EACCES};
+    files[0] = (bk_view_file_t){.fd = -1, .attrs = -1, .error = EACCES};
     *opened = 1;
-    if (!look->helped) {
-        files[0].fd = own_open(look, bk_listing_name(look->names, at[0]));
-        if (files[0].fd >= 0 || !denied(look->looker, errno, &files[0].error))
+    if (!view->helped) {
+        files[0].fd = own_open(view, bk_listing_name(view->names, at[0]));
+        if (files[0].fd >= 0 || !denied(view->looker, errno, &files[0].error))
             return;
     }
-    if (count > BK_LOOK_AT_ONCE)
-        count = BK_LOOK_AT_ONCE;
+    if (count > BK_VIEW_OPEN)
+        count = BK_VIEW_OPEN;
     for (size_t i = 0; i < count; i++) {
-        const char *name = bk_listing_name(look->names, at[i]);
+        const char *name = bk_listing_name(view->names, at[i]);
         ops[n++] = (bk_helper_op_t){.call = BK_WIRE_OPEN, .name = name, .flags = O_NOATIME};
         if (attrs)
             ops[n++] = (bk_helper_op_t){.call = BK_WIRE_ATTRS, .name = name};
     }
-    files[0].error = ask(look->looker, look->path, ops, n, results);
+    files[0].error = ask(view->looker, view->path, ops, n, results);
     if (files[0].error != 0)
         return;
     take_files(results, count, attrs, files);
     *opened = count;
 }
 
-int bk_look_file_attrs(const bk_look_file_t *file, bk_buf_t *out)
+int bk_view_file_attrs(const bk_view_file_t *file, bk_buf_t *out)
 {
     return file->helped ? read_blob(file->attrs, out) : bk_attrs_read(file->fd, out);
 }

@@ -20,8 +20,8 @@
 #include "files/listing.h"
 #include "helper/client.h"
 
-#define BK_LOOK_GONE    EOWNERDEAD /* no call here fails so for another reason */
-#define BK_LOOK_AT_ONCE (BK_WIRE_OPS / 2)
+#define BK_LOOK_GONE EOWNERDEAD /* no call here fails so for another reason */
+#define BK_VIEW_OPEN (BK_WIRE_OPS / 2)
 
 /* One tree that is looked at, by any threads. */
 typedef struct {
@@ -57,17 +57,17 @@ typedef struct {
     bool helped;         /* nothing in it can be looked at without the helper */
     size_t first, count; /* names that the helper told of */
     bk_helper_result_t known[BK_WIRE_OPS];
-} bk_look_t;
+} bk_view_t;
 
-void bk_look_begin(bk_look_t *look, bk_looker_t *looker, const char *path, int fd,
+void bk_view_begin(bk_view_t *view, bk_looker_t *looker, const char *path, int fd,
                    const bk_listing_t *names);
-void bk_look_end(bk_look_t *look);
+void bk_view_end(bk_view_t *view);
 /* at: number of the name in the listing. */
-int bk_look_stat(bk_look_t *look, size_t at, struct stat *st);
+int bk_view_stat(bk_view_t *view, size_t at, struct stat *st);
 /* Where the link leads, up to size bytes; more: ENAMETOOLONG. */
-int bk_look_link(bk_look_t *look, size_t at, char *out, size_t size, size_t *len);
+int bk_view_link(bk_view_t *view, size_t at, char *out, size_t size, size_t *len);
 /* The extended attributes of what is no regular file and no directory. */
-int bk_look_attrs(bk_look_t *look, size_t at, bk_buf_t *out);
+int bk_view_attrs(bk_view_t *view, size_t at, bk_buf_t *out);
 
 /* A regular file, open for reading. */
 typedef struct {
@@ -75,16 +75,16 @@ typedef struct {
     int attrs; /* memfd with its attributes, the caller's; -1: none */
     int error; /* why it is not open */
     bool helped;
-} bk_look_file_t;
+} bk_view_file_t;
 
 /*
  * Open the first of the names at[0..count), and, when that takes the helper, up to
- * BK_LOOK_AT_ONCE - 1 more of them with it; *opened tells how many of files are filled in.
+ * BK_VIEW_OPEN - 1 more of them with it; *opened tells how many of files are filled in.
  */
-void bk_look_open(bk_look_t *look, const size_t *at, size_t count, bool attrs,
-                  bk_look_file_t *files, size_t *opened);
-void bk_look_close(bk_look_file_t *file); /* also one that is not open */
+void bk_view_open(bk_view_t *view, const size_t *at, size_t count, bool attrs,
+                  bk_view_file_t *files, size_t *opened);
+void bk_view_close(bk_view_file_t *file); /* also one that is not open */
 /* The attributes of an open file, of either kind. */
-int bk_look_file_attrs(const bk_look_file_t *file, bk_buf_t *out);
+int bk_view_file_attrs(const bk_view_file_t *file, bk_buf_t *out);
 
 #endif

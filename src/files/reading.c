@@ -93,13 +93,13 @@ static size_t name_of(const bk_names_work_t *work, const bk_read_t *read)
 /* Make the file of reads[at] ready, and perhaps those behind it. */
 static void open_files(bk_names_work_t *work, size_t at)
 {
-    size_t names[BK_LOOK_AT_ONCE], count = 0, opened = 0;
-    bk_look_file_t files[BK_LOOK_AT_ONCE];
+    size_t names[BK_VIEW_OPEN], count = 0, opened = 0;
+    bk_view_file_t files[BK_VIEW_OPEN];
     while (at + count < work->read_count && (count == 0 || !work->reads[at + count].ready)) {
         names[count] = name_of(work, &work->reads[at + count]);
         count++;
     }
-    bk_look_open(&work->look, names, count, work->walk->options->xattrs, files, &opened);
+    bk_view_open(&work->view, names, count, work->walk->options->xattrs, files, &opened);
     for (size_t i = 0; i < opened; i++) {
         work->reads[at + i].file = files[i];
         work->reads[at + i].ready = true;
@@ -117,7 +117,7 @@ static bk_rc_t read_open(bk_names_work_t *work, bk_read_t *read, reading_t *resu
     bk_content_t content = {.entry = &read->slot->entry};
     bk_rc_t rc = BK_OK;
     bk_buf_reset(&work->attrs);
-    *sys = work->walk->options->xattrs ? bk_look_file_attrs(&read->file, &work->attrs) : 0;
+    *sys = work->walk->options->xattrs ? bk_view_file_attrs(&read->file, &work->attrs) : 0;
     if (*sys == 0) {
         rc = bk_content_read(work->reader, read->file.fd, &read->st, work->spread, &content, err);
         free(read->slot->owned);
@@ -151,7 +151,7 @@ static bk_rc_t read_once(bk_names_work_t *work, size_t at, reading_t *result, in
         rc = read_open(work, read, result, sys, err);
     else if (*sys == ENOENT || *sys == ELOOP || *sys == ENXIO)
         *result = GONE;
-    bk_look_close(&read->file);
+    bk_view_close(&read->file);
     return rc;
 }
 
@@ -224,7 +224,7 @@ void bk_reading_drop(bk_names_work_t *work)
 {
     for (size_t i = 0; i < work->read_count; i++)
         if (work->reads[i].ready)
-            bk_look_close(&work->reads[i].file);
+            bk_view_close(&work->reads[i].file);
     work->read_count = 0;
 }
 
@@ -236,5 +236,5 @@ bk_rc_t bk_reading_add(bk_names_work_t *work, bk_slot_t *slot, const struct stat
     read->st = *st;
     read->before = before;
     read->ready = false;
-    return work->read_count == BK_LOOK_AT_ONCE ? bk_reading_flush(work, err) : BK_OK;
+    return work->read_count == BK_VIEW_OPEN ? bk_reading_flush(work, err) : BK_OK;
 }

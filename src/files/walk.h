@@ -134,7 +134,7 @@ typedef struct {
     struct stat st;
     bool before;         /* the previous backup had a file of that name */
     bool ready;          /* file is filled in */
-    bk_look_file_t file; /* open since the helper was asked for others, or why not */
+    bk_view_file_t file; /* open since the helper was asked for others, or why not */
 } bk_read_t;
 
 /* What one work needs on the way; counters go to the walk at its end. */
@@ -142,7 +142,7 @@ typedef struct {
     bk_walk_t *walk;
     bk_segment_t *segment;
     bk_handle_t *handle;
-    bk_look_t look;
+    bk_view_t view;
     bk_reader_t *reader;
     bk_buf_t attrs;
     bk_files_stats_t stats;
@@ -150,7 +150,7 @@ typedef struct {
     bk_team_t *spread;
     char path[PATH_MAX];
     size_t path_len;
-    bk_read_t reads[BK_LOOK_AT_ONCE];
+    bk_read_t reads[BK_VIEW_OPEN];
     size_t read_count;
 } bk_names_work_t;
 

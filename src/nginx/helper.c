@@ -442,8 +442,10 @@ void
 ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl)
 {
     bk_rc_t                    rc;
+    bk_err_t                   err = { .rc = BK_OK };
     ngx_uint_t                 seen;
     const char                *text;
+    bk_helper_t               *client;
     bk_wire_hello_t            hello;
     bk_engine_helper_t         facts;
     ngx_http_backup_helper_t  *h = &ngx_http_backup_the_helper;
@@ -500,5 +502,10 @@ ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl)
     (void) ngx_cpystrn((u_char *) facts.text, (u_char *) text,
                        sizeof(facts.text));
 
+    if (ngx_http_backup_helper_client(&client, &err) != BK_OK) {
+        client = NULL;
+    }
+
+    bk_engine_set_client(engine, client);
     bk_engine_set_helper(engine, &facts);
 }
