@@ -92,6 +92,13 @@ rejects('two databases of one name', 'main', more => "database main { path $dir/
 rejects('bad pattern', 'exclude|pattern', files => "files uploads { path $dir/app/uploads; exclude '[a'; }");
 like(accepts('base_dir inside a source', base => "base_dir $dir/app/uploads/backups;"), qr/\[warn\].*left out/,
     'warned: base_dir inside a source is left out');
+like(accepts('a storage inside a source', storage => "storage local disk { path $dir/app/uploads/storage; }"), qr/\[warn\].*left out/,
+    'warned: a storage inside a source is left out');
+rejects('a source inside a storage', 'contain itself', files => "files uploads { path $dir/storage/x; }");
+rejects('a database inside base_dir', 'lies in base_dir', more => "database main { path $dir/backups/a.db; }");
+rejects('a storage inside base_dir', 'must not lie in each other', storage => "storage local disk { path $dir/backups/storage; }");
+symlink "$dir/storage", "$dir/link" or die "symlink: $!";
+rejects('a source inside a storage through a link', 'contain itself', files => "files uploads { path $dir/link/x; }");
 rejects('a source inside base_dir', 'contain itself', files => "files uploads { path $dir/backups/x; }");
 rejects('relative source', 'absolute', files => 'files uploads { path uploads; }');
 rejects('missing key file', 'k9.key', more => "encryption { key k9 $dir/k9.key; }");
@@ -161,6 +168,30 @@ SKIP: {
     my @st = stat "$o->{dir}/backups";
     is_deeply([$st[2] & 0777, $st[4]], [0700, (getpwnam 'www-data')[2]], 'base_dir is made for the workers');
     $o->finish;
+}
+
+# What is above base_dir and a storage is the operator's: made by nginx, it would be in the place of a disk that is not mounted.
+{
+    local $part{base} = "base_dir $dir/no/backups;";
+    my ($ok, $said) = $t->check(conf_of());
+    ok(!$ok, 'rejected: base_dir in a directory that is not there');
+    like($said, qr{\[emerg\].*/no/backups: the directory above it, \S+/no, does not exist: create it, or mount its disk}, 'says what to do');
+    $part{base} = "base_dir $dir/tokens;";
+    ($ok, $said) = $t->check(conf_of());
+    ok(!$ok, 'rejected: base_dir that is a file');
+    like($said, qr/tokens is not a directory/, 'says so');
+}
+{
+    local $part{storage} = "storage local disk { path $dir/no/storage; }";
+    like(accepts('a storage whose disk is not mounted'), qr/\[warn\].*mount its disk; until then its backups fail/, 'warned: backups fail until then');
+    $t->{set} = "backup app { @{[ join ' ', @part{qw(base files storage)} ]} }";
+    $t->start;
+    $t->wait_until(20, 'status', sub { $t->get('/status')->{status} == 200 });
+    my $job = $t->wait_job($t->post('/create', {})->{json}{id});
+    is($job->{status}, 'failed', 'nginx runs, and a backup fails');
+    like($job->{error}, qr/mount its disk/, 'with what to do');
+    ok(!-e "$dir/no", 'and nothing is made there');
+    $t->stop;
 }
 
 # nginx -t makes nothing.

@@ -316,6 +316,54 @@ bk_rc_t bk_mkdirs(const char *path, mode_t mode, bk_err_t *err)
     }
 }
 
+static bk_rc_t no_parent(const char *path, const char *dir, bk_err_t *err)
+{
+    return bk_err_set(
+        err, BK_NOT_FOUND,
+        "%s: the directory above it, %s, does not exist: create it, or mount its disk", path, dir);
+}
+
+bool bk_parent_of(const char *path, char *dir, size_t size)
+{
+    char whole[4096];
+    const char *name;
+    if (!bk_strcpy(whole, sizeof whole, path))
+        return false;
+    for (size_t len = strlen(whole); len > 1 && whole[len - 1] == '/';)
+        whole[--len] = '\0';
+    return split_path(whole, dir, size, &name);
+}
+
+bk_rc_t bk_mkdir_check(const char *path, bk_err_t *err)
+{
+    char dir[4096];
+    struct stat st;
+    if (stat(path, &st) == 0)
+        return S_ISDIR(st.st_mode) ? BK_OK
+                                   : bk_err_set(err, BK_CONFIG, "%s is not a directory", path);
+    if (errno != ENOENT || !bk_parent_of(path, dir, sizeof dir))
+        return BK_OK; /* who uses it is told */
+    if (stat(dir, &st) == 0)
+        return S_ISDIR(st.st_mode) ? BK_OK
+                                   : bk_err_set(err, BK_CONFIG, "%s is not a directory", dir);
+    return errno == ENOENT ? no_parent(path, dir, err) : BK_OK;
+}
+
+bk_rc_t bk_mkdir_last(const char *path, mode_t mode, bk_err_t *err)
+{
+    char dir[4096];
+    struct stat st;
+    if (!bk_parent_of(path, dir, sizeof dir))
+        return bk_err_set(err, BK_INVALID, "make directory %s: the path is too long", path);
+    if (TEMP_FAILURE_RETRY(mkdir(path, mode)) == 0)
+        return bk_fsync_dir(AT_FDCWD, dir, err);
+    int errnum = errno;
+    if (stat(path, &st) == 0)
+        return S_ISDIR(st.st_mode) ? BK_OK : bk_err_sys(err, ENOTDIR, "make directory %s", path);
+    return errnum == ENOENT ? no_parent(path, dir, err)
+                            : bk_err_sys(err, errnum, "make directory %s", path);
+}
+
 bk_rc_t bk_fsync_dir(int dirfd, const char *path, bk_err_t *err)
 {
     int fd = bk_openat(dirfd, path, O_RDONLY | O_DIRECTORY, 0);

@@ -61,6 +61,16 @@ bk_rc_t bk_read_file(int dirfd, const char *path, bk_buf_t *out, bk_err_t *err);
 /* mkdir -p with mode for each directory made; BK_OK when it is there.  fsyncs the parents it
  * changed. */
 bk_rc_t bk_mkdirs(const char *path, mode_t mode, bk_err_t *err);
+/* The directory that path lies in, "." for a name alone; slashes at the end of path count nothing.
+ * false: it does not fit. */
+bool bk_parent_of(const char *path, char *dir, size_t size);
+/*
+ * Make a directory (BK_OK when it is there already), but none above it: those are the operator's,
+ * who may have forgotten to mount their disk.  BK_NOT_FOUND says so.
+ */
+bk_rc_t bk_mkdir_last(const char *path, mode_t mode, bk_err_t *err);
+/* The same question without making anything: could it be made? */
+bk_rc_t bk_mkdir_check(const char *path, bk_err_t *err);
 /* fsync a directory by path relative to dirfd. */
 bk_rc_t bk_fsync_dir(int dirfd, const char *path, bk_err_t *err);
 /* rm -r of the content of dir, not following links, not crossing mounts; dir itself too when self.

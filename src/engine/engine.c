@@ -62,7 +62,7 @@ static bk_rc_t make_directory(const bk_engine_t *engine, const char *name, char 
     *path = bk_strdup(text);
     if (*path == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", engine->set->name);
-    return bk_mkdirs(text, 0700, err);
+    return bk_mkdir_last(text, 0700, err);
 }
 
 /* In the log, and for a while in the health that all processes show. */
@@ -90,7 +90,7 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     pthread_mutex_init(&engine->helper_lock, NULL);
     if (gethostname(engine->host, sizeof engine->host - 1) != 0 || engine->host[0] == '\0')
         bk_strcpy(engine->host, sizeof engine->host, "localhost");
-    bk_rc_t rc = bk_mkdirs(set->base_dir, 0700, err);
+    bk_rc_t rc = bk_mkdir_last(set->base_dir, 0700, err);
     if (rc == BK_OK)
         rc = make_directory(engine, "cache", &engine->cache_dir, err);
     if (rc == BK_OK)
@@ -244,97 +244,6 @@ void bk_engine_disown(bk_engine_t *engine)
     if (bk_engine_watched(engine))
         bk_watching_save(engine->watching);
     unlock(engine);
-}
-
-/* --- the repository --- */
-
-static bk_rc_t open_with_key(bk_repo_options_t *options, const char *file, bk_ctl_t *ctl,
-                             bk_repo_t **repo, bk_err_t *err)
-{
-    uint8_t key[BK_KEY_SIZE];
-    bk_rc_t rc = bk_key_read_file(file, key, err);
-    options->secret = (bk_secret_t){.key = key};
-    if (rc == BK_OK)
-        rc = bk_repo_open(options, ctl, repo, err);
-    explicit_bzero(key, sizeof key);
-    return rc;
-}
-
-static bk_rc_t open_with_secret(const bk_set_t *set, bk_repo_options_t *options, bk_ctl_t *ctl,
-                                bk_repo_t **repo, bk_err_t *err)
-{
-    bk_rc_t rc = BK_WRONG_KEY;
-    if (set->passphrase_file != NULL) {
-        bk_buf_t text;
-        bk_buf_init(&text, 4096);
-        rc = bk_secret_read_file(set->passphrase_file, &text, err);
-        options->secret = (bk_secret_t){.passphrase = rc == BK_OK ? bk_buf_str(&text) : NULL};
-        if (rc == BK_OK)
-            rc = bk_repo_open(options, ctl, repo, err);
-        bk_buf_wipe(&text);
-        return rc;
-    }
-    /* The first key makes a new repository; any of them may open an old one. */
-    for (size_t i = 0; i < set->key_count && rc == BK_WRONG_KEY; i++) {
-        options->label = set->keys[i].id;
-        rc = open_with_key(options, set->keys[i].file, ctl, repo, err);
-    }
-    return rc;
-}
-
-bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_opened_t *opened,
-                            bk_err_t *err)
-{
-    const bk_set_t *set = engine->set;
-    bool encrypted = set->key_count > 0 || set->passphrase_file != NULL;
-    memset(opened, 0, sizeof *opened);
-    bk_rc_t rc = bk_storage_open(&set->storages[0], &opened->storage, err);
-    if (rc != BK_OK)
-        return rc;
-    bk_repo_options_t options = {.storage = opened->storage,
-                                 .cache_dir = engine->cache_dir,
-                                 .spool_dir = engine->spool_dir,
-                                 .create = create,
-                                 .plain = !encrypted};
-    rc = encrypted ? open_with_secret(set, &options, ctl, &opened->repo, err)
-                   : bk_repo_open(&options, ctl, &opened->repo, err);
-    if (rc != BK_OK)
-        bk_engine_close_repo(opened);
-    return rc;
-}
-
-void bk_engine_close_repo(bk_opened_t *opened)
-{
-    bk_repo_close(opened->repo);
-    bk_storage_close(opened->storage);
-    memset(opened, 0, sizeof *opened);
-}
-
-static bk_rc_t check_free(const char *path, uint64_t min, bk_err_t *err)
-{
-    uint64_t bytes;
-    struct stat st;
-    if (stat(path, &st) != 0)
-        return BK_OK; /* made later; the parent's disk will tell */
-    bk_rc_t rc = bk_free_space(path, &bytes, err);
-    if (rc == BK_OK && bytes < min)
-        rc = bk_err_set(
-            err, BK_NO_SPACE,
-            "%s has %llu MiB free, min_free wants %llu MiB: free some space, or lower min_free",
-            path, (unsigned long long)(bytes >> 20), (unsigned long long)(min >> 20));
-    return rc;
-}
-
-bk_rc_t bk_engine_check_space(bk_engine_t *engine, bk_err_t *err)
-{
-    const bk_set_t *set = engine->set;
-    const char *local = strcmp(set->storages[0].driver, "local") == 0
-                            ? bk_storage_config_get(&set->storages[0], "path")
-                            : NULL;
-    bk_rc_t rc = check_free(set->base_dir, set->min_free, err);
-    if (rc == BK_OK && local != NULL)
-        rc = check_free(local, set->min_free, err);
-    return rc;
 }
 
 /* --- the queue --- */

@@ -39,7 +39,7 @@ typedef struct {
 
 typedef struct {
     char *name;
-    char *base_dir; /* absolute; default "backups/NAME" below nginx's prefix */
+    char *base_dir; /* absolute; default "backup_NAME" below nginx's prefix */
     bk_set_db_t *dbs;
     size_t db_count;
     bk_set_files_t *files;

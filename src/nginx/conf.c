@@ -373,13 +373,13 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
     bk_err_clear(&err);
 
     if (bset->set.base_dir == NULL) {
-        path.len = sizeof("backups/") - 1 + bset->name.len;
+        path.len = sizeof("backup_") - 1 + bset->name.len;
         path.data = ngx_pnalloc(cf->pool, path.len + 1);
         if (path.data == NULL) {
             return NGX_CONF_ERROR;
         }
 
-        (void) ngx_sprintf(path.data, "backups/%V%Z", &bset->name);
+        (void) ngx_sprintf(path.data, "backup_%V%Z", &bset->name);
 
         if (ngx_conf_full_name(cf->cycle, &path, 0) != NGX_OK) {
             return NGX_CONF_ERROR;

@@ -518,33 +518,47 @@ ngx_http_backup_writable(ngx_core_conf_t *ccf, const char *path,
 
 
 /*
- * Directories that root must make, since workers cannot.  What is there is
- * left alone: to change the owner of a directory that was named by mistake
- * would be worse than a clear message.
+ * Directories that root must make, since workers cannot.  What lies above
+ * them must be there: made here, it would be root's, and take the place of a
+ * disk that is not mounted.  A storage's disk may come later (not required):
+ * it must not keep the server from starting.  What is there is left alone: to
+ * change the owner of a directory that was named by mistake would be worse
+ * than a clear message.
  */
 
 static ngx_int_t
 ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
-    const char *path)
+    const char *path, ngx_uint_t required)
 {
+    bk_rc_t           rc;
     bk_err_t          err;
     struct stat       st;
     ngx_core_conf_t  *ccf;
 
     ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
 
+    bk_err_clear(&err);
+
+    rc = bk_mkdir_check(path, &err);
+
+    if (rc == BK_NOT_FOUND && !required) {
+        ngx_log_error(NGX_LOG_WARN, cycle->log, 0,
+                      "backup \"%V\": %s; until then its backups fail",
+                      name, err.text);
+        return NGX_OK;
+    }
+
+    if (rc != BK_OK) {
+        ngx_log_error(NGX_LOG_EMERG, cycle->log, 0, "backup \"%V\": %s", name,
+                      err.text);
+        return NGX_ERROR;
+    }
+
     if (geteuid() != 0 || ccf->user == (ngx_uid_t) NGX_CONF_UNSET_UINT) {
         return NGX_OK;
     }
 
     if (stat(path, &st) == 0) {
-        if (!S_ISDIR(st.st_mode)) {
-            ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
-                          "backup \"%V\": \"%s\" is not a directory",
-                          name, path);
-            return NGX_ERROR;
-        }
-
         if (!ngx_http_backup_writable(ccf, path, &st)) {
             ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
                           "backup \"%V\": the workers' user \"%s\" cannot "
@@ -560,9 +574,7 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
         return NGX_OK;
     }
 
-    bk_err_clear(&err);
-
-    if (bk_mkdirs(path, 0700, &err) != BK_OK) {
+    if (bk_mkdir_last(path, 0700, &err) != BK_OK) {
         ngx_log_error(NGX_LOG_EMERG, cycle->log, 0, "backup \"%V\": %s", name,
                       err.text);
         return NGX_ERROR;
@@ -642,7 +654,7 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
 
     for (i = 0; i < bmcf->sets.nelts; i++) {
         if (ngx_http_backup_directory(cycle, &sets[i]->name,
-                                      sets[i]->set.base_dir)
+                                      sets[i]->set.base_dir, 1)
             != NGX_OK)
         {
             rc = NGX_ERROR;
@@ -655,8 +667,9 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
 
             path = bk_storage_config_get(&sets[i]->set.storages[n], "path");
 
-            if (path && ngx_http_backup_directory(cycle, &sets[i]->name, path)
-                        != NGX_OK)
+            if (path
+                && ngx_http_backup_directory(cycle, &sets[i]->name, path, 0)
+                   != NGX_OK)
             {
                 rc = NGX_ERROR;
             }

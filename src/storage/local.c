@@ -143,36 +143,15 @@ static bk_rc_t write_result(const local_t *local, const char *name, bk_rc_t rc, 
     return result(local, name, rc, err);
 }
 
-static bool parent_of(const char *path, char *parent, size_t size)
-{
-    if (!bk_strcpy(parent, size, path))
-        return false;
-    char *slash = strrchr(parent, '/');
-    slash[slash == parent ? 1 : 0] = '\0';
-    return true;
-}
-
 /* make: create the directory when only it is missing; what lies above is the operator's. */
 static bk_rc_t open_root(const local_t *local, bool make, int *root, bk_err_t *err)
 {
     const int flags = O_PATH | O_DIRECTORY;
-    char parent[4096];
-    bk_rc_t rc = BK_OK;
     *root = bk_openat(AT_FDCWD, local->path, flags, 0);
     if (*root >= 0)
         return BK_OK;
     if (errno == ENOENT && make) {
-        if (TEMP_FAILURE_RETRY(mkdir(local->path, 0700)) == 0) {
-            if (parent_of(local->path, parent, sizeof parent))
-                rc = bk_fsync_dir(AT_FDCWD, parent, err);
-        } else if (errno == ENOENT) {
-            return bk_err_set(err, BK_STORAGE,
-                              "%s: the directory above it does not exist; create it, or mount its "
-                              "disk",
-                              local->path);
-        } else if (errno != EEXIST) {
-            return bk_err_sys(err, errno, "make directory %s", local->path);
-        }
+        bk_rc_t rc = bk_mkdir_last(local->path, 0700, err);
         if (rc != BK_OK)
             return rc;
         *root = bk_openat(AT_FDCWD, local->path, flags, 0);
@@ -650,7 +629,7 @@ static bk_rc_t free_space(void *self, uint64_t *bytes, bk_err_t *err)
     char parent[4096];
     bk_rc_t rc = bk_free_space(local->path, bytes, err);
     /* Not made yet: it will lie where its parent does. */
-    if (rc == BK_NOT_FOUND && parent_of(local->path, parent, sizeof parent))
+    if (rc == BK_NOT_FOUND && bk_parent_of(local->path, parent, sizeof parent))
         rc = bk_free_space(parent, bytes, err);
     return rc;
 }

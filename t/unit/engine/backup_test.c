@@ -317,6 +317,31 @@ static void an_id_that_is_taken_meanwhile_gets_a_suffix(void **state)
     json_decref(answer);
 }
 
+static void a_repository_that_vanished_is_not_begun_anew(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    assert_int_equal(rename(at(f, "storage"), at(f, "elsewhere")), 0);
+    assert_int_equal(mkdir(at(f, "storage"), 0700), 0); /* a mount point without its disk */
+    json_t *job = do_job(f, BK_JOB_BACKUP, NULL, "failed");
+    assert_contains(text_of(job, "error"), "mount its disk");
+    done(job);
+    assert_false(there(f, "storage/FORMAT"));
+    assert_int_equal(rmdir(at(f, "storage")), 0);
+    done(do_job(f, BK_JOB_BACKUP, NULL, "failed"));
+    assert_false(there(f, "storage/FORMAT"));
+    assert_int_equal(rename(at(f, "elsewhere"), at(f, "storage")), 0);
+    back_up(f, "incremental", id);
+    /* On purpose: another storage. */
+    close_engine(f);
+    bk_strcpy(f->set.storages[0].name, 5, "two");
+    assert_int_equal(rename(at(f, "storage"), at(f, "elsewhere")), 0);
+    open_engine(f);
+    back_up(f, "full", id);
+    assert_true(there(f, "storage/FORMAT"));
+}
+
 static void an_interrupted_backup_is_queued_again_and_completes(void **state)
 {
     fixture_t *f = *state;
@@ -456,6 +481,7 @@ int main(void)
                                         set_up_encrypted, tear_down),
         T(too_little_space_is_refused_before_anything_is_read),
         T(nothing_of_a_canceled_backup_is_listed),
+        T(a_repository_that_vanished_is_not_begun_anew),
         T(an_interrupted_backup_is_queued_again_and_completes),
         T(a_backup_whose_process_died_is_queued_again),
         T(a_job_that_always_kills_its_process_ends),
