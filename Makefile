@@ -16,6 +16,9 @@ FOLDERS := $(call list,core_folders)
 LIBS    := $(call list,libs)
 VERSION := $(shell cat VERSION)
 
+# nginx's own Makefile has a CFLAGS, with flags that must not be lost: it gets ours by --with-cc-opt.
+MAKEOVERRIDES :=
+
 WARN   := -Wall -Wextra -Werror -Wshadow -Wpointer-arith -Wcast-qual -Wwrite-strings \
           -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wvla -Wundef \
           -Wformat=2 -Wimplicit-fallthrough
