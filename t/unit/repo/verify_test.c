@@ -232,6 +232,32 @@ static void a_missing_pack_is_told_with_files_and_backups_at_every_level(void **
     }
 }
 
+/* Left by a backup that failed before its index segment was written: a full disk, a crash. */
+static void a_pack_that_no_backup_finished_is_no_damage(void **state)
+{
+    fixture_t *f = *state;
+    lines_t *lines = calloc(1, sizeof *lines);
+    char name[BK_STORAGE_NAME];
+    uint8_t data[FILE_LEN];
+    bk_pack_t pack;
+    bk_id_t id;
+    assert_non_null(lines);
+    back_up(f, "full_1", 3, 1);
+    test_fill(data, sizeof data, 77);
+    bk_chunk_id(bk_repo_keyring(f->repo), BK_TYPE_FILE, data, sizeof data, &id);
+    OK(bk_pack_init(&pack, BK_KIND_PACK, BK_PACK_TARGET, f->encrypted, &f->err), &f->err);
+    OK(bk_pack_add(&pack, &id, BK_TYPE_FILE, BK_CODEC_RAW, data, sizeof data, sizeof data, &f->err),
+       &f->err);
+    OK(bk_pack_finish(&pack, bk_repo_keyring(f->repo), bk_repo_uuid(f->repo), &f->err), &f->err);
+    bk_pack_object_name(name, &pack.name, pack.kind);
+    OK(bk_storage_put(f->storage, name, pack.bytes.data, pack.bytes.len, true, NULL, &f->err),
+       &f->err);
+    bk_pack_free(&pack);
+    for (unsigned level = 0; level <= 2; level++)
+        assert_int_equal(verify(f, level, lines).findings, 0);
+    free(lines);
+}
+
 static void a_flipped_frame_costs_one_file_at_level_2(void **state)
 {
     fixture_t *f = *state;
@@ -396,6 +422,8 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(
             a_missing_pack_is_told_with_files_and_backups_at_every_level, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_pack_that_no_backup_finished_is_no_damage, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(a_flipped_frame_costs_one_file_at_level_2, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(a_flipped_frame_costs_one_file_at_level_2, set_up_plain,
