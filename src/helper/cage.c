@@ -25,6 +25,23 @@
     (1ull << CAP_CHOWN | 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_DAC_READ_SEARCH |                  \
      1ull << CAP_FOWNER | 1ull << CAP_FSETID)
 #define ADMIN (1ull << CAP_SYS_ADMIN)
+#define LEASE (1ull << CAP_LEASE)
+#define FCAPS (1ull << CAP_SETFCAP)
+
+/* What placing needs besides, where the configuration gives it: to see whether anybody has a
+ * database open, and capabilities of files. */
+static uint64_t special(const bk_roots_t *roots)
+{
+    uint64_t rights = 0;
+    for (uint32_t i = 0; i < roots->count; i++) {
+        uint32_t flags = roots->list[i].flags;
+        if ((flags & BK_WIRE_DATABASE) != 0 && (flags & BK_WIRE_MAY_PLACE) != 0)
+            rights |= LEASE;
+        if ((flags & BK_WIRE_MAY_SETUID) != 0)
+            rights |= FCAPS;
+    }
+    return rights;
+}
 
 /* Keep of the capabilities that are there those in keep. */
 static int limit_capabilities(uint64_t keep)
@@ -177,8 +194,8 @@ int bk_cage_enter(const bk_roots_t *roots)
         return -1;
     if (enter_landlock(roots))
         walls |= BK_WIRE_CAGE_LANDLOCK;
-    limit_bounding_set(FILES | ADMIN);
-    if (limit_capabilities(FILES | ADMIN) != 0)
+    limit_bounding_set(FILES | ADMIN | special(roots));
+    if (limit_capabilities(FILES | ADMIN | special(roots)) != 0)
         return -1;
     walls |= BK_WIRE_CAGE_CAPS;
     if (bk_filter_works())
@@ -188,7 +205,7 @@ int bk_cage_enter(const bk_roots_t *roots)
 
 int bk_cage_drop_admin(void)
 {
-    return limit_capabilities(FILES);
+    return limit_capabilities(FILES | LEASE | FCAPS);
 }
 
 int bk_cage_close(bool watcher)

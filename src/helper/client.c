@@ -389,7 +389,7 @@ static int unsayable(const bk_helper_op_t *op)
         return ENAMETOOLONG;
     if (op->name2 != NULL && strlen(op->name2) > most2)
         return ENAMETOOLONG;
-    if (op->call < BK_WIRE_STAT || op->call > BK_WIRE_SYNC ||
+    if (op->call < BK_WIRE_STAT || op->call > BK_WIRE_ALONE ||
         (!two && op->name2 != NULL && op->name2[0] != '\0'))
         return EINVAL;
     return 0;
@@ -397,7 +397,8 @@ static int unsayable(const bk_helper_op_t *op)
 
 static bool has_attrs(const bk_helper_op_t *op)
 {
-    return op->call == BK_WIRE_META && (op->set & BK_WIRE_SET_ATTRS) != 0;
+    return op->call == BK_WIRE_ALONE ||
+           (op->call == BK_WIRE_META && (op->set & BK_WIRE_SET_ATTRS) != 0);
 }
 
 static bool only_looks(const bk_helper_op_t *op)

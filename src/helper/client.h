@@ -42,7 +42,7 @@ typedef struct {
     uid_t uid;
     gid_t gid;
     struct timespec mtime;
-    int attrs; /* a memfd for META with BK_WIRE_SET_ATTRS, borrowed */
+    int attrs; /* a memfd for META with BK_WIRE_SET_ATTRS, a database's for ALONE, borrowed */
 } bk_helper_op_t;
 
 typedef struct {

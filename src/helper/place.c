@@ -18,6 +18,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,14 +180,14 @@ static int place_meta(bk_task_t *task)
         return errnum;
     if ((task->op->set & BK_WIRE_SET_ATTRS) != 0)
         errnum = read_blob(task->attrs, &blob, &len);
-    if (errnum == 0) {
+    bool fresh = (task->op->set & BK_WIRE_SET_FRESH) != 0;
+    /* Of what is as it should be nobody has to know whose it is. */
+    if (errnum == 0 && (fresh || !is_so(task, found, &st, blob, len))) {
         errnum = bk_task_sole(task, found, task->name, PATIENCE_MS);
         if (errnum == EAGAIN)
             errnum = EMLINK;
         if (errnum == 0)
             errnum = set_all(task, found, &st, blob, len);
-        else if (errnum == EMLINK && is_so(task, found, &st, blob, len))
-            errnum = 0;
         else if (errnum == EMLINK)
             refuse(task, BK_REFUSE_NAMES, 0);
     }
@@ -260,6 +261,29 @@ static int place_sync(bk_task_t *task)
     return errnum;
 }
 
+/*
+ * A write lease is given only when no other open file leads there; and it is asked of the worker's
+ * own, so that one does not count.  It is given back at once.
+ */
+static int place_alone(bk_task_t *task)
+{
+    struct stat st, named;
+    if ((task->root->may & BK_WIRE_DATABASE) == 0 ||
+        strcmp(task->name, bk_roots_base(task->root->conf)) != 0)
+        return refuse(task, BK_REFUSE_DATABASE, EPERM);
+    if (fstat(task->attrs, &st) != 0 ||
+        fstatat(task->dir, task->name, &named, AT_SYMLINK_NOFOLLOW) != 0)
+        return errno;
+    if (!S_ISREG(st.st_mode) || st.st_ino != named.st_ino || st.st_dev != named.st_dev)
+        return ESTALE;
+    /* The default signal of a lease that is broken would end this process; this one is ignored. */
+    if (fcntl(task->attrs, F_SETSIG, SIGURG) != 0)
+        return EOPNOTSUPP;
+    if (fcntl(task->attrs, F_SETLEASE, F_WRLCK) != 0)
+        return errno == EAGAIN ? EBUSY : EOPNOTSUPP;
+    return result_of(fcntl(task->attrs, F_SETLEASE, F_UNLCK));
+}
+
 /* --- which of them --- */
 
 /* A database root knows few verbs, and its database is replaced by a rename, never removed. */
@@ -272,6 +296,7 @@ static int check_database(const bk_task_t *task)
     case BK_WIRE_META:
     case BK_WIRE_RENAME:
     case BK_WIRE_UNLINK:
+    case BK_WIRE_ALONE:
         break;
     default:
         return refuse(task, BK_REFUSE_DATABASE, EPERM);
@@ -313,6 +338,8 @@ int bk_place_do(bk_task_t *task)
         return place_unlink(task);
     case BK_WIRE_SYNC:
         return place_sync(task);
+    case BK_WIRE_ALONE:
+        return place_alone(task);
     default:
         return EINVAL;
     }

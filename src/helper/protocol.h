@@ -179,14 +179,18 @@ typedef enum {
     BK_WIRE_MKDIR,     /* 0700 */
     BK_WIRE_MKFIFO,    /* 0600 */
     BK_WIRE_UNLINK,    /* flags: 0 or AT_REMOVEDIR */
-    BK_WIRE_SYNC       /* syncfs of the directory's file system */
+    BK_WIRE_SYNC,      /* syncfs of the directory's file system */
+    BK_WIRE_ALONE      /* of a database: is the request's descriptor all there is of it?  EBUSY:
+                          somebody else has it open; EOPNOTSUPP: nobody can tell */
 } bk_wire_call_t;
 
 /* Of META: what is to be set. */
 #define BK_WIRE_SET_OWNER 1u
 #define BK_WIRE_SET_MODE  2u
 #define BK_WIRE_SET_MTIME 4u
-#define BK_WIRE_SET_ATTRS 8u  /* the request carries one descriptor per such operation, in order */
+#define BK_WIRE_SET_ATTRS                                                                          \
+    8u /* the request carries one descriptor per such operation, in order; so                      \
+          it does for ALONE */
 #define BK_WIRE_SET_FRESH 16u /* nothing has to be removed or compared */
 
 /* META: what was left out.  The rest is done. */

@@ -124,6 +124,7 @@ static bool lengths_fit(const bk_wire_op_t *op)
     case BK_WIRE_MKFIFO:
     case BK_WIRE_UNLINK:
     case BK_WIRE_SYNC:
+    case BK_WIRE_ALONE:
         break;
     case BK_WIRE_LINK_FROM:
         most = BK_WIRE_PATH;
@@ -144,6 +145,12 @@ static bool lengths_fit(const bk_wire_op_t *op)
            (two || op->name2_len == 0);
 }
 
+static bool has_fd(const bk_wire_op_t *op)
+{
+    return op->call == BK_WIRE_ALONE ||
+           (op->call == BK_WIRE_META && (op->set & BK_WIRE_SET_ATTRS) != 0);
+}
+
 /* The whole body, before anything of it is done. */
 static bool at_is_sound(const bk_wire_message_t *message)
 {
@@ -161,7 +168,7 @@ static bool at_is_sound(const bk_wire_message_t *message)
         bk_wire_bytes(&cur, op.name2_len);
         if (cur.failed || !lengths_fit(&op))
             return false;
-        attrs += op.call == BK_WIRE_META && (op.set & BK_WIRE_SET_ATTRS) != 0;
+        attrs += has_fd(&op);
     }
     return cur.left == 0 && attrs == message->fd_count;
 }
@@ -268,7 +275,7 @@ static void do_one(bk_talk_t *talk, const bk_task_root_t *root, int dir, bk_wire
                       .fd = -1,
                       .data = (char *)talk->out + talk->out_len + sizeof result,
                       .room = sizeof talk->out - talk->out_len - (size_t)left * sizeof result};
-    if (op.call == BK_WIRE_META && (op.set & BK_WIRE_SET_ATTRS) != 0)
+    if (has_fd(&op))
         task.attrs = talk->in.fds[talk->attrs_used++];
     if (!names_are_sound(&op, name, name2)) {
         bk_refuse(BK_REFUSE_PATH, name, op.name_len);

@@ -65,6 +65,9 @@ bool bk_task_allowed(const bk_task_t *task, const char *name, bool temporary)
                 return true;
     if (temporary && strncmp(name, BK_TASK_TEMPORARY, sizeof BK_TASK_TEMPORARY - 1) == 0)
         return true;
+    if (temporary && strncmp(name, base, len) == 0 &&
+        strncmp(name + len, BK_TASK_ASIDE, sizeof BK_TASK_ASIDE - 1) == 0)
+        return true;
     bk_refuse(BK_REFUSE_DATABASE, name, strlen(name));
     return false;
 }

@@ -11,7 +11,9 @@
 #include "helper/roots.h"
 
 #define BK_TASK_MADE      64u            /* files that CREATE made and that are remembered */
-#define BK_TASK_TEMPORARY ".ngx-backup-" /* prefix of names beside a database while it is placed */
+#define BK_TASK_TEMPORARY ".ngx-backup-" /* prefix of names beside a database while it is placed   \
+                                          */
+#define BK_TASK_ASIDE ".before-" /* behind a database's name: the old one and its companions */
 
 /* A root as one conversation uses it. */
 typedef struct {

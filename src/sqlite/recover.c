@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "sqlite/beside.h"
 #include "sqlite/connect.h"
 #include "sqlite/replace.h"
 
@@ -49,6 +50,26 @@ static bk_rc_t target_page_size(const char *path, bk_ctl_t *ctl, uint32_t *size,
     }
     bk_db_disconnect(&c);
     *size = rc == BK_OK ? bk_db_header_page_size(header) : 0;
+    return rc;
+}
+
+/* What may not be looked at is looked at by the helper, which follows no link of the last name. */
+static bk_rc_t resolve_helped(const bk_db_recover_t *how, char real[PATH_ROOM], bool *there,
+                              struct stat *st, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_beside_t beside;
+    if (how->target[0] != '/' || !bk_strcpy(real, PATH_ROOM, how->target))
+        return bk_err_set(err, BK_CONFIG, "database %s: not an absolute path", how->target);
+    bk_rc_t rc = bk_beside_open(&beside, real, how->target, how->helper, ctl, err);
+    if (rc == BK_OK) {
+        int errnum = bk_beside_stat(&beside, beside.name, st);
+        *there = errnum == 0;
+        if (errnum != 0 && errnum != ENOENT)
+            rc = bk_beside_error(&beside, errnum, "look at", beside.name, err);
+        else if (*there && !S_ISREG(st->st_mode))
+            rc = bk_err_set(err, BK_CONFIG, "database %s is not a file", how->target);
+    }
+    bk_beside_close(&beside);
     return rc;
 }
 
@@ -89,6 +110,8 @@ static bk_rc_t make_plan(const bk_db_recover_t *how, bk_ctl_t *ctl, plan_t *plan
     uint32_t old = 0, new = how->page_size;
     *plan = (plan_t){.method = BK_DB_OFFLINE};
     bk_rc_t rc = resolve(how->target, plan->target, &there, &st, err);
+    if (rc == BK_DENIED && how->helper != NULL)
+        rc = resolve_helped(how, plan->target, &there, &st, ctl, err);
     if (rc == BK_OK && how->image != NULL)
         rc = image_page_size(how->image, &new, err);
     if (rc == BK_OK && there && st.st_size > 0)

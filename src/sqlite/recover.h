@@ -17,6 +17,7 @@
 
 #include "base/ctl.h"
 #include "base/err.h"
+#include "helper/client.h"
 
 typedef enum { BK_DB_LIVE = 1, BK_DB_OFFLINE = 2 } bk_db_method_t;
 
@@ -27,6 +28,7 @@ typedef struct {
     const char *job;         /* for the names of what is set aside */
     uint32_t uid, gid, mode; /* for a file that is made; an existing file's own are kept */
     unsigned busy_ms;
+    bk_helper_t *helper; /* who replaces the file, so that its owner comes back; NULL: own rights */
 } bk_db_recover_t;
 
 /* Which way it would go now, for dry runs and progress; *reason is a static sentence. */

@@ -13,6 +13,9 @@
  *
  * The directory is fsynced before step 5, or a new database could meet an old -wal after a power
  * failure, and SQLite would play that into it.
+ *
+ * The helper gives no file a second name: with it there is no step 3, and in step 5 the temporary
+ * becomes <path>.before-<job> and then changes places with the database.
  */
 #include "sqlite/replace.h"
 
@@ -25,9 +28,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <xxhash.h>
+
 #include "base/publish.h"
 #include "base/str.h"
 #include "sqlite/attached.h"
+#include "sqlite/beside.h"
 #include "sqlite/connect.h"
 
 #define LOCK_FIRST     0x40000000 /* pending, reserved and shared bytes of the database */
@@ -36,7 +42,8 @@
 #define SHM_LOCK_BYTES 9
 #define COPY_BYTES     (8u << 20)
 #define ASIDE_TRIES    100
-#define PATH_ROOM      (PATH_MAX + 64)
+#define NAME_ROOM      (NAME_MAX + 1)
+#define TEMPORARY      ".ngx-backup-" /* and what is one database's own */
 
 /* The main file is first, both ways: a -wal never stands beside another database than its own. */
 static const char *const parts[] = {"", "-wal", "-shm", "-journal"};
@@ -46,10 +53,25 @@ typedef struct {
     const bk_db_recover_t *how;
     const char *target;
     bk_ctl_t *ctl;
-    int main_fd, shm_fd;          /* hold the locks */
-    char aside[PARTS][PATH_ROOM]; /* "" when the part is where it was */
+    bk_beside_t beside;
+    int main_fd, shm_fd; /* hold the locks */
+    int new_fd;
+    char temporary[NAME_ROOM];    /* "": not made */
+    bool named;                   /* it has the database's name */
+    char aside[PARTS][NAME_ROOM]; /* "" when the part is where it was */
     bool linked;                  /* the main file has both names */
 } replace_t;
+
+static bk_rc_t failed(replace_t *r, int errnum, const char *what, const char *name, bk_err_t *err)
+{
+    return bk_beside_error(&r->beside, errnum, what, name, err);
+}
+
+/* The name of a part, "" being the database itself. */
+static bool part_name(const replace_t *r, size_t part, char out[NAME_ROOM])
+{
+    return bk_fmt(out, NAME_ROOM, "%s%s", r->beside.name, parts[part]);
+}
 
 /* --- nobody has it open --- */
 
@@ -68,19 +90,20 @@ static bk_rc_t in_use(const replace_t *r, long pid, bk_err_t *err)
  * Take SQLite's lock bytes, and keep them until *fd is closed: who opens the database meanwhile has
  * to wait.  The caller made sure that this process has it not open: closing would drop its locks.
  */
-static bk_rc_t lock_part(const replace_t *r, const char *path, off_t first, off_t bytes, int *fd,
+static bk_rc_t lock_part(replace_t *r, const char *name, off_t first, off_t bytes, int *fd,
                          bk_err_t *err)
 {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = bytes};
     struct flock holder = lock;
-    *fd = bk_openat(AT_FDCWD, path, O_RDWR, 0);
-    if (*fd < 0)
-        return errno == ENOENT ? BK_OK
-                               : bk_err_sys(err, errno, "database %s: open %s", r->target, path);
+    int errnum = bk_beside_use(&r->beside, name, fd);
+    if (errnum != 0) {
+        *fd = -1;
+        return errnum == ENOENT ? BK_OK : failed(r, errnum, "open", name, err);
+    }
     if (fcntl(*fd, F_SETLK, &lock) == 0)
         return BK_OK;
     if (errno != EACCES && errno != EAGAIN)
-        return bk_err_sys(err, errno, "database %s: lock %s", r->target, path);
+        return failed(r, errno, "lock", name, err);
     if (fcntl(*fd, F_GETLK, &holder) != 0 || holder.l_type == F_UNLCK)
         holder.l_pid = 0;
     return in_use(r, (long)holder.l_pid, err);
@@ -88,28 +111,25 @@ static bk_rc_t lock_part(const replace_t *r, const char *path, off_t first, off_
 
 /*
  * A connection in a rollback-journal mode holds no lock while it is idle, but it has the file open:
- * a write lease is granted only on a file that nobody else has open for writing.  Given up at once,
- * and silently left out where leases are not possible (another owner, network file systems).
+ * a write lease is granted only on a file that nobody else has open.  Silently left out where
+ * leases are not possible (another owner and no helper, network file systems).
  */
-static bk_rc_t check_not_open(const replace_t *r, bk_err_t *err)
+static bk_rc_t check_not_open(replace_t *r, bk_err_t *err)
 {
-    /* The default signal of a lease that is broken would end this process; this one is ignored. */
-    if (r->main_fd < 0 || fcntl(r->main_fd, F_SETSIG, SIGURG) != 0)
-        return BK_OK;
-    if (fcntl(r->main_fd, F_SETLEASE, F_WRLCK) == 0) {
-        if (fcntl(r->main_fd, F_SETLEASE, F_UNLCK) != 0)
-            return bk_err_sys(err, errno, "database %s: give up a lease", r->target);
-        return BK_OK;
-    }
-    return errno == EAGAIN ? in_use(r, 0, err) : BK_OK;
+    int errnum = r->main_fd < 0 ? 0 : bk_beside_alone(&r->beside, r->main_fd);
+    if (errnum == EBUSY)
+        return in_use(r, 0, err);
+    return errnum == 0 || errnum == EOPNOTSUPP
+               ? BK_OK
+               : failed(r, errnum, "look who has it open:", "", err);
 }
 
 static bk_rc_t lock_all(replace_t *r, bk_err_t *err)
 {
-    char shm[PATH_ROOM];
-    bk_rc_t rc = lock_part(r, r->target, LOCK_FIRST, LOCK_BYTES, &r->main_fd, err);
-    if (rc == BK_OK && !bk_fmt(shm, sizeof shm, "%s-shm", r->target))
-        rc = bk_err_set(err, BK_CONFIG, "database %s: the path is too long", r->target);
+    char shm[NAME_ROOM];
+    if (!part_name(r, 2, shm))
+        return bk_err_set(err, BK_CONFIG, "database %s: the name is too long", r->target);
+    bk_rc_t rc = lock_part(r, r->beside.name, LOCK_FIRST, LOCK_BYTES, &r->main_fd, err);
     if (rc == BK_OK)
         rc = lock_part(r, shm, SHM_LOCK_FIRST, SHM_LOCK_BYTES, &r->shm_fd, err);
     return rc == BK_OK ? check_not_open(r, err) : rc;
@@ -121,11 +141,11 @@ static bk_rc_t lock_all(replace_t *r, bk_err_t *err)
  * Through SQLite: it plays back a -journal when it reads, and takes in the -wal when its last
  * connection closes.  A -wal that stays is one that somebody else has open.
  */
-static bk_rc_t fold(const replace_t *r, bk_err_t *err)
+static bk_rc_t fold(replace_t *r, bk_err_t *err)
 {
     bk_db_connection_t c;
     struct stat st;
-    char wal[PATH_ROOM];
+    char wal[NAME_ROOM];
     bk_rc_t rc = bk_db_connect(&c, r->target, r->how->busy_ms, r->ctl, err);
     if (rc == BK_OK)
         rc = bk_db_query(&c, "PRAGMA schema_version", NULL, 0, err);
@@ -135,8 +155,7 @@ static bk_rc_t fold(const replace_t *r, bk_err_t *err)
         bk_err_clear(err);
         return BK_OK; /* not sound after all: its parts are only set aside */
     }
-    bk_fmt(wal, sizeof wal, "%s-wal", r->target);
-    if (rc == BK_OK && stat(wal, &st) == 0)
+    if (rc == BK_OK && part_name(r, 1, wal) && bk_beside_stat(&r->beside, wal, &st) == 0)
         return in_use(r, 0, err);
     return rc;
 }
@@ -201,28 +220,40 @@ static bk_rc_t copy_image(int from, int to, const replace_t *r, bk_err_t *err)
     return rc;
 }
 
-static bk_rc_t check_room(const replace_t *r, int image, bk_err_t *err)
+static bk_rc_t check_room(replace_t *r, int image, bk_err_t *err)
 {
-    char dir[PATH_ROOM];
     struct stat st;
     uint64_t room;
     if (fstat(image, &st) != 0)
         return bk_err_sys(err, errno, "look at %s", r->how->image);
-    bk_strcpy(dir, sizeof dir, r->target);
-    char *slash = strrchr(dir, '/');
-    slash[slash == dir] = '\0';
-    bk_rc_t rc = bk_free_space(dir, &room, err);
+    bk_rc_t rc = bk_beside_room(&r->beside, &room, err);
     if (rc == BK_OK && room < (uint64_t)st.st_blocks * 512)
         rc = bk_err_set(err, BK_NO_SPACE,
-                        "database %s needs %llu MiB in %s, there are %llu MiB: free some space",
-                        r->target, (unsigned long long)st.st_blocks >> 11, dir,
+                        "database %s needs %llu MiB in its directory, there are %llu MiB: free "
+                        "some space",
+                        r->target, (unsigned long long)st.st_blocks >> 11,
                         (unsigned long long)(room >> 20));
     return rc;
 }
 
-/* Owner and mode of the old file, else those of the backup. */
-static bk_rc_t set_owner(const replace_t *r, int fd, bk_err_t *err)
+static bk_rc_t own_helped(replace_t *r, uint32_t uid, uint32_t gid, uint32_t mode, bk_err_t *err)
 {
+    bool owned = true;
+    int errnum = bk_beside_own(&r->beside, r->temporary, uid, gid, mode, &owned);
+    if (errnum != 0)
+        return failed(r, errnum, "set owner and mode of", r->temporary, err);
+    if (!owned)
+        bk_ctl_note(r->ctl,
+                    "database %s: this file system did not take its owner %u:%u: run: chown %u:%u "
+                    "%s",
+                    r->target, uid, gid, uid, gid, r->target);
+    return BK_OK;
+}
+
+/* Owner and mode of the old file, else those of the backup. */
+static bk_rc_t set_owner(replace_t *r, bk_err_t *err)
+{
+    int fd = r->new_fd;
     uint32_t uid = r->how->uid, gid = r->how->gid, mode = r->how->mode;
     struct stat st, new;
     if (r->main_fd >= 0 && fstat(r->main_fd, &st) == 0) {
@@ -230,6 +261,8 @@ static bk_rc_t set_owner(const replace_t *r, int fd, bk_err_t *err)
         gid = st.st_gid;
         mode = st.st_mode & 07777;
     }
+    if (r->beside.helper != NULL)
+        return own_helped(r, uid, gid, mode, err);
     if (fstat(fd, &new) != 0)
         return bk_err_sys(err, errno, "look at the new %s", r->target);
     if ((new.st_uid != uid || new.st_gid != gid) && fchown(fd, uid, gid) != 0) {
@@ -258,10 +291,10 @@ static bk_rc_t name_aside(replace_t *r, size_t part, bk_err_t *err)
         char number[16] = "";
         if (n > 1)
             bk_fmt(number, sizeof number, ".%u", n);
-        if (!bk_fmt(r->aside[part], PATH_ROOM, "%s.before-%s%s%s", r->target, r->how->job, number,
-                    parts[part]))
+        if (!bk_fmt(r->aside[part], NAME_ROOM, "%s.before-%s%s%s", r->beside.name, r->how->job,
+                    number, parts[part]))
             break;
-        if (lstat(r->aside[part], &st) != 0 && errno == ENOENT)
+        if (bk_beside_stat(&r->beside, r->aside[part], &st) == ENOENT)
             return BK_OK;
     }
     r->aside[part][0] = '\0';
@@ -272,40 +305,83 @@ static bk_rc_t name_aside(replace_t *r, size_t part, bk_err_t *err)
 
 static bk_rc_t move_part(replace_t *r, size_t part, bk_err_t *err)
 {
-    char from[PATH_ROOM];
+    char from[NAME_ROOM];
     struct stat st;
-    if (!bk_fmt(from, sizeof from, "%s%s", r->target, parts[part]))
-        return bk_err_set(err, BK_CONFIG, "database %s: the path is too long", r->target);
-    if (lstat(from, &st) != 0)
-        return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "look at %s", from);
+    if (!part_name(r, part, from))
+        return bk_err_set(err, BK_CONFIG, "database %s: the name is too long", r->target);
+    int errnum = bk_beside_stat(&r->beside, from, &st);
+    if (errnum != 0)
+        return errnum == ENOENT ? BK_OK : failed(r, errnum, "look at", from, err);
     bk_rc_t rc = name_aside(r, part, err);
     if (rc != BK_OK)
         return rc;
     /* The main file keeps its name until the new one takes it: a start in between must not find
      * none and make an empty database. */
-    if (part == 0 && link(from, r->aside[part]) == 0) {
+    if (part == 0 && r->beside.helper != NULL)
+        return BK_OK;
+    if (part == 0 && bk_beside_link(&r->beside, from, r->aside[part]) == 0) {
         r->linked = true;
         return BK_OK;
     }
-    if (rename(from, r->aside[part]) != 0) {
-        int why = errno;
-        rc = bk_err_sys(err, why, "set %s aside as %s", from, r->aside[part]);
+    errnum = bk_beside_rename(&r->beside, from, r->aside[part], 0);
+    if (errnum != 0) {
         r->aside[part][0] = '\0';
+        rc = failed(r, errnum, "set aside", from, err);
     }
     return rc;
+}
+
+/* --- step 5: the new file's name --- */
+
+/* Through the helper, when there is an old one: both change places, so the name is never free. */
+static int change_places(replace_t *r)
+{
+    const char *name = r->beside.name, *aside = r->aside[0];
+    int errnum = bk_beside_rename(&r->beside, r->temporary, aside, RENAME_NOREPLACE);
+    if (errnum == 0) {
+        errnum = bk_beside_rename(&r->beside, aside, name, RENAME_EXCHANGE);
+        if (errnum != 0 && bk_beside_rename(&r->beside, aside, r->temporary, 0) == 0)
+            r->aside[0][0] = '\0'; /* the old one never left its name */
+    }
+    if (errnum != EINVAL && errnum != ENOSYS)
+        return errnum;
+    /* A file system that cannot. */
+    if (name_aside(r, 0, NULL) != BK_OK ||
+        (errnum = bk_beside_rename(&r->beside, name, r->aside[0], 0)) != 0) {
+        r->aside[0][0] = '\0';
+        return errnum;
+    }
+    return bk_beside_rename(&r->beside, r->temporary, name, 0);
+}
+
+static bk_rc_t give_name(replace_t *r, bk_err_t *err)
+{
+    const char *name = r->beside.name;
+    bool exchange = r->beside.helper != NULL && r->aside[0][0] != '\0';
+    int errnum = exchange ? change_places(r) : bk_beside_rename(&r->beside, r->temporary, name, 0);
+    if (errnum != 0)
+        return failed(r, errnum, "give the new file its name", name, err);
+    r->named = true;
+    return bk_beside_sync(&r->beside, err);
 }
 
 /* The name is the old file's again, or nobody's, if there was none. */
 static bool main_back(replace_t *r, ino_t new_inode)
 {
     struct stat st;
+    const char *name = r->beside.name;
+    bool new = bk_beside_stat(&r->beside, name, &st) == 0 && st.st_ino == new_inode;
     if (r->aside[0][0] == '\0')
-        return stat(r->target, &st) != 0 || st.st_ino != new_inode || unlink(r->target) == 0;
+        return !new || (bk_beside_rename(&r->beside, name, r->temporary, 0) == 0 &&
+                        bk_beside_unlink(&r->beside, r->temporary) == 0);
+    /* The old one has its name still when there was to be an exchange. */
+    if (r->beside.helper != NULL && !new &&bk_beside_stat(&r->beside, name, &st) == 0)
+        return true;
     /* Does nothing when both are names of one file still. */
-    if (rename(r->aside[0], r->target) != 0)
+    if (bk_beside_rename(&r->beside, r->aside[0], name, 0) != 0)
         return false;
     if (r->linked)
-        unlink(r->aside[0]);
+        bk_beside_unlink(&r->beside, r->aside[0]);
     return true;
 }
 
@@ -317,29 +393,27 @@ static void move_back(replace_t *r, ino_t new_inode, bk_err_t *err)
 {
     bool ok = main_back(r, new_inode);
     for (size_t part = 1; part < PARTS && ok; part++) {
-        char to[PATH_ROOM];
-        bk_fmt(to, sizeof to, "%s%s", r->target, parts[part]);
-        ok = r->aside[part][0] == '\0' || rename(r->aside[part], to) == 0;
+        char to[NAME_ROOM];
+        ok = r->aside[part][0] == '\0' ||
+             (part_name(r, part, to) && bk_beside_rename(&r->beside, r->aside[part], to, 0) == 0);
     }
     if (!ok)
         bk_err_remedy(err, "not everything could be moved back: the old files are %s.before-%s*",
                       r->target, r->how->job);
 }
 
-static bk_rc_t swap(replace_t *r, bk_publish_t *pub, bk_err_t *err)
+static bk_rc_t swap(replace_t *r, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
     struct stat st = {0};
-    if (fstat(pub->fd, &st) != 0)
+    if (fstat(r->new_fd, &st) != 0)
         rc = bk_err_sys(err, errno, "look at the new %s", r->target);
     for (size_t part = 0; part < PARTS && rc == BK_OK; part++)
         rc = move_part(r, part, err);
     if (rc == BK_OK)
-        rc = bk_fsync_dir(pub->dirfd, ".", err);
+        rc = bk_beside_sync(&r->beside, err);
     if (rc == BK_OK)
-        rc = bk_publish_commit(pub, false, err);
-    else
-        bk_publish_abort(pub);
+        rc = give_name(r, err);
     if (rc != BK_OK)
         move_back(r, st.st_ino, err);
     return rc;
@@ -347,52 +421,86 @@ static bk_rc_t swap(replace_t *r, bk_publish_t *pub, bk_err_t *err)
 
 /* --- all steps --- */
 
+/* The same name each time, so that what a killed process left is replaced. */
+static bk_rc_t make_new(replace_t *r, bk_err_t *err)
+{
+    const char *name = r->beside.name;
+    bk_fmt(r->temporary, sizeof r->temporary, TEMPORARY "%016llx",
+           (unsigned long long)XXH3_64bits(name, strlen(name)));
+    int errnum = bk_beside_unlink(&r->beside, r->temporary);
+    if (errnum == 0 || errnum == ENOENT)
+        errnum = bk_beside_create(&r->beside, r->temporary, &r->new_fd);
+    if (errnum == 0)
+        return BK_OK;
+    r->temporary[0] = '\0';
+    return failed(r, errnum, "make a temporary file beside", name, err);
+}
+
+static void drop_new(replace_t *r)
+{
+    if (r->new_fd >= 0)
+        close(r->new_fd);
+    if (r->temporary[0] != '\0' && !r->named)
+        bk_beside_unlink(&r->beside, r->temporary);
+    r->new_fd = -1;
+}
+
 static bk_rc_t write_and_swap(replace_t *r, bk_err_t *err)
 {
-    bk_publish_t pub;
     int image = bk_openat(AT_FDCWD, r->how->image, O_RDONLY, 0);
     if (image < 0)
         return bk_err_sys(err, errno, "open %s", r->how->image);
     bk_rc_t rc = check_room(r, image, err);
     if (rc == BK_OK)
-        rc = bk_publish_open(&pub, AT_FDCWD, r->target, 0600, err);
-    if (rc == BK_OK) {
-        rc = copy_image(image, pub.fd, r, err);
-        if (rc == BK_OK)
-            rc = set_owner(r, pub.fd, err);
-        /* Whatever can fail for lack of something fails here, before a name changes. */
-        if (rc == BK_OK && fsync(pub.fd) != 0)
-            rc = bk_err_sys(err, errno, "fsync the new %s", r->target);
-        if (rc == BK_OK)
-            rc = bk_ctl_check(r->ctl, err);
-        if (rc == BK_OK)
-            rc = swap(r, &pub, err);
-        else
-            bk_publish_abort(&pub);
-    }
+        rc = make_new(r, err);
+    if (rc == BK_OK)
+        rc = copy_image(image, r->new_fd, r, err);
+    if (rc == BK_OK)
+        rc = set_owner(r, err);
+    /* Whatever can fail for lack of something fails here, before a name changes. */
+    if (rc == BK_OK && fsync(r->new_fd) != 0)
+        rc = bk_err_sys(err, errno, "fsync the new %s", r->target);
+    if (rc == BK_OK)
+        rc = bk_ctl_check(r->ctl, err);
+    if (rc == BK_OK)
+        rc = swap(r, err);
+    r->beside.ctl = NULL; /* the temporary goes also when the job was stopped */
+    drop_new(r);
     close(image);
+    return rc;
+}
+
+static bk_rc_t replace(replace_t *r, bool sound, bk_err_t *err)
+{
+    struct stat st;
+    int errnum = bk_beside_stat(&r->beside, r->beside.name, &st);
+    if (errnum != 0 && errnum != ENOENT)
+        return failed(r, errnum, "look at", r->beside.name, err);
+    bk_rc_t rc = errnum == 0 && sound ? fold(r, err) : BK_OK;
+    if (rc != BK_OK)
+        return rc;
+    rc = bk_db_reserve(r->target, errnum == 0 ? &st : NULL, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = lock_all(r, err);
+    if (rc == BK_OK)
+        rc = write_and_swap(r, err);
+    if (r->shm_fd >= 0)
+        close(r->shm_fd);
+    if (r->main_fd >= 0)
+        close(r->main_fd);
+    bk_db_release(r->target);
     return rc;
 }
 
 bk_rc_t bk_db_replace(const bk_db_recover_t *how, const char *target, bool sound, bk_ctl_t *ctl,
                       bk_err_t *err)
 {
-    struct stat st;
-    replace_t r = {.how = how, .target = target, .ctl = ctl, .main_fd = -1, .shm_fd = -1};
-    bool there = stat(target, &st) == 0;
-    bk_rc_t rc = there && sound ? fold(&r, err) : BK_OK;
-    if (rc != BK_OK)
-        return rc;
-    rc = bk_db_reserve(target, there ? &st : NULL, err);
-    if (rc != BK_OK)
-        return rc;
-    rc = lock_all(&r, err);
+    replace_t r = {
+        .how = how, .target = target, .ctl = ctl, .main_fd = -1, .shm_fd = -1, .new_fd = -1};
+    bk_rc_t rc = bk_beside_open(&r.beside, target, how->target, how->helper, ctl, err);
     if (rc == BK_OK)
-        rc = write_and_swap(&r, err);
-    if (r.shm_fd >= 0)
-        close(r.shm_fd);
-    if (r.main_fd >= 0)
-        close(r.main_fd);
-    bk_db_release(target);
+        rc = replace(&r, sound, err);
+    bk_beside_close(&r.beside);
     return rc;
 }
