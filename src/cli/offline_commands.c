@@ -255,8 +255,8 @@ static int recover_snapshot(recover_t *recover, bk_err_t *err)
         rc = bk_snapshot_find(&list, id, &recover->options.snapshot, err);
     if (rc == BK_OK)
         rc = cli->value[OPT_DRY_RUN] != NULL
-                 ? bk_root_open_nearest(cli->value[OPT_TARGET], &recover->target, &recover->below,
-                                        err)
+                 ? bk_root_open_nearest(cli->value[OPT_TARGET], NULL, recover->ctl,
+                                        &recover->target, &recover->below, err)
                  : bk_root_open(cli->value[OPT_TARGET], true, &recover->target, err);
     if (rc == BK_OK)
         rc = run_recovery(recover, err);

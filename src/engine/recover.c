@@ -1,6 +1,6 @@
 /*
  * engine/recover.c: the content of one backup to where it is wanted: trees through files/,
- * databases as proved files.
+ * databases by recover_db.c.
  */
 #include "engine/recover.h"
 
@@ -19,8 +19,6 @@
 #include "base/str.h"
 #include "sqlite/dump.h"
 
-#define COPY_STEP (1u << 20)
-
 bool bk_overwrite_parse(const char *text, bk_overwrite_t *overwrite)
 {
     static const char *const words[] = {"always", "if-newer", "never", "rename"};
@@ -38,7 +36,7 @@ static void add_number(json_t *result, const char *name, uint64_t more)
     json_object_set_new(result, name, json_integer(now + (json_int_t)more));
 }
 
-static json_t *member_array(json_t *result, const char *name)
+json_t *bk_recover_list(json_t *result, const char *name)
 {
     json_t *array = json_object_get(result, name);
     if (array == NULL) {
@@ -144,6 +142,7 @@ static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options
                                         .delete_extra = options->delete_extra,
                                         .owners = options->owners,
                                         .dry_run = options->dry_run,
+                                        .alone = options->alone,
                                         .job = options->job,
                                         .keep = &keep};
         if (files != NULL) {
@@ -155,8 +154,8 @@ static bk_rc_t recover_tree(bk_repo_t *repo, const bk_recover_options_t *options
             restore.skip_count = options->skip->count;
         }
         rc = bk_files_restore(repo, &restore, team, &stats,
-                              options->dry_run ? member_array(result, "plan") : NULL,
-                              member_array(result, "files_failed"), ctl, err);
+                              options->dry_run ? bk_recover_list(result, "plan") : NULL,
+                              bk_recover_list(result, "files_failed"), ctl, err);
         add_number(result, "files_selected", stats.files);
         add_number(result, "bytes_selected", stats.bytes);
         add_number(result, "files_restored", stats.written);
@@ -198,12 +197,43 @@ static bk_rc_t check_paths(const bk_recover_options_t *options, bk_err_t *err)
     return BK_OK;
 }
 
-bk_rc_t bk_root_open_nearest(const char *path, bk_root_t **root, const char **below, bk_err_t *err)
+#define PLACE (BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE)
+
+bk_rc_t bk_recover_root(const char *path, mode_t mode, bk_helper_t *helper, bk_ctl_t *ctl,
+                        bk_root_t **root, bk_err_t *err)
+{
+    bk_err_t why = {0};
+    /* The helper makes nothing above its roots, and a root that is there may be out of sight. */
+    if (helper != NULL) {
+        bk_rc_t rc = bk_root_open_helped(path, false, helper, PLACE, ctl, root, &why);
+        if (rc == BK_OK)
+            return BK_OK;
+        if (rc != BK_NOT_FOUND) {
+            if (err != NULL)
+                *err = why;
+            return rc;
+        }
+    }
+    bk_rc_t rc = bk_mkdirs(path, mode, err);
+    if (rc == BK_OK)
+        return bk_root_open_helped(path, true, helper, PLACE, ctl, root, err);
+    if (helper != NULL)
+        bk_err_remedy(err, "the privileged helper makes nothing above a configured directory: make "
+                           "it with its owner and mode, then recover again");
+    return rc;
+}
+
+bk_rc_t bk_root_open_nearest(const char *path, bk_helper_t *helper, bk_ctl_t *ctl, bk_root_t **root,
+                             const char **below, bk_err_t *err)
 {
     char head[PATH_MAX];
     struct stat st;
     if (path[0] != '/' || !bk_strcpy(head, sizeof head, path))
         return bk_err_set(err, BK_INVALID, "%s: must be an absolute path", path);
+    *below = "";
+    if (helper != NULL && bk_root_open_helped(path, false, helper, PLACE, ctl, root, err) == BK_OK)
+        return BK_OK;
+    bk_err_clear(err);
     while (stat(head, &st) != 0 && (errno == ENOENT || errno == ENOTDIR) && head[1] != '\0') {
         char *slash = strrchr(head, '/');
         slash[slash == head] = '\0';
@@ -230,259 +260,13 @@ bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options,
             continue;
         }
         if (options->dry_run)
-            rc = bk_root_open_nearest(path, &root, &below, err);
-        else if ((rc = bk_mkdirs(path, 0755, err)) == BK_OK)
-            rc = bk_root_open(path, true, &root, err);
+            rc = bk_root_open_nearest(path, options->helper, ctl, &root, &below, err);
+        else
+            rc = bk_recover_root(path, 0755, options->helper, ctl, &root, err);
         if (rc == BK_OK)
             rc = recover_tree(repo, options, tree, root, below, true, team, result, ctl, err);
         bk_root_close(root);
     }
-    return rc;
-}
-
-/* --- databases into a directory --- */
-
-/* mkdir -p beneath the root without following links; *fd is the last directory. */
-static bk_rc_t make_beneath(bk_root_t *root, const char *rel, int *fd, bk_err_t *err)
-{
-    char name[NAME_MAX + 1];
-    bk_rc_t rc = bk_root_openat(root, "", O_RDONLY | O_DIRECTORY, 0, fd, err);
-    while (rc == BK_OK && *rel != '\0') {
-        const char *slash = strchr(rel, '/');
-        size_t len = slash != NULL ? (size_t)(slash - rel) : strlen(rel);
-        if (len >= sizeof name) {
-            rc = bk_err_set(err, BK_INVALID, "%s: a name is too long", rel);
-            break;
-        }
-        memcpy(name, rel, len);
-        name[len] = '\0';
-        rel += len + (slash != NULL);
-        if (len == 0)
-            continue;
-        if (mkdirat(*fd, name, 0755) != 0 && errno != EEXIST) {
-            rc = bk_err_sys(err, errno, "make directory %s in %s", name, bk_root_path(root));
-            break;
-        }
-        int next = openat(*fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (next < 0)
-            rc = bk_err_sys(err, errno, "open directory %s in %s", name, bk_root_path(root));
-        else {
-            close(*fd);
-            *fd = next;
-        }
-    }
-    if (rc != BK_OK && *fd >= 0) {
-        close(*fd);
-        *fd = -1;
-    }
-    return rc;
-}
-
-/* The name of a database below a target: the last part of its path unless something else has it. */
-static bool database_file(const bk_snapshot_t *s, const bk_snapshot_db_t *db, char *out,
-                          size_t size)
-{
-    const char *slash = strrchr(db->path, '/'), *name = slash != NULL ? slash + 1 : db->path;
-    bool shared = false;
-    for (size_t i = 0; i < s->db_count; i++) {
-        const char *other = strrchr(s->dbs[i].path, '/');
-        other = other != NULL ? other + 1 : s->dbs[i].path;
-        shared = shared || (&s->dbs[i] != db && strcmp(other, name) == 0);
-    }
-    for (size_t i = 0; i < s->tree_count; i++)
-        shared = shared || strcmp(s->trees[i].name, name) == 0;
-    return *name != '\0' &&
-           bk_fmt(out, size, "%s%s%s", shared ? db->name : "", shared ? "-" : "", name);
-}
-
-typedef struct {
-    const bk_recover_options_t *options;
-    const bk_snapshot_db_t *db;
-    int dirfd;
-    const char *name;
-    const char *where; /* for messages */
-} place_t;
-
-/*
- * What has the name is in use, or may be.  A log or journal beside it belongs to another content
- * and would be played into this one.
- */
-static bk_rc_t check_place(const place_t *place, bk_err_t *err)
-{
-    static const char *const companions[] = {"-wal", "-shm", "-journal"};
-    const bk_protected_t *skip = place->options->skip;
-    char name[NAME_MAX * 2];
-    struct stat st;
-    bool there = fstatat(place->dirfd, place->name, &st, AT_SYMLINK_NOFOLLOW) == 0;
-    for (size_t i = 0; there && skip != NULL && i < skip->count; i++)
-        if (skip->items[i].device == st.st_dev && skip->items[i].inode == st.st_ino)
-            return bk_err_set(err, BK_FORBIDDEN,
-                              "%s/%s is the application's own database: recover it in place "
-                              "(without target_directory), or choose another directory",
-                              place->where, place->name);
-    if (there && !S_ISREG(st.st_mode))
-        return bk_err_set(err, BK_EXISTS,
-                          "%s/%s is there and is no file: remove it, or choose another directory",
-                          place->where, place->name);
-    for (size_t i = 0; i < 3; i++) {
-        bk_fmt(name, sizeof name, "%s%s", place->name, companions[i]);
-        if (fstatat(place->dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
-            return bk_err_set(err, BK_EXISTS,
-                              "%s/%s is there: a database of that name is or was in use; remove "
-                              "both, or choose another directory",
-                              place->where, name);
-    }
-    return BK_OK;
-}
-
-/* What becomes of a file that has the database's name already.  *skip: leave it. */
-static bk_rc_t make_way(const place_t *place, bool *skip, bk_err_t *err)
-{
-    bk_overwrite_t overwrite = place->options->overwrite;
-    char aside[NAME_MAX * 2];
-    struct stat st;
-    *skip = false;
-    if (fstatat(place->dirfd, place->name, &st, AT_SYMLINK_NOFOLLOW) != 0)
-        return BK_OK;
-    int64_t mtime = (int64_t)st.st_mtim.tv_sec * BK_SEC + st.st_mtim.tv_nsec;
-    *skip = overwrite == BK_OVERWRITE_NEVER ||
-            (overwrite == BK_OVERWRITE_IF_NEWER && mtime >= place->db->instant);
-    if (overwrite != BK_OVERWRITE_RENAME)
-        return BK_OK;
-    bk_fmt(aside, sizeof aside, "%s.before-%s", place->name, place->options->job);
-    return renameat(place->dirfd, place->name, place->dirfd, aside) == 0
-               ? BK_OK
-               : bk_err_sys(err, errno, "rename %s in %s", place->name, place->where);
-}
-
-/* Owner and mode as they were, as far as this process may. */
-static bk_rc_t own(int fd, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
-{
-    const bk_snapshot_db_t *db = place->db;
-    if (place->options->owners && fchown(fd, db->uid, db->gid) != 0)
-        bk_ctl_note(ctl, "the owner of %s/%s could not be set", place->where, place->name);
-    return fchmod(fd, db->mode & 0777) == 0
-               ? BK_OK
-               : bk_err_sys(err, errno, "set the mode of %s/%s", place->where, place->name);
-}
-
-static bk_rc_t copy_image(int from, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_publish_t pub;
-    size_t got = 1;
-    uint8_t *buffer = malloc(COPY_STEP);
-    if (buffer == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "recover database %s: out of memory", place->db->name);
-    bk_rc_t rc = bk_publish_open(&pub, place->dirfd, place->name, 0600, err);
-    if (rc == BK_OK) {
-        while (rc == BK_OK && got > 0) {
-            rc = bk_ctl_check(ctl, err);
-            if (rc == BK_OK)
-                rc = bk_read_all(from, buffer, COPY_STEP, &got, place->db->name, err);
-            if (rc == BK_OK)
-                rc = bk_write_all(pub.fd, buffer, got, place->name, err);
-        }
-        if (rc == BK_OK)
-            rc = own(pub.fd, place, ctl, err);
-        if (rc == BK_OK)
-            rc = bk_publish_commit(&pub, false, err);
-        else
-            bk_publish_abort(&pub);
-    }
-    free(buffer);
-    return rc;
-}
-
-/* The proved image under its name: the file itself, or a copy when it lies on another file system.
- */
-static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
-{
-    int from = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (from < 0)
-        return bk_err_sys(err, errno, "open %s", image);
-    bk_rc_t rc = own(from, place, ctl, err);
-    if (rc == BK_OK && fsync(from) != 0)
-        rc = bk_err_sys(err, errno, "fsync %s", image);
-    if (rc == BK_OK) {
-        if (renameat(AT_FDCWD, image, place->dirfd, place->name) == 0)
-            rc = bk_fsync_dir(place->dirfd, ".", err);
-        else if (errno == EXDEV)
-            rc = copy_image(from, place, ctl, err);
-        else
-            rc = bk_err_sys(err, errno, "give %s its name in %s", place->name, place->where);
-    }
-    close(from);
-    return rc;
-}
-
-static bk_rc_t recover_database(bk_repo_t *repo, const place_t *place, bk_team_t *team,
-                                json_t *result, bk_ctl_t *ctl, bk_err_t *err)
-{
-    char image[PATH_MAX];
-    const bk_recover_options_t *options = place->options;
-    const bk_snapshot_db_t *db = place->db;
-    bool skip = false;
-    bk_ctl_current(ctl, db->name);
-    if (!bk_fmt(image, sizeof image, "%s/%s-%s.db", options->scratch, options->job, db->name))
-        return bk_err_set(err, BK_CONFIG, "%s: the path is too long", options->scratch);
-    bk_rc_t rc = check_place(place, err);
-    if (rc == BK_OK)
-        rc = make_way(place, &skip, err);
-    if (rc == BK_OK && !skip) {
-        rc = bk_db_materialise(repo, db, image, options->check, team, ctl, err);
-        if (rc == BK_OK)
-            rc = place_image(image, place, ctl, err);
-        unlink(image);
-    }
-    if (rc == BK_OK)
-        json_array_append_new(member_array(result, "databases"),
-                              json_pack("{ss so so ss}", "name", db->name, "file",
-                                        bk_json_name(place->name, strlen(place->name)),
-                                        "recovery_point", bk_json_time(db->instant), "action",
-                                        skip ? "skipped" : "written"));
-    return rc;
-}
-
-static void plan_database(const bk_snapshot_db_t *db, const char *where, const char *name,
-                          json_t *result)
-{
-    char path[PATH_MAX];
-    bk_fmt(path, sizeof path, "%s/%s", where, name);
-    json_array_append_new(member_array(result, "plan"),
-                          json_pack("{so ss sI}", "path", bk_json_name(path, strlen(path)),
-                                    "action", "database", "size",
-                                    (json_int_t)(db->page_count * db->page_size)));
-}
-
-static bk_rc_t recover_databases(bk_repo_t *repo, const bk_recover_options_t *options,
-                                 bk_root_t *target, const char *subdir, bk_team_t *team,
-                                 json_t *result, bk_ctl_t *ctl, bk_err_t *err)
-{
-    const bk_snapshot_t *s = options->snapshot;
-    char name[NAME_MAX + 1], where[PATH_MAX];
-    bk_rc_t rc = BK_OK;
-    int fd = -1;
-    bk_fmt(where, sizeof where, "%s%s%s", bk_root_path(target), *subdir != '\0' ? "/" : "", subdir);
-    for (size_t i = 0; i < s->db_count && rc == BK_OK; i++) {
-        const bk_snapshot_db_t *db = &s->dbs[i];
-        if (options->database != NULL && strcmp(options->database, db->name) != 0)
-            continue;
-        if (!database_file(s, db, name, sizeof name)) {
-            rc = bk_err_set(err, BK_UNSUPPORTED, "database %s: its path %s gives no file name",
-                            db->name, db->path);
-        } else if (options->dry_run) {
-            plan_database(db, where, name, result);
-        } else {
-            if (fd < 0)
-                rc = make_beneath(target, subdir, &fd, err);
-            place_t place = {
-                .options = options, .db = db, .dirfd = fd, .name = name, .where = where};
-            if (rc == BK_OK)
-                rc = recover_database(repo, &place, team, result, ctl, err);
-        }
-    }
-    if (fd >= 0)
-        close(fd);
     return rc;
 }
 
@@ -494,7 +278,7 @@ bk_rc_t bk_recover_into(bk_repo_t *repo, const bk_recover_options_t *options, bk
     bk_rc_t rc = options->files ? check_paths(options, err) : BK_OK;
     bk_ctl_phase(ctl, "database");
     if (rc == BK_OK && options->databases)
-        rc = recover_databases(repo, options, target, subdir, team, result, ctl, err);
+        rc = bk_recover_databases(repo, options, target, subdir, team, result, ctl, err);
     bk_ctl_phase(ctl, "files");
     for (size_t i = 0; options->files && i < s->tree_count && rc == BK_OK; i++) {
         char below[PATH_MAX];

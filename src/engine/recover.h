@@ -26,6 +26,8 @@ typedef struct {
     bool delete_extra, owners, dry_run, check;
     const char *job;
     const char *scratch; /* directory for images while they are proved */
+    bool alone;          /* nobody else recovers there now: temporaries are leftovers */
+    bk_helper_t *helper; /* who places files, so that owners come back; NULL: own rights */
 } bk_recover_options_t;
 
 /*
@@ -41,11 +43,26 @@ bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options,
                          bk_recover_where_fn where, void *arg, bk_team_t *team, json_t *result,
                          bk_ctl_t *ctl, bk_err_t *err);
 
+/* The databases alone, each as a file below target: recover_db.c. */
+bk_rc_t bk_recover_databases(bk_repo_t *repo, const bk_recover_options_t *options,
+                             bk_root_t *target, const char *subdir, bk_team_t *team, json_t *result,
+                             bk_ctl_t *ctl, bk_err_t *err);
+
+/*
+ * A configured directory to recover into, made with mode where it is missing and own rights allow
+ * that.  helper (may be NULL): places there, if its configuration says so.
+ */
+bk_rc_t bk_recover_root(const char *path, mode_t mode, bk_helper_t *helper, bk_ctl_t *ctl,
+                        bk_root_t **root, bk_err_t *err);
 /*
  * The nearest directory that exists on the way to path, and what is below it in *below (points into
- * path): so that a dry run can look at a target that is not made yet.
+ * path): so that a dry run can look at a target that is not made yet.  helper as above.
  */
-bk_rc_t bk_root_open_nearest(const char *path, bk_root_t **root, const char **below, bk_err_t *err);
+bk_rc_t bk_root_open_nearest(const char *path, bk_helper_t *helper, bk_ctl_t *ctl, bk_root_t **root,
+                             const char **below, bk_err_t *err);
+
+/* The array of that name in a result, made when there is none; borrowed. */
+json_t *bk_recover_list(json_t *result, const char *name);
 
 /* "always", "if-newer", "never", "rename"; false for another word. */
 bool bk_overwrite_parse(const char *text, bk_overwrite_t *overwrite);

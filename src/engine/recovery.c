@@ -52,9 +52,12 @@ static bk_rc_t read_request(recovery_t *r, bk_err_t *err)
     if (json_is_null(o->paths))
         o->paths = NULL;
     o->delete_extra = json_is_true(json_object_get(body, "delete_extra"));
-    /* Into a directory files belong to whoever looks at them; in place they come back as they were.
-     */
+    /* Into a directory files belong to whoever looks at them, unless this process or its helper may
+     * set owners; in place they come back as they were. */
     o->owners = r->in_place || geteuid() == 0;
+    o->alone = true;
+    /* With a helper it is the one who places, so that owners come back; root needs none. */
+    o->helper = geteuid() != 0 ? atomic_load(&r->job->engine->client) : NULL;
     check = json_object_get(body, "verify");
     o->check = check == NULL || !json_is_false(check);
     o->job = r->job->id;
@@ -178,7 +181,8 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
                                .uid = db->uid,
                                .gid = db->gid,
                                .mode = db->mode,
-                               .busy_ms = (unsigned)target->busy_timeout};
+                               .busy_ms = (unsigned)target->busy_timeout,
+                               .helper = r->options.helper};
         rc = bk_db_recover(&how, &method, job->ctl, err);
     }
     if (rc == BK_OK)
@@ -239,9 +243,11 @@ static bk_rc_t recover_to_target(recovery_t *r, bk_err_t *err)
     bk_root_t *root = NULL;
     bk_rc_t rc = bk_target_check(job->engine->set, r->target, &root_path, &below, resolved, err);
     if (rc == BK_OK && r->options.dry_run)
-        rc = bk_root_open_nearest(resolved, &root, &below, err);
+        rc = bk_root_open_nearest(resolved, r->options.helper, job->ctl, &root, &below, err);
     else if (rc == BK_OK)
-        rc = bk_root_open(root_path, true, &root, err);
+        rc = bk_recover_root(root_path, 0700, r->options.helper, job->ctl, &root, err);
+    if (rc == BK_OK && bk_root_helper(root) != NULL)
+        r->options.owners = true;
     if (rc == BK_OK)
         rc = bk_recover_into(r->opened.repo, &r->options, root, below, job->team, job->result,
                              job->ctl, err);
@@ -296,8 +302,10 @@ static void plan_databases(recovery_t *r, json_t *plan)
         if (r->options.database != NULL && strcmp(r->options.database, s->dbs[i].name) != 0)
             continue;
         if (target != NULL) {
-            bk_db_recover_t how = {
-                .target = target->path, .page_size = s->dbs[i].page_size, .job = r->job->id};
+            bk_db_recover_t how = {.target = target->path,
+                                   .page_size = s->dbs[i].page_size,
+                                   .job = r->job->id,
+                                   .helper = r->options.helper};
             bk_err_t why = {0};
             if (bk_db_recover_plan(&how, &method, &reason, &why) != BK_OK)
                 reason = "the database cannot be looked at";

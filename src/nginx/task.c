@@ -149,7 +149,8 @@ bk_rc_t
 ngx_http_backup_engine(ngx_http_backup_set_t *bset, bk_engine_t **engine,
     bk_err_t *err)
 {
-    bk_rc_t  rc;
+    bk_rc_t       rc;
+    bk_helper_t  *client;
 
     rc = BK_OK;
 
@@ -160,6 +161,11 @@ ngx_http_backup_engine(ngx_http_backup_set_t *bset, bk_engine_t **engine,
 
         if (rc != BK_OK) {
             bset->engine = NULL;
+
+        } else if (geteuid() != 0
+                   && ngx_http_backup_helper_client(&client, NULL) == BK_OK)
+        {
+            bk_engine_set_client(bset->engine, client);
         }
     }
 

@@ -1,0 +1,350 @@
+/*
+ * engine/recover_db.c: databases of a backup into a directory, each proved first and then given its
+ * name: with own rights, or through the privileged helper when it places there.  Touches the target
+ * directory and the scratch directory.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/publish.h"
+#include "base/str.h"
+#include "engine/recover.h"
+#include "files/placeat.h"
+#include "files/walk.h"
+#include "sqlite/dump.h"
+
+#define COPY_STEP (1u << 20)
+
+/* mkdir -p beneath the root; through the helper with the owner of the directory above. */
+static bk_rc_t make_beneath(bk_road_t *road, const char *rel, bk_err_t *err)
+{
+    char path[PATH_MAX];
+    bk_rc_t rc = BK_OK;
+    size_t len = 0;
+    if (!bk_strcpy(path, sizeof path, rel))
+        return bk_err_set(err, BK_INVALID, "%s: the path is too long", rel);
+    while (rc == BK_OK && path[len] != '\0') {
+        size_t from = len + (len > 0);
+        bk_at_t at;
+        char *end = strchr(path + from, '/');
+        char above[PATH_MAX];
+        bk_fmt(above, sizeof above, "%.*s", (int)len, path);
+        if (end != NULL)
+            *end = '\0';
+        int errnum = bk_at_open(road, above, false, &at);
+        if (errnum == 0)
+            errnum = bk_at_helped(&at)                        ? bk_at_mkdir(&at, path + from)
+                     : mkdirat(at.fd, path + from, 0755) != 0 ? errno
+                                                              : 0;
+        if (errnum == 0)
+            errnum = bk_at_like_above(&at, path + from);
+        bk_at_close(&at);
+        if (errnum != 0 && errnum != EEXIST) {
+            rc = bk_at_error(road, errnum, path + from, err);
+            bk_err_wrap(err, "make directory in %s/%s", bk_root_path(road->root), above);
+        }
+        len = strlen(path);
+        if (end != NULL)
+            *end = '/';
+    }
+    return rc;
+}
+
+/* The name of a database below a target: the last part of its path unless something else has it. */
+static bool database_file(const bk_snapshot_t *s, const bk_snapshot_db_t *db, char *out,
+                          size_t size)
+{
+    const char *slash = strrchr(db->path, '/'), *name = slash != NULL ? slash + 1 : db->path;
+    bool shared = false;
+    for (size_t i = 0; i < s->db_count; i++) {
+        const char *other = strrchr(s->dbs[i].path, '/');
+        other = other != NULL ? other + 1 : s->dbs[i].path;
+        shared = shared || (&s->dbs[i] != db && strcmp(other, name) == 0);
+    }
+    for (size_t i = 0; i < s->tree_count; i++)
+        shared = shared || strcmp(s->trees[i].name, name) == 0;
+    return *name != '\0' &&
+           bk_fmt(out, size, "%s%s%s", shared ? db->name : "", shared ? "-" : "", name);
+}
+
+typedef struct {
+    const bk_recover_options_t *options;
+    const bk_snapshot_db_t *db;
+    bk_at_t at;
+    const char *name;
+    const char *where; /* for messages */
+} place_t;
+
+static bk_rc_t failed(const place_t *place, int errnum, const char *what, bk_err_t *err)
+{
+    char text[NAME_MAX * 2];
+    bk_fmt(text, sizeof text, "%s %s", what, place->name);
+    bk_rc_t rc = bk_at_error(place->at.road, errnum, text, err);
+    bk_err_wrap(err, "%s", place->where);
+    return rc;
+}
+
+/*
+ * What has the name is in use, or may be.  A log or journal beside it belongs to another content
+ * and would be played into this one.
+ */
+static bk_rc_t check_place(const place_t *place, bk_err_t *err)
+{
+    static const char *const companions[] = {"-wal", "-shm", "-journal"};
+    const bk_protected_t *skip = place->options->skip;
+    char name[NAME_MAX * 2];
+    struct stat st;
+    bool there = bk_at_stat(&place->at, place->name, &st) == 0;
+    for (size_t i = 0; there && skip != NULL && i < skip->count; i++)
+        if (skip->items[i].device == st.st_dev && skip->items[i].inode == st.st_ino)
+            return bk_err_set(err, BK_FORBIDDEN,
+                              "%s/%s is the application's own database: recover it in place "
+                              "(without target_directory), or choose another directory",
+                              place->where, place->name);
+    if (there && !S_ISREG(st.st_mode))
+        return bk_err_set(err, BK_EXISTS,
+                          "%s/%s is there and is no file: remove it, or choose another directory",
+                          place->where, place->name);
+    for (size_t i = 0; i < 3; i++) {
+        bk_fmt(name, sizeof name, "%s%s", place->name, companions[i]);
+        if (bk_at_stat(&place->at, name, &st) == 0)
+            return bk_err_set(err, BK_EXISTS,
+                              "%s/%s is there: a database of that name is or was in use; remove "
+                              "both, or choose another directory",
+                              place->where, name);
+    }
+    return BK_OK;
+}
+
+/* What becomes of a file that has the database's name already.  *skip: leave it. */
+static bk_rc_t make_way(const place_t *place, bool *skip, bk_err_t *err)
+{
+    bk_overwrite_t overwrite = place->options->overwrite;
+    char aside[NAME_MAX * 2];
+    struct stat st;
+    *skip = false;
+    if (bk_at_stat(&place->at, place->name, &st) != 0)
+        return BK_OK;
+    int64_t mtime = (int64_t)st.st_mtim.tv_sec * BK_SEC + st.st_mtim.tv_nsec;
+    *skip = overwrite == BK_OVERWRITE_NEVER ||
+            (overwrite == BK_OVERWRITE_IF_NEWER && mtime >= place->db->instant);
+    if (overwrite != BK_OVERWRITE_RENAME)
+        return BK_OK;
+    bk_fmt(aside, sizeof aside, "%s.before-%s", place->name, place->options->job);
+    int errnum = bk_at_rename(&place->at, place->name, aside, 0);
+    return errnum == 0 ? BK_OK : failed(place, errnum, "rename", err);
+}
+
+/* Owner and mode as they were, as far as this process may. */
+static bk_rc_t own(int fd, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
+{
+    const bk_snapshot_db_t *db = place->db;
+    if (place->options->owners && fchown(fd, db->uid, db->gid) != 0)
+        bk_ctl_note(ctl, "the owner of %s/%s could not be set", place->where, place->name);
+    return fchmod(fd, db->mode & 0777) == 0
+               ? BK_OK
+               : bk_err_sys(err, errno, "set the mode of %s/%s", place->where, place->name);
+}
+
+static bk_rc_t copy_bytes(int from, int to, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    size_t got = 1;
+    uint8_t *buffer = malloc(COPY_STEP);
+    if (buffer == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "recover database %s: out of memory", place->db->name);
+    while (rc == BK_OK && got > 0) {
+        rc = bk_ctl_check(ctl, err);
+        if (rc == BK_OK)
+            rc = bk_read_all(from, buffer, COPY_STEP, &got, place->db->name, err);
+        if (rc == BK_OK)
+            rc = bk_write_all(to, buffer, got, place->name, err);
+    }
+    free(buffer);
+    return rc;
+}
+
+static bk_rc_t copy_image(int from, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_publish_t pub;
+    bk_rc_t rc = bk_publish_open(&pub, place->at.fd, place->name, 0600, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = copy_bytes(from, pub.fd, place, ctl, err);
+    if (rc == BK_OK)
+        rc = own(pub.fd, place, ctl, err);
+    if (rc == BK_OK)
+        return bk_publish_commit(&pub, false, err);
+    bk_publish_abort(&pub);
+    return rc;
+}
+
+/* Owner and mode of the temporary, through the helper. */
+static int own_helped(const place_t *place, const char *temporary, bk_ctl_t *ctl)
+{
+    bk_helper_result_t result;
+    bk_helper_op_t op = {.call = BK_WIRE_META,
+                         .name = temporary,
+                         .set = BK_WIRE_SET_OWNER | BK_WIRE_SET_MODE | BK_WIRE_SET_FRESH,
+                         .uid = place->db->uid,
+                         .gid = place->db->gid,
+                         .mode = place->db->mode & 0777};
+    int errnum = bk_at_batch(&place->at, &op, 1, &result);
+    if (errnum == 0 && (result.refused & BK_WIRE_REFUSED_OWNER) != 0)
+        bk_ctl_note(ctl, "the owner of %s/%s could not be set", place->where, place->name);
+    return errnum != 0 ? errnum : result.error;
+}
+
+/* fsync of the directory, by a descriptor that the helper gives. */
+static bk_rc_t sync_dir(const place_t *place, bk_err_t *err)
+{
+    int fd;
+    int errnum = bk_at_read(&place->at, "", O_DIRECTORY, &fd);
+    if (errnum != 0)
+        return failed(place, errnum, "open the directory of", err);
+    bk_rc_t rc = bk_fsync_dir(fd, ".", err);
+    close(fd);
+    return rc;
+}
+
+/* The helper makes the file, so it is always a copy.  A leftover has the same name. */
+static bk_rc_t place_helped(int from, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
+{
+    char temporary[64];
+    int fd = -1;
+    bk_fmt(temporary, sizeof temporary, BK_FILES_TEMPORARY "%016llx",
+           (unsigned long long)XXH3_64bits(place->name, strlen(place->name)));
+    int errnum = bk_at_unlink(&place->at, temporary, 0);
+    if (errnum == 0 || errnum == ENOENT)
+        errnum = bk_at_create(&place->at, temporary, &fd);
+    if (errnum != 0)
+        return failed(place, errnum, "make a temporary file for", err);
+    bk_rc_t rc = copy_bytes(from, fd, place, ctl, err);
+    if (rc == BK_OK && (errnum = own_helped(place, temporary, ctl)) != 0)
+        rc = failed(place, errnum, "set owner and mode of", err);
+    if (rc == BK_OK && fsync(fd) != 0)
+        rc = failed(place, errno, "fsync", err);
+    close(fd);
+    if (rc == BK_OK && (errnum = bk_at_rename(&place->at, temporary, place->name, 0)) != 0)
+        rc = failed(place, errnum, "give its name to", err);
+    if (rc != BK_OK) {
+        place->at.road->ctl = NULL; /* also when the job was stopped */
+        bk_at_unlink(&place->at, temporary, 0);
+        return rc;
+    }
+    return sync_dir(place, err);
+}
+
+/* The proved image under its name: the file itself, or a copy when it lies on another file system.
+ */
+static bk_rc_t place_own(const char *image, int from, const place_t *place, bk_ctl_t *ctl,
+                         bk_err_t *err)
+{
+    bk_rc_t rc = own(from, place, ctl, err);
+    if (rc == BK_OK && fsync(from) != 0)
+        rc = bk_err_sys(err, errno, "fsync %s", image);
+    if (rc != BK_OK)
+        return rc;
+    if (renameat(AT_FDCWD, image, place->at.fd, place->name) == 0)
+        return sync_dir(place, err);
+    return errno == EXDEV ? copy_image(from, place, ctl, err)
+                          : failed(place, errno, "give its name to", err);
+}
+
+static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
+{
+    int from = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (from < 0)
+        return bk_err_sys(err, errno, "open %s", image);
+    bk_rc_t rc = bk_at_helped(&place->at) ? place_helped(from, place, ctl, err)
+                                          : place_own(image, from, place, ctl, err);
+    close(from);
+    return rc;
+}
+
+static bk_rc_t recover_database(bk_repo_t *repo, const place_t *place, bk_team_t *team,
+                                json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+{
+    char image[PATH_MAX];
+    const bk_recover_options_t *options = place->options;
+    const bk_snapshot_db_t *db = place->db;
+    bool skip = false;
+    bk_ctl_current(ctl, db->name);
+    if (!bk_fmt(image, sizeof image, "%s/%s-%s.db", options->scratch, options->job, db->name))
+        return bk_err_set(err, BK_CONFIG, "%s: the path is too long", options->scratch);
+    bk_rc_t rc = check_place(place, err);
+    if (rc == BK_OK)
+        rc = make_way(place, &skip, err);
+    if (rc == BK_OK && !skip) {
+        rc = bk_db_materialise(repo, db, image, options->check, team, ctl, err);
+        if (rc == BK_OK)
+            rc = place_image(image, place, ctl, err);
+        unlink(image);
+    }
+    if (rc == BK_OK)
+        json_array_append_new(bk_recover_list(result, "databases"),
+                              json_pack("{ss so so ss}", "name", db->name, "file",
+                                        bk_json_name(place->name, strlen(place->name)),
+                                        "recovery_point", bk_json_time(db->instant), "action",
+                                        skip ? "skipped" : "written"));
+    return rc;
+}
+
+static void plan_database(const bk_snapshot_db_t *db, const char *where, const char *name,
+                          json_t *result)
+{
+    char path[PATH_MAX];
+    bk_fmt(path, sizeof path, "%s/%s", where, name);
+    json_array_append_new(bk_recover_list(result, "plan"),
+                          json_pack("{so ss sI}", "path", bk_json_name(path, strlen(path)),
+                                    "action", "database", "size",
+                                    (json_int_t)(db->page_count * db->page_size)));
+}
+
+static bk_rc_t recover_one(bk_repo_t *repo, const bk_recover_options_t *options, bk_road_t *road,
+                           const char *subdir, const bk_snapshot_db_t *db, bk_team_t *team,
+                           json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+{
+    char name[NAME_MAX + 1], where[PATH_MAX];
+    place_t place = {.options = options, .db = db, .name = name, .where = where};
+    bk_fmt(where, sizeof where, "%s%s%s", bk_root_path(road->root), *subdir != '\0' ? "/" : "",
+           subdir);
+    if (!database_file(options->snapshot, db, name, sizeof name))
+        return bk_err_set(err, BK_UNSUPPORTED, "database %s: its path %s gives no file name",
+                          db->name, db->path);
+    if (options->dry_run) {
+        plan_database(db, where, name, result);
+        return BK_OK;
+    }
+    bk_rc_t rc = make_beneath(road, subdir, err);
+    if (rc != BK_OK)
+        return rc;
+    int errnum = bk_at_open(road, subdir, false, &place.at);
+    rc = errnum == 0 ? recover_database(repo, &place, team, result, ctl, err)
+                     : failed(&place, errnum, "open the directory of", err);
+    bk_at_close(&place.at);
+    return rc;
+}
+
+bk_rc_t bk_recover_databases(bk_repo_t *repo, const bk_recover_options_t *options,
+                             bk_root_t *target, const char *subdir, bk_team_t *team, json_t *result,
+                             bk_ctl_t *ctl, bk_err_t *err)
+{
+    const bk_snapshot_t *s = options->snapshot;
+    bk_road_t road = {0};
+    bk_rc_t rc = bk_road_init(&road, target, ctl, err);
+    for (size_t i = 0; i < s->db_count && rc == BK_OK; i++)
+        if (options->database == NULL || strcmp(options->database, s->dbs[i].name) == 0)
+            rc = recover_one(repo, options, &road, subdir, &s->dbs[i], team, result, ctl, err);
+    bk_road_free(&road);
+    return rc;
+}
