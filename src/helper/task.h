@@ -10,10 +10,10 @@
 
 #include "helper/roots.h"
 
-#define BK_TASK_MADE      64u            /* files that CREATE made and that are remembered */
-#define BK_TASK_TEMPORARY ".ngx-backup-" /* prefix of names beside a database while it is placed   \
-                                          */
-#define BK_TASK_ASIDE ".before-" /* behind a database's name: the old one and its companions */
+#define BK_TASK_MADE 64u /* files that CREATE made and that are remembered */
+/* Beside a database: what is being made, and, behind its name, what was there before. */
+#define BK_TASK_TEMPORARY ".ngx-backup-"
+#define BK_TASK_ASIDE     ".before-"
 
 /* A root as one conversation uses it. */
 typedef struct {
