@@ -14,8 +14,10 @@
 #include "base/json.h"
 #include "base/str.h"
 #include "engine/readback.h"
+#include "files/fsaccess.h"
 #include "repo/verify.h"
 #include "sqlite/dump.h"
+#include "sqlite/opening.h"
 
 #define FINDINGS_SHOWN 100
 #define TABLES_SHOWN   1000
@@ -226,21 +228,35 @@ static json_t *database_facts(const bk_snapshot_t *s, json_t *facts, bool valid)
     json_t *tables = json_object_get(facts, "tables");
     return json_pack("{so sb sI so ss sI sb}", "path",
                      db != NULL ? bk_json_name(db->path, strlen(db->path)) : json_null(), "exists",
-                     (int)(db != NULL && access(db->path, F_OK) == 0), "size",
+                     (int)(db != NULL && bk_db_access(db->path, F_OK) == 0), "size",
                      db != NULL ? (json_int_t)(db->page_count * db->page_size) : (json_int_t)0,
                      "tables", tables != NULL ? json_incref(tables) : json_array(),
                      "integrity_check", valid ? "ok" : "failed", "databases",
                      (json_int_t)s->db_count, "valid", (int)valid);
 }
 
-static json_t *path_facts(const bk_set_t *set, json_t *checks, bool *valid)
+static bool can_read(bk_job_t *job, size_t at)
 {
+    const bk_set_t *set = job->engine->set;
+    bk_root_t *root = NULL;
+    if (at < set->db_count)
+        return bk_db_access(set->dbs[at].path, R_OK) == 0;
+    bk_rc_t rc = bk_root_open_helped(set->files[at - set->db_count].path, false,
+                                     atomic_load(&job->engine->client), BK_WIRE_MAY_READ, job->ctl,
+                                     &root, NULL);
+    bk_root_close(root);
+    return rc == BK_OK;
+}
+
+static json_t *path_facts(bk_job_t *job, json_t *checks, bool *valid)
+{
+    const bk_set_t *set = job->engine->set;
     json_t *missing = json_array();
     size_t checked = set->db_count + set->files_count;
     for (size_t i = 0; i < checked; i++) {
         const char *path =
             i < set->db_count ? set->dbs[i].path : set->files[i - set->db_count].path;
-        if (access(path, R_OK) != 0)
+        if (!can_read(job, i))
             json_array_append_new(missing, bk_json_name(path, strlen(path)));
     }
     size_t lost = json_array_size(missing);
@@ -316,7 +332,7 @@ static bk_rc_t validate(bk_job_t *job, bk_opened_t *opened, const bk_snapshot_t 
                 *err = why;
         }
     }
-    json_object_set_new(result, "system_validation", path_facts(job->engine->set, checks, &paths));
+    json_object_set_new(result, "system_validation", path_facts(job, checks, &paths));
     json_object_set_new(result, "valid", json_boolean(rc == BK_OK));
     if (!paths)
         bk_ctl_note(job->ctl, "a configured path of the application cannot be read now");

@@ -20,6 +20,7 @@
 #include "engine/ending.h"
 #include "engine/engine_private.h"
 #include "engine/watching.h"
+#include "sqlite/opening.h"
 
 #define JOBS_KEPT   1000
 #define CRASHES_MAX 20 /* times that one job may be cut off by a crash */
@@ -126,6 +127,8 @@ void bk_engine_close(bk_engine_t *engine)
     free(engine->spool_dir);
     free(engine->scratch_dir);
     json_decref(engine->result);
+    for (size_t i = 0; i < engine->set->db_count; i++)
+        bk_db_unhelp(engine->set->dbs[i].path);
     pthread_mutex_destroy(&engine->helper_lock);
     free(engine);
 }
@@ -137,9 +140,15 @@ void bk_engine_set_client(bk_engine_t *engine, bk_helper_t *client)
 
 void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper)
 {
+    bk_helper_t *client = atomic_load(&engine->client);
     pthread_mutex_lock(&engine->helper_lock);
     engine->helper = *helper;
     pthread_mutex_unlock(&engine->helper_lock);
+    /* What goes wrong here shows as a missing right when the database is opened. */
+    for (size_t i = 0;
+         helper->state == BK_ENGINE_HELPER_ACTIVE && client != NULL && i < engine->set->db_count;
+         i++)
+        (void)bk_db_help(engine->set->dbs[i].path, client, NULL);
 }
 
 void bk_engine_get_helper(bk_engine_t *engine, bk_engine_helper_t *helper)

@@ -173,7 +173,7 @@ bool bk_engine_watched(bk_engine_t *engine);
  * and to be there as long as a job may run.
  */
 void bk_engine_set_client(bk_engine_t *engine, bk_helper_t *client);
-/* Without it a host has none (BK_ENGINE_HELPER_OFF). */
+/* Without it a host has none (BK_ENGINE_HELPER_OFF).  Asks an active one for the databases. */
 void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper);
 
 /*

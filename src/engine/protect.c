@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/str.h"
+#include "sqlite/opening.h"
 
 static const char *const companions[] = {"", "-wal", "-shm", "-journal"};
 #define COMPANIONS (sizeof companions / sizeof *companions)
@@ -55,7 +56,7 @@ const char *bk_path_below(const char *inner, const char *outer)
 static void add_path(bk_protected_t *list, const char *path)
 {
     struct stat st;
-    if (path != NULL && stat(path, &st) == 0)
+    if (path != NULL && bk_db_stat(path, &st) == 0)
         list->items[list->count++] = (bk_inode_t){.device = st.st_dev, .inode = st.st_ino};
 }
 

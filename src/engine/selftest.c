@@ -64,7 +64,9 @@ static bk_rc_t test_sources(bk_job_t *job, json_t *checks, bk_err_t *err)
         bk_root_t *root = NULL;
         bk_err_t why = {0};
         bk_fmt(name, sizeof name, "read files %s", set->files[i].name);
-        bk_rc_t rc = bk_root_open(set->files[i].path, false, &root, &why);
+        bk_rc_t rc =
+            bk_root_open_helped(set->files[i].path, false, atomic_load(&job->engine->client),
+                                BK_WIRE_MAY_READ, job->ctl, &root, &why);
         bk_root_close(root);
         bk_add_result(checks, name, &why, "ok");
         keep_first(&first, rc, &why, err);

@@ -13,6 +13,7 @@
 #include "base/str.h"
 #include "engine/engine_private.h"
 #include "engine/watching.h"
+#include "sqlite/opening.h"
 
 #define DAY (86400 * BK_SEC)
 
@@ -37,13 +38,13 @@ static json_t *database_status(const bk_engine_t *engine, const json_t *summary)
     struct stat st;
     const char *path = set->db_count > 0 ? set->dbs[0].path : "";
     const char *journal = json_string_value(json_object_get(summary, "journal"));
-    bool wal_mode = bk_fmt(wal, sizeof wal, "%s-wal", path) && stat(wal, &st) == 0;
+    bool wal_mode = bk_fmt(wal, sizeof wal, "%s-wal", path) && bk_db_stat(wal, &st) == 0;
     wal_mode = set->db_count > 0 && (wal_mode || (journal != NULL && strcmp(journal, "wal") == 0));
     return json_pack(
         "{so sb sb sI sI sI sI so sn so}", "database_path", bk_json_name(path, strlen(path)),
-        "database_exists", (int)(set->db_count > 0 && stat(path, &st) == 0), "wal_mode_enabled",
-        (int)wal_mode, "total_backups", figure(summary, "with_database"), "full_backups",
-        figure(summary, "full"), "wal_backups", (json_int_t)0, "total_backup_size",
+        "database_exists", (int)(set->db_count > 0 && bk_db_stat(path, &st) == 0),
+        "wal_mode_enabled", (int)wal_mode, "total_backups", figure(summary, "with_database"),
+        "full_backups", figure(summary, "full"), "wal_backups", (json_int_t)0, "total_backup_size",
         figure(summary, "database_size"), "last_full_backup", or_null(summary, "last_database"),
         "last_wal_backup", "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
 }

@@ -112,7 +112,9 @@ static uint64_t rights_of(const bk_roots_entry_t *root)
     if ((root->flags & (BK_WIRE_MAY_READ | BK_WIRE_MAY_WATCH)) != 0)
         rights |= LL_READ_FILE;
     if ((root->flags & BK_WIRE_DATABASE) != 0)
-        rights |= LL_READ_FILE | LL_WRITE_FILE | LL_MAKE_REG | LL_REMOVE_FILE;
+        /* SQLite truncates -wal, -shm and -journal through the descriptors that it gets; whether
+         * it may is decided where they were opened. */
+        rights |= LL_READ_FILE | LL_WRITE_FILE | LL_MAKE_REG | LL_REMOVE_FILE | LL_TRUNCATE;
     else if ((root->flags & BK_WIRE_MAY_PLACE) != 0)
         rights |= LL_READ_FILE | LL_WRITE_FILE | LL_MAKE_REG | LL_MAKE_DIR | LL_MAKE_SYM |
                   LL_MAKE_FIFO | LL_MAKE_SOCK | LL_REMOVE_FILE | LL_REMOVE_DIR | LL_REFER |

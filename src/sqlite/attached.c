@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "sqlite/opening.h"
 #include "sqlite/source.h"
 
 #define PLACES 256
@@ -122,7 +123,7 @@ bool bk_db_is_attached(uint64_t device, uint64_t inode)
             continue;
         /* Looked up each time: the -shm comes and goes. */
         found = same_file(&places[i], device, inode) ||
-                (bk_fmt(shm, sizeof shm, "%s-shm", places[i].path) && stat(shm, &st) == 0 &&
+                (bk_fmt(shm, sizeof shm, "%s-shm", places[i].path) && bk_db_stat(shm, &st) == 0 &&
                  st.st_dev == device && st.st_ino == inode);
     }
     pthread_mutex_unlock(&lock);

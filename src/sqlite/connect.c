@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/str.h"
 #include "sqlite/attached.h"
+#include "sqlite/opening.h"
 
 /* --- failures --- */
 
@@ -58,10 +59,17 @@ bk_rc_t bk_db_error(sqlite3 *db, int code, const char *path, const char *operati
 static bk_rc_t check_right(const char *database, const char *path, int how, const char *what,
                            bk_err_t *err)
 {
-    if (faccessat(AT_FDCWD, path, how, AT_EACCESS) == 0 || errno == ENOENT)
+    if (bk_db_access(path, how) == 0 || errno == ENOENT)
         return BK_OK;
-    return bk_err_sys(err, errno, "database %s: this process (user %u) needs to %s %s", database,
-                      (unsigned)geteuid(), what, path);
+    bk_rc_t rc = bk_err_sys(err, errno, "database %s: this process (user %u) needs to %s %s",
+                            database, (unsigned)geteuid(), what, path);
+    if (rc == BK_DENIED)
+        bk_err_remedy(err, "%s",
+                      bk_db_is_helped(database)
+                          ? "the privileged helper could not give it either: see the error log"
+                          : "give it that right, or let nginx have its privileged helper "
+                            "(directive backup_helper), which needs none");
+    return rc;
 }
 
 /*
@@ -120,11 +128,27 @@ static int wait_for_lock(void *arg, int tries)
     return 1;
 }
 
+static bk_rc_t resolve_error(const char *path, int errnum, bk_err_t *err)
+{
+    bk_rc_t rc = bk_err_sys(err, errnum, "database %s", path);
+    if (rc == BK_DENIED)
+        bk_err_remedy(err,
+                      "this process (user %u) may not look into a directory on the way: give "
+                      "it that right, or let nginx have its privileged helper (directive "
+                      "backup_helper)",
+                      (unsigned)geteuid());
+    return rc;
+}
+
 static bk_rc_t resolve(bk_db_connection_t *c, const char *path, bk_err_t *err)
 {
     char real[PATH_MAX];
-    if (realpath(path, real) == NULL || stat(real, &c->st) != 0)
-        return bk_err_sys(err, errno, "database %s", path);
+    /* Where links cannot be looked at, the helper has resolved them. */
+    if (realpath(path, real) == NULL &&
+        (errno != EACCES || !bk_db_is_helped(path) || !bk_strcpy(real, sizeof real, path)))
+        return resolve_error(path, errno, err);
+    if (bk_db_stat(real, &c->st) != 0)
+        return resolve_error(path, errno, err);
     if (!S_ISREG(c->st.st_mode))
         return bk_err_set(err, BK_CONFIG, "database %s is not a file", path);
     if ((c->path = bk_strdup(real)) == NULL)
@@ -138,7 +162,8 @@ static bk_rc_t check_same(bk_db_connection_t *c, bk_err_t *err)
     int moved = 0;
     struct stat st;
     sqlite3_file_control(c->db, "main", SQLITE_FCNTL_HAS_MOVED, &moved);
-    if (moved || stat(c->path, &st) != 0 || st.st_dev != c->st.st_dev || st.st_ino != c->st.st_ino)
+    if (moved || bk_db_stat(c->path, &st) != 0 || st.st_dev != c->st.st_dev ||
+        st.st_ino != c->st.st_ino)
         return bk_err_set(err, BK_CHANGED, "database %s was replaced while it was opened", c->path);
     return BK_OK;
 }
@@ -166,7 +191,7 @@ bk_rc_t bk_db_connect(bk_db_connection_t *c, const char *path, unsigned busy_ms,
     if (rc != BK_OK)
         return rc;
     bk_fmt(wal, sizeof wal, "%s-wal", c->path);
-    c->found_wal = stat(wal, &st) == 0;
+    c->found_wal = bk_db_stat(wal, &st) == 0;
     if ((rc = bk_db_attach(c->path, &c->st, err)) != BK_OK)
         return rc;
     c->attached = true;

@@ -18,6 +18,7 @@
 #include "base/publish.h"
 #include "base/str.h"
 #include "sqlite/connect.h"
+#include "sqlite/opening.h"
 #include "sqlite/wal.h"
 
 #define LOCK_BYTE       0x40000000u
@@ -65,7 +66,7 @@ static bk_rc_t read_file_header(bk_db_source_t *s, bk_err_t *err)
         return bk_err_set(err, BK_CORRUPT, "database %s: impossible page size", s->c.path);
     /* A -wal counts for SQLite whatever the header says. */
     struct stat st;
-    return header[19] != 2 && stat(s->c.wal, &st) == 0
+    return header[19] != 2 && bk_db_stat(s->c.wal, &st) == 0
                ? bk_db_query(&s->c, "PRAGMA journal_mode", s->info.journal, sizeof s->info.journal,
                              err)
                : BK_OK;
@@ -151,7 +152,7 @@ static bk_rc_t read_header(bk_db_source_t *s, bk_wal_header_t *header, bk_err_t 
 /* Map each page to its newest frame up to the header's last one. */
 static bk_rc_t read_frames(bk_db_source_t *s, const bk_wal_header_t *header, bk_err_t *err)
 {
-    s->wal_fd = bk_openat(AT_FDCWD, s->c.wal, O_RDONLY, 0);
+    s->wal_fd = bk_db_open_file(s->c.wal);
     if (s->wal_fd < 0)
         return bk_err_sys(err, errno, "database %s: open %s", s->c.path, s->c.wal);
     s->frame_of = calloc(header->pages > 0 ? header->pages : 1, sizeof *s->frame_of);
