@@ -236,8 +236,8 @@ CONF
 subtest 'without the helper it is said what to do' => sub {
     my $t = new_app(helper => 'off');
     my $job = backup($t, 'full', 'failed');
-    like($job->{error}{detail} // $job->{error} // '', qr/backup_helper/, 'the job names the directive') or diag(explain($job));
-    like($job->{error}{detail} // $job->{error} // '', qr/app\.db/, 'and the file');
+    like($job->{error}, qr/backup_helper/, 'the job names the directive') or diag(explain($job));
+    like($job->{error}, qr/app\.db/, 'and the file');
     owners_are_as_before($t);
     $t->stop('QUIT');
     $t->allow_log(qr/\[error\]/);
