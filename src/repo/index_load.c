@@ -23,22 +23,17 @@
 
 /* --- the list on the storage --- */
 
-typedef struct {
-    char **names;
-    size_t count, cap;
-} names_t;
-
-static void free_names(names_t *list)
+void bk_index_names_free(bk_index_names_t *list)
 {
     for (size_t i = 0; i < list->count; i++)
         free(list->names[i]);
     free(list->names);
-    *list = (names_t){0};
+    *list = (bk_index_names_t){0};
 }
 
-static bk_rc_t add_name(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+bk_rc_t bk_index_names_add(void *arg, const bk_storage_item_t *item, bk_err_t *err)
 {
-    names_t *list = arg;
+    bk_index_names_t *list = arg;
     if (list->count == list->cap) {
         size_t cap = list->cap > 0 ? 2 * list->cap : 64;
         char **more = realloc(list->names, cap * sizeof *more);
@@ -62,14 +57,15 @@ static int by_text(const void *a, const void *b)
  * Sorted, each once.  The spool first: a segment that is shipped meanwhile is then seen in one
  * place at least.
  */
-static bk_rc_t list_names(const bk_index_t *index, names_t *list, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t list_names(const bk_index_t *index, bk_index_names_t *list, bk_ctl_t *ctl,
+                          bk_err_t *err)
 {
     size_t kept = 0;
     bk_rc_t rc = BK_OK;
     if (index->objects.spool != NULL)
-        rc = bk_storage_list(index->objects.spool, "index/", add_name, list, ctl, err);
+        rc = bk_storage_list(index->objects.spool, "index/", bk_index_names_add, list, ctl, err);
     if (rc == BK_OK)
-        rc = bk_storage_list(index->objects.storage, "index/", add_name, list, ctl, err);
+        rc = bk_storage_list(index->objects.storage, "index/", bk_index_names_add, list, ctl, err);
     if (list->count > 1)
         qsort(list->names, list->count, sizeof *list->names, by_text);
     for (size_t i = 0; i < list->count; i++) {
@@ -122,7 +118,7 @@ static void forget(const bk_index_t *index, bk_known_t *known)
 }
 
 /* One walk along both sorted lists: names that are gone leave, new ones are not loaded yet. */
-static bk_rc_t take_names(bk_index_t *index, names_t *list, bk_err_t *err)
+static bk_rc_t take_names(bk_index_t *index, bk_index_names_t *list, bk_err_t *err)
 {
     size_t old = 0;
     bk_known_t *table = calloc(list->count + 1, sizeof *table);
@@ -501,12 +497,12 @@ bool bk_index_is_damaged(const bk_index_t *index)
 
 bk_rc_t bk_index_load(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
 {
-    names_t list = {0};
+    bk_index_names_t list = {0};
     size_t loaded = 1;
     bk_rc_t rc = list_names(index, &list, ctl, err);
     if (rc == BK_OK)
         rc = take_names(index, &list, err);
-    free_names(&list);
+    bk_index_names_free(&list);
     if (rc != BK_OK)
         return rc;
     if (!index->looked) {

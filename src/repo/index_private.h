@@ -58,6 +58,16 @@ struct bk_index_s {
     bool looked; /* for merges of earlier processes */
 };
 
+/* Names of objects. */
+typedef struct {
+    char **names;
+    size_t count, cap;
+} bk_index_names_t;
+
+/* index_load.c: bk_storage_list's function for a bk_index_names_t. */
+bk_rc_t bk_index_names_add(void *names, const bk_storage_item_t *item, bk_err_t *err);
+void bk_index_names_free(bk_index_names_t *names);
+
 /* index.c: the view's segments are taken from the tables; loading is held. */
 bk_rc_t bk_index_publish(bk_index_t *index, bk_err_t *err);
 

@@ -12,11 +12,6 @@
 #define ENTRIES_MAX (1u << 20) /* in one rebuilt segment: bounds the memory */
 
 typedef struct {
-    char **names;
-    size_t count, cap;
-} names_t;
-
-typedef struct {
     bk_index_t *index;
     bk_ctl_t *ctl;
     bk_id_t *known; /* packs to pass over, sorted */
@@ -48,7 +43,7 @@ static int compare_ids(const void *a, const void *b)
     return bk_id_compare(a, b);
 }
 
-static bk_rc_t store_batch(rebuild_t *rebuild, const names_t *superseded, bk_err_t *err)
+static bk_rc_t store_batch(rebuild_t *rebuild, const bk_index_names_t *superseded, bk_err_t *err)
 {
     char name[BK_STORAGE_NAME];
     uint64_t bytes;
@@ -199,30 +194,10 @@ bk_rc_t bk_index_make_up(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
 
 /* --- on the storage --- */
 
-static void free_names(names_t *list)
+/* What is too long is no name that is written here. */
+static bk_rc_t add_segment(void *names, const bk_storage_item_t *item, bk_err_t *err)
 {
-    for (size_t i = 0; i < list->count; i++)
-        free(list->names[i]);
-    free(list->names);
-}
-
-static bk_rc_t add_name(void *arg, const bk_storage_item_t *item, bk_err_t *err)
-{
-    names_t *list = arg;
-    if (strlen(item->name) > UINT8_MAX) /* not a name that is written here */
-        return BK_OK;
-    if (list->count == list->cap) {
-        size_t cap = list->cap > 0 ? 2 * list->cap : 64;
-        char **more = realloc(list->names, cap * sizeof *more);
-        if (more == NULL)
-            return bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
-        list->names = more;
-        list->cap = cap;
-    }
-    if ((list->names[list->count] = bk_strdup(item->name)) == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
-    list->count++;
-    return BK_OK;
+    return strlen(item->name) > UINT8_MAX ? BK_OK : bk_index_names_add(names, item, err);
 }
 
 /*
@@ -233,16 +208,16 @@ static bk_rc_t add_name(void *arg, const bk_storage_item_t *item, bk_err_t *err)
 static bk_rc_t rebuild_all(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
 {
     rebuild_t rebuild = {.index = index, .ctl = ctl, .store = true};
-    names_t old = {0};
+    bk_index_names_t old = {0};
     bk_storage_t *storage = index->objects.storage;
-    bk_rc_t rc = bk_storage_list(storage, "index/", add_name, &old, ctl, err);
+    bk_rc_t rc = bk_storage_list(storage, "index/", add_segment, &old, ctl, err);
     if (rc == BK_OK)
         rc = bk_storage_list(storage, "packs/", rebuild_pack, &rebuild, ctl, err);
     if (rc == BK_OK)
         rc = bk_storage_list(storage, "meta/", rebuild_pack, &rebuild, ctl, err);
     if (rc == BK_OK)
         rc = store_batch(&rebuild, rebuild.left_out == 0 ? &old : NULL, err);
-    free_names(&old);
+    bk_index_names_free(&old);
     free_rebuild(&rebuild);
     return rc;
 }

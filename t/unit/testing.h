@@ -4,6 +4,8 @@
 #ifndef BK_TESTING_H
 #define BK_TESTING_H
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -50,6 +52,51 @@ static inline void test_dir_remove(char *dir)
     bk_err_t err = {0};
     OK(bk_remove_tree(dir, true, &err), &err);
     free(dir);
+}
+
+/* Everything below a directory, in no order, directories before what they hold; links are not
+ * followed. */
+typedef void (*test_visit_fn)(void *arg, const char *path, const struct stat *st);
+static inline void test_visit(const char *dir, test_visit_fn fn, void *arg)
+{
+    DIR *stream = opendir(dir);
+    assert_non_null(stream);
+    for (struct dirent *entry; (entry = readdir(stream)) != NULL;) {
+        char path[4400];
+        struct stat st;
+        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
+            continue;
+        snprintf(path, sizeof path, "%s/%s", dir, entry->d_name);
+        assert_int_equal(lstat(path, &st), 0);
+        fn(arg, path, &st);
+        if (S_ISDIR(st.st_mode))
+            test_visit(path, fn, arg);
+    }
+    closedir(stream);
+}
+
+static inline void test_give_one(void *arg, const char *path, const struct stat *st)
+{
+    const uid_t *owner = arg;
+    (void)st;
+    assert_int_equal(lchown(path, *owner, *owner), 0);
+}
+
+/* chown -R, the group alike. */
+static inline void test_give(const char *dir, uid_t owner)
+{
+    assert_int_equal(lchown(dir, owner, owner), 0);
+    test_visit(dir, test_give_one, &owner);
+}
+
+/* Write over a file that may be read-only. */
+static inline void test_spoil(const char *path, off_t at, const char *text)
+{
+    assert_int_equal(chmod(path, 0600), 0);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, text, strlen(text), at), strlen(text));
+    close(fd);
 }
 
 static inline uint64_t test_random(uint64_t *state)

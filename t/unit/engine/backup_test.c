@@ -277,17 +277,20 @@ static void *publish_soon(void *arg)
     return rename(other->from, other->to) == 0 ? NULL : other;
 }
 
+static void note_name(void *arg, const char *path, const struct stat *st)
+{
+    (void)st;
+    bk_strcpy(arg, 256, strrchr(path, '/') + 1);
+}
+
 static void an_id_that_is_taken_meanwhile_gets_a_suffix(void **state)
 {
     fixture_t *f = *state;
-    char id[BK_BACKUP_ID], job_id[BK_JOB_ID], name[256], command[1200];
+    char id[BK_BACKUP_ID], job_id[BK_JOB_ID], name[256] = "", command[1200];
     add_files(f);
     back_up(f, "full", id);
-    bk_fmt(command, sizeof command, "ls '%s' | head -1", at(f, "storage/snapshots"));
-    FILE *pipe = popen(command, "r");
-    assert_non_null(fgets(name, sizeof name, pipe));
-    pclose(pipe);
-    name[strcspn(name, "\n")] = '\0';
+    test_visit(at(f, "storage/snapshots"), note_name, name);
+    assert_string_not_equal(name, "");
     other_host_t other = {.f = f};
     bk_fmt(other.to, sizeof other.to, "%s/%s", at(f, "storage/snapshots"), name);
     bk_fmt(other.from, sizeof other.from, "%s/%s", f->dir, name);

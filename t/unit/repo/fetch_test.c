@@ -249,7 +249,9 @@ static void another_copy_serves_when_the_newest_is_gone(void **state)
     listing_t *first = list_objects(f->storage, "packs/");
     /* The same chunk once more, by a writer that has not seen the first. */
     fixture_t other = *f;
-    bk_fmt(other.dir, sizeof other.dir, "%.200s/other", f->dir);
+    char dir[300];
+    bk_fmt(dir, sizeof dir, "%.200s/other", f->dir);
+    other.dir = dir;
     char path[512];
     assert_int_equal(mkdir(other.dir, 0700), 0);
     assert_int_equal(mkdir(fixture_path(&other, "cache", path), 0700), 0);

@@ -1,35 +1,14 @@
 /*
- * t/unit/repo/fixture.h: a repository on a local storage in a directory of its own, for the tests of src/repo.
+ * t/unit/repo/fixture.h: the repository of repo_testing.h, opened when a test wants it, with content made from seeds, lists of what is on
+ * the storage, and damage.
  */
 #ifndef BK_TEST_REPO_FIXTURE_H
 #define BK_TEST_REPO_FIXTURE_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/json.h"
-#include "base/publish.h"
-#include "base/str.h"
-#include "repo/repo.h"
-#include "repo/session.h"
-
-typedef struct {
-    char dir[256];
-    bk_storage_t *storage;
-    bk_repo_t *repo;
-    bool plain;
-    uint8_t key[BK_KEY_SIZE];
-} fixture_t;
+#include "unit/repo/repo_testing.h"
 
 #define assert_ok(expression)                                                                      \
     do {                                                                                           \
@@ -39,43 +18,16 @@ typedef struct {
             fail_msg("%s: %s: %s", #expression, bk_rc_code(rc_of_it), err.text);                   \
     } while (0)
 
-static inline const char *fixture_path(const fixture_t *f, const char *name, char out[512])
-{
-    assert_true(bk_fmt(out, 512, "%s/%s", f->dir, name));
-    return out;
-}
-
-static inline bk_storage_t *open_dir_storage(const fixture_t *f)
-{
-    bk_err_t err = {0};
-    char path[512];
-    bk_storage_t *storage = NULL;
-    bk_storage_config_t config = {.driver = bk_strdup("local"), .name = bk_strdup("disk")};
-    assert_ok(bk_storage_config_set(&config, "path", fixture_path(f, "storage", path), &err));
-    assert_ok(bk_storage_open(&config, &storage, &err));
-    bk_storage_config_free(&config);
-    return storage;
-}
-
-/* Open (or make) the repository as the fixture is set up; the caller looks at the result. */
+/* Open (or make) the repository with another key, say; the caller looks at the result. */
 static inline bk_rc_t try_repo(fixture_t *f, const uint8_t *key, bool create, bk_repo_t **repo,
                                bk_err_t *err)
 {
-    char cache[512], spool[512];
-    bk_repo_options_t options = {.storage = f->storage,
-                                 .cache_dir = fixture_path(f, "cache", cache),
-                                 .spool_dir = fixture_path(f, "spool", spool),
-                                 .secret.key = f->plain ? NULL : key,
-                                 .create = create,
-                                 .plain = f->plain,
-                                 .label = "test"};
-    return bk_repo_open(&options, NULL, repo, err);
+    return fixture_try(f, f->encrypted ? key : NULL, create, repo, err);
 }
 
 static inline void open_repo(fixture_t *f)
 {
-    bk_err_t err = {0};
-    assert_ok(try_repo(f, f->key, true, &f->repo, &err));
+    OK(try_repo(f, f->key, true, &f->repo, &f->err), &f->err);
 }
 
 static inline void reopen_repo(fixture_t *f)
@@ -87,45 +39,22 @@ static inline void reopen_repo(fixture_t *f)
 
 static inline void setup_fixture(fixture_t *f, bool plain)
 {
-    const char *tmp = getenv("TMPDIR");
-    char path[512];
-    memset(f, 0, sizeof *f);
-    bk_fmt(f->dir, sizeof f->dir, "%s/bk-repo-XXXXXX", tmp != NULL ? tmp : "/tmp");
-    assert_non_null(mkdtemp(f->dir));
-    assert_int_equal(mkdir(fixture_path(f, "cache", path), 0700), 0);
-    assert_int_equal(mkdir(fixture_path(f, "spool", path), 0700), 0);
-    f->plain = plain;
-    bk_random(f->key, sizeof f->key);
-    f->storage = open_dir_storage(f);
+    fixture_prepare(f, !plain);
 }
 
 static inline void teardown_fixture(fixture_t *f)
 {
-    bk_repo_close(f->repo);
-    bk_storage_close(f->storage);
-    bk_remove_tree(f->dir, true, NULL);
+    fixture_end(f);
 }
 
-/* Bytes that follow from a seed and do not compress; every seed has its own. */
 static inline void fill(uint8_t *out, size_t len, uint64_t seed)
 {
-    uint64_t x = seed * 0x9e3779b97f4a7c15u + 1;
-    for (size_t i = 0; i < len; i++) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        out[i] = (uint8_t)(x >> 32);
-    }
+    test_fill(out, len, seed);
 }
 
 static inline bk_session_t *begin_session(fixture_t *f, bool upload)
 {
-    bk_err_t err = {0};
-    bk_session_t *session = NULL;
-    bk_session_options_t options = {
-        .host = "test.host", .compression = {BK_CODEC_ZSTD, 3}, .upload = upload};
-    assert_ok(bk_session_begin(f->repo, &options, NULL, &session, &err));
-    return session;
+    return fixture_session(f, upload);
 }
 
 static inline bk_id_t put_seed(bk_session_t *session, bk_type_t type, uint64_t seed, size_t len)

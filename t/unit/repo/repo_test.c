@@ -41,7 +41,7 @@ static void a_made_repository_opens_again_with_the_same_uuid(void **state)
     fixture_t *f = *state;
     uint8_t uuid[BK_UUID_SIZE];
     open_repo(f);
-    assert_int_equal(bk_repo_encrypted(f->repo), !f->plain);
+    assert_int_equal(bk_repo_encrypted(f->repo), f->encrypted);
     memcpy(uuid, bk_repo_uuid(f->repo), sizeof uuid);
     reopen_repo(f);
     assert_memory_equal(uuid, bk_repo_uuid(f->repo), sizeof uuid);
@@ -60,7 +60,7 @@ static void format_tells_a_person_how_to_restore(void **state)
     assert_string_equal(json_string_value(json_object_get(format, "format")),
                         "ngx-backup repository");
     assert_int_equal(json_integer_value(json_object_get(format, "version")), 1);
-    assert_int_equal(json_is_true(json_object_get(format, "encrypted")), !f->plain);
+    assert_int_equal(json_is_true(json_object_get(format, "encrypted")), f->encrypted);
     assert_int_equal(json_string_length(json_object_get(format, "repository")), 32);
     assert_non_null(strstr(json_string_value(json_object_get(format, "restore")), "ngx-backup"));
     json_decref(format);
@@ -85,7 +85,7 @@ static void a_key_for_a_plain_repository_is_a_mistake_of_configuration(void **st
     bk_err_t err = {0};
     bk_repo_t *repo = NULL;
     open_repo(f);
-    f->plain = false;
+    f->encrypted = true;
     assert_int_equal(try_repo(f, f->key, true, &repo, &err), BK_CONFIG);
 }
 
@@ -252,7 +252,7 @@ static void creators_that_race_end_with_one_repository(void **state)
     for (size_t i = 0; i < CREATORS; i++)
         bk_repo_close(creators[i].repo);
     /* Who lost took its slot away. */
-    assert_int_equal(count_objects(f->storage, "keys/"), f->plain ? 0 : 1);
+    assert_int_equal(count_objects(f->storage, "keys/"), f->encrypted ? 1 : 0);
 }
 
 static void an_unknown_chunk_is_corrupt_not_a_crash(void **state)

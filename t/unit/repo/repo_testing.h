@@ -19,26 +19,42 @@ typedef struct {
     bk_err_t err;
 } fixture_t;
 
-static inline void fixture_open(fixture_t *f)
+static inline const char *fixture_path(const fixture_t *f, const char *name, char out[512])
 {
-    char cache[300], spool[300], path[300];
+    assert_true(bk_fmt(out, 512, "%s/%s", f->dir, name));
+    return out;
+}
+
+static inline void fixture_open_storage(fixture_t *f)
+{
+    char path[512];
     bk_storage_config_t config = {.driver = bk_strdup("local"), .name = bk_strdup("disk")};
-    snprintf(cache, sizeof cache, "%s/cache", f->dir);
-    snprintf(spool, sizeof spool, "%s/spool", f->dir);
-    snprintf(path, sizeof path, "%s/storage", f->dir);
-    OK(bk_mkdirs(cache, 0700, &f->err), &f->err);
-    OK(bk_mkdirs(spool, 0700, &f->err), &f->err);
-    OK(bk_storage_config_set(&config, "path", path, &f->err), &f->err);
+    OK(bk_mkdirs(fixture_path(f, "cache", path), 0700, &f->err), &f->err);
+    OK(bk_mkdirs(fixture_path(f, "spool", path), 0700, &f->err), &f->err);
+    OK(bk_storage_config_set(&config, "path", fixture_path(f, "storage", path), &f->err), &f->err);
     OK(bk_storage_open(&config, &f->storage, &f->err), &f->err);
     bk_storage_config_free(&config);
+}
+
+/* key NULL: without one. */
+static inline bk_rc_t fixture_try(fixture_t *f, const uint8_t *key, bool create, bk_repo_t **repo,
+                                  bk_err_t *err)
+{
+    char cache[512], spool[512];
     bk_repo_options_t options = {.storage = f->storage,
-                                 .cache_dir = cache,
-                                 .spool_dir = spool,
-                                 .secret = {.key = f->encrypted ? f->key : NULL},
-                                 .create = true,
+                                 .cache_dir = fixture_path(f, "cache", cache),
+                                 .spool_dir = fixture_path(f, "spool", spool),
+                                 .secret.key = key,
+                                 .create = create,
                                  .plain = !f->encrypted,
                                  .label = "test"};
-    OK(bk_repo_open(&options, &f->ctl, &f->repo, &f->err), &f->err);
+    return bk_repo_open(&options, &f->ctl, repo, err);
+}
+
+static inline void fixture_open(fixture_t *f)
+{
+    fixture_open_storage(f);
+    OK(fixture_try(f, f->encrypted ? f->key : NULL, true, &f->repo, &f->err), &f->err);
 }
 
 static inline void fixture_close(fixture_t *f)
@@ -49,14 +65,21 @@ static inline void fixture_close(fixture_t *f)
     f->storage = NULL;
 }
 
-static inline void fixture_start(fixture_t *f, bool encrypted)
+/* A storage, and no repository yet. */
+static inline void fixture_prepare(fixture_t *f, bool encrypted)
 {
     memset(f, 0, sizeof *f);
     f->dir = test_dir();
     f->encrypted = encrypted;
     bk_key_generate(f->key);
     bk_ctl_init(&f->ctl);
-    fixture_open(f);
+    fixture_open_storage(f);
+}
+
+static inline void fixture_start(fixture_t *f, bool encrypted)
+{
+    fixture_prepare(f, encrypted);
+    OK(fixture_try(f, encrypted ? f->key : NULL, true, &f->repo, &f->err), &f->err);
 }
 
 static inline void fixture_end(fixture_t *f)
@@ -70,7 +93,7 @@ static inline bk_session_t *fixture_session(fixture_t *f, bool upload)
 {
     bk_session_t *session;
     bk_session_options_t options = {
-        .host = "test host", .compression = {.codec = BK_CODEC_ZSTD, .level = 3}, .upload = upload};
+        .host = "test.host", .compression = {.codec = BK_CODEC_ZSTD, .level = 3}, .upload = upload};
     OK(bk_session_begin(f->repo, &options, &f->ctl, &session, &f->err), &f->err);
     return session;
 }
