@@ -19,6 +19,7 @@
 #include "base/str.h"
 #include "engine/ending.h"
 #include "engine/engine_private.h"
+#include "engine/metrics.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
@@ -348,6 +349,7 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
     bk_job_row_t row;
     bk_err_t failure = {0}, ignored = {0};
     json_t *result = json_object();
+    int64_t began = bk_mono();
     *status = BK_STATUS_FAILED;
     bk_rc_t rc = bk_catalog_job(engine->catalog, id, &row, &failure);
     if (rc != BK_OK) {
@@ -359,6 +361,8 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
                                       "damaged: ask for it again",
                                       id, engine->set->base_dir)
                          : run_row(engine, &row, team, ctl, result, status, &failure);
+        bk_metrics_count(engine, row.kind, row.body, *status, result,
+                         (double)(bk_mono() - began) / BK_SEC);
         bk_job_row_free(&row);
     }
     if (rc != BK_OK) {

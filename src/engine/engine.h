@@ -17,6 +17,7 @@
 
 #include <jansson.h>
 
+#include "base/buf.h"
 #include "base/ctl.h"
 #include "base/team.h"
 #include "engine/set.h"
@@ -184,6 +185,13 @@ void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper)
 bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *running,
                          json_t **status, bk_err_t *err);
 bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err);
+
+/*
+ * GET /metrics in Prometheus' text format, appended to out; status and health as computed just
+ * before.  [short]
+ */
+bk_rc_t bk_engine_metrics(bk_engine_t *engine, const json_t *status, const json_t *health,
+                          bk_buf_t *out, bk_err_t *err);
 
 /* Problem document (RFC 9457) of a failure: type, title, status, detail, code, and errors when
  * given (taken over). */

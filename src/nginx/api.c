@@ -35,11 +35,18 @@ typedef struct {
 static ngx_int_t ngx_http_backup_index(ngx_http_request_t *r);
 static ngx_int_t ngx_http_backup_status(ngx_http_request_t *r);
 static ngx_int_t ngx_http_backup_health(ngx_http_request_t *r);
+static ngx_int_t ngx_http_backup_metrics(ngx_http_request_t *r);
 static ngx_int_t ngx_http_backup_config(ngx_http_request_t *r);
 static ngx_int_t ngx_http_backup_send_health(ngx_http_request_t *r,
     ngx_http_backup_set_t *bset, ngx_uint_t which);
 static ngx_int_t ngx_http_backup_refuse(ngx_http_request_t *r,
     ngx_uint_t status, bk_rc_t rc, const char *text);
+
+
+#define NGX_HTTP_BACKUP_NOT_UP                                                \
+    "# HELP nginx_backup_up 1: a worker looks after the backups.\n"           \
+    "# TYPE nginx_backup_up gauge\n"                                          \
+    "nginx_backup_up{backup=\"%V\"} 0\n"
 
 
 #define GET   NGX_HTTP_GET
@@ -55,6 +62,9 @@ static ngx_http_backup_route_t  ngx_http_backup_routes[] = {
 
     { "health", 0, NULL, GET, NGX_HTTP_BACKUP_VIEWER, "health",
       ngx_http_backup_health, 0, 0, "" },
+
+    { "metrics", 0, NULL, GET, NGX_HTTP_BACKUP_VIEWER, "metrics",
+      ngx_http_backup_metrics, 0, 0, "" },
 
     { "config", 0, NULL, GET, NGX_HTTP_BACKUP_VIEWER, "config",
       ngx_http_backup_config, 0, 0, "" },
@@ -776,6 +786,43 @@ ngx_http_backup_status(ngx_http_request_t *r)
     r->headers_out.etag = h;
 
     return ngx_http_backup_answer(r, NGX_HTTP_OK, "application/json", &body);
+}
+
+
+/* A scrape always gets an answer: that nobody looks after the set is one. */
+
+static ngx_int_t
+ngx_http_backup_metrics(ngx_http_request_t *r)
+{
+    time_t                  time;
+    ngx_int_t               rc;
+    ngx_str_t               body;
+    ngx_http_backup_ctx_t  *ctx;
+
+    ctx = ngx_http_get_module_ctx(r, ngx_http_backup_module);
+
+    rc = ngx_http_backup_get(ctx->bset, NGX_HTTP_BACKUP_METRICS, r->pool,
+                             &body, NULL, &time);
+    if (rc == NGX_ERROR) {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+
+    if (rc == NGX_DECLINED || ngx_time() - time > NGX_HTTP_BACKUP_STALE) {
+
+        body.data = ngx_pnalloc(r->pool, sizeof(NGX_HTTP_BACKUP_NOT_UP)
+                                         + ctx->bset->name.len);
+        if (body.data == NULL) {
+            return NGX_HTTP_INTERNAL_SERVER_ERROR;
+        }
+
+        body.len = ngx_sprintf(body.data, NGX_HTTP_BACKUP_NOT_UP,
+                               &ctx->bset->name)
+                   - body.data;
+    }
+
+    return ngx_http_backup_answer(r, NGX_HTTP_OK,
+                                  "text/plain; version=0.0.4; charset=utf-8",
+                                  &body);
 }
 
 

@@ -78,6 +78,7 @@ typedef struct {
 
     bk_buf_t                  status;
     bk_buf_t                  health;
+    bk_buf_t                  metrics;
     bk_buf_t                  brief;
     uint64_t                  tag;
     unsigned                  healthy:1;
@@ -463,6 +464,7 @@ ngx_http_backup_step(ngx_http_backup_set_t *bset, ngx_thread_pool_t *pool,
     ngx_http_backup_ctl_init(&step->ctl);
     bk_buf_init(&step->status, 262144);
     bk_buf_init(&step->health, 65536);
+    bk_buf_init(&step->metrics, 262144);
     bk_buf_init(&step->brief, 4096);
 
     if (bset->runner->job) {
@@ -490,6 +492,7 @@ ngx_http_backup_step_free(ngx_http_backup_step_t *step)
     ngx_http_backup_ctl_done(&step->ctl);
     bk_buf_free(&step->status);
     bk_buf_free(&step->health);
+    bk_buf_free(&step->metrics);
     bk_buf_free(&step->brief);
     ngx_free(step);
 }
@@ -980,6 +983,11 @@ ngx_http_backup_publish_work(void *data)
         step->rc = bk_engine_health(engine, &health, &step->err);
     }
 
+    if (step->rc == BK_OK) {
+        step->rc = bk_engine_metrics(engine, status, health, &step->metrics,
+                                     &step->err);
+    }
+
     if (step->rc != BK_OK) {
         goto done;
     }
@@ -1046,6 +1054,8 @@ ngx_http_backup_publish_done(void *data)
                             step->tag);
         ngx_http_backup_put(bset, NGX_HTTP_BACKUP_HEALTH,
                             (char *) step->health.data, step->health.len, 0);
+        ngx_http_backup_put(bset, NGX_HTTP_BACKUP_METRICS,
+                            (char *) step->metrics.data, step->metrics.len, 0);
         ngx_http_backup_put(bset, NGX_HTTP_BACKUP_HEALTH_BRIEF,
                             (char *) step->brief.data, step->brief.len, 0);
 
