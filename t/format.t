@@ -94,4 +94,45 @@ for my $codec (qw(zstd gzip raw)) {
     is($code, 0, 'mended, all is well again');
 }
 
+# With encryption: nothing but the page and a key is needed.
+SKIP: {
+    skip 'Crypt::AuthEnc::GCM is not installed (libcryptx-perl)', 1 if !eval { require Crypt::AuthEnc::GCM; 1 };
+    for my $codec (qw(zstd raw)) {
+        my $dir = tempdir('ngx-backup-format-XXXXXX', TMPDIR => 1, CLEANUP => 1);
+        my @key = ('--key', "$dir/key");
+        is(system($mkrepo, $dir, $codec, 'encrypted'), 0, "$codec: an encrypted repository is made");
+        my ($code, $out) = reader("$dir/storage", @key, '--restore', "$dir/restored");
+        is($code, 0, "$codec: the reader finds nothing wrong") or diag($out);
+        like($out, qr/^2 backups, 0 findings$/m, "$codec: both backups are read");
+        is_deeply(facts("$dir/restored"), facts("$dir/expected"), "$codec: all files and databases come back") or diag($out);
+        ($code, $out) = reader("$dir/storage", @key, '--backup', 'full_20251015_143002', '--quiet');
+        like($out, qr/^1 backups/m, 'one backup by its id');
+        next if $codec ne 'zstd';
+
+        # Content that is exchanged under a name that fits is noticed by the seal alone.
+        my @packs;
+        find({ no_chdir => 1, wanted => sub { push @packs, $_ if -f } }, "$dir/storage/packs");
+        open my $file, '<:raw', $packs[0] or die "$packs[0]: $!";
+        my $bytes = do { local $/; <$file> };
+        close $file;
+        substr($bytes, 100, 1) ^= "\4";
+        my $hex = Digest::SHA::sha256_hex($bytes);
+        mkdir "$dir/storage/packs/" . substr $hex, 0, 2;
+        open my $forged, '>:raw', "$dir/storage/packs/" . substr($hex, 0, 2) . "/$hex" or die $!;
+        print {$forged} $bytes;
+        close $forged;
+        unlink $packs[0];
+        ($code, $out) = reader("$dir/storage", @key, '--quiet');
+        ok($code == 1 && $out =~ /is missing or damaged/, 'a forged pack is found') or diag($out);
+
+        open my $other, '>', "$dir/other" or die $!;
+        print {$other} 'x' x 32;
+        close $other;
+        ($code, $out) = reader("$dir/storage", '--key', "$dir/other", '--quiet');
+        isnt($code, 0, 'another key opens nothing');
+        ($code) = reader("$dir/storage", '--quiet');
+        isnt($code, 0, 'nor does no key');
+    }
+}
+
 done_testing();

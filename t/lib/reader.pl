@@ -1,19 +1,19 @@
 #!/usr/bin/perl
-# t/lib/reader.pl: an independent reader of an unencrypted repository, written from docs/repository-format.md alone.  It
+# t/lib/reader.pl: an independent reader of a repository, written from docs/repository-format.md alone.  It
 # proves that the page is complete, and is the last resort of somebody who has the page and not the program.
 #
-#   reader.pl DIRECTORY [--backup ID] [--restore TARGET] [--quiet]
+#   reader.pl DIRECTORY [--key FILE] [--backup ID] [--restore TARGET] [--quiet]
 #
 # Checks every object's name against its bytes, the index against the packs' own directories, and every chunk against its
 # id; prints each backup with the SHA-256 of each file and database; with --restore writes them below
 # TARGET/<backup id>/{files/<name>/…,databases/<name>}.  Exit 1 when anything was wrong; each finding is a line "damaged: …".
 #
-# Perl's own modules only; zstd frames go through the command "zstd".
+# Perl's own modules; zstd frames go through the command "zstd", and with --key Crypt::AuthEnc::GCM (Debian: libcryptx-perl) decrypts.
 use strict;
 use warnings;
 no warnings 'portable';    # 64-bit numbers
 use Compress::Zlib ();
-use Digest::SHA qw(sha256 sha256_hex);
+use Digest::SHA qw(hmac_sha256 sha256 sha256_hex);
 use File::Path qw(make_path);
 use File::Temp qw(tempfile);
 use Getopt::Long qw(GetOptions);
@@ -27,12 +27,12 @@ use constant {
     T_FILE => 1, T_BLOCK => 2, T_TREE => 3, T_MAP => 4, T_BLOB => 5,
 };
 
-my ($wanted, $target, $quiet);
-GetOptions('backup=s' => \$wanted, 'restore=s' => \$target, 'quiet' => \$quiet) && @ARGV == 1
-    or die "usage: $0 DIRECTORY [--backup ID] [--restore TARGET] [--quiet]\n";
+my ($wanted, $target, $quiet, $key_file);
+GetOptions('key=s' => \$key_file, 'backup=s' => \$wanted, 'restore=s' => \$target, 'quiet' => \$quiet) && @ARGV == 1
+    or die "usage: $0 DIRECTORY [--key FILE] [--backup ID] [--restore TARGET] [--quiet]\n";
 my $root = $ARGV[0];
 my $findings = 0;
-my ($uuid, %packs, %where, @cached);
+my ($uuid, $id_key, %secret, %packs, %where, @cached);
 
 # --- small tools ---
 
@@ -177,6 +177,45 @@ sub decompress {
     return $out;
 }
 
+sub hkdf {
+    my ($input, $salt, $info, $length) = @_;
+    my $prk = hmac_sha256($input, length $salt ? $salt : "\0" x 32);
+    my ($out, $block) = ('', '');
+    for (my $n = 1; length $out < $length; $n++) {
+        $block = hmac_sha256($block . $info . chr $n, $prk);
+        $out .= $block;
+    }
+    return substr $out, 0, $length;
+}
+
+# AES-256-GCM; the tag lies behind.
+sub open_sealed {
+    my ($key, $nonce, $aad, $bytes) = @_;
+    die "cut off\n" if length $bytes < 16;
+    my ($sealed, $tag) = (substr($bytes, 0, -16), substr $bytes, -16);
+    my $plain = Crypt::AuthEnc::GCM::gcm_decrypt_verify('AES', $key, $nonce, $aad, $sealed, $tag);
+    return $plain // die "it is damaged, or for another key\n";
+}
+
+# The object's own key, from what check_header has seen to be there; undef without encryption.
+sub object_key {
+    my ($object) = @_;
+    return undef if !%secret;    # in a list, too
+    my (undef, $kind, undef, $epoch, $of, $salt, $commitment) = unpack 'a8 v v V a16 a32 a16', $object;
+    my $secret = $secret{$epoch} // die "epoch $epoch is not in the keyring\n";
+    my $both = hkdf($secret, $salt, 'ngx-backup/' . pack('v', $kind) . $of, 48);
+    die "of another key, or its header is damaged\n" if substr($both, 32) ne $commitment;
+    return substr $both, 0, 32;
+}
+
+sub part {
+    my ($object, $key, $domain, $position, $aad, $bytes) = @_;
+    return $bytes if !defined $key;
+    return open_sealed($key, pack('N Q>', $domain, $position), substr($object, 0, HEADER) . $aad, $bytes);
+}
+
+sub chunk_id { my ($text) = @_; return defined $id_key ? hmac_sha256($text, $id_key) : sha256($text) }
+
 sub check_header {
     my ($object, $kind) = @_;
     my $c = cursor($object);
@@ -187,7 +226,8 @@ sub check_header {
     my $commitment = take($c, 16);
     die "wrong magic\n" if $magic ne "NGXBKP\0\1";
     die "kind $is instead of $kind\n" if $is != $kind;
-    die "flags or epoch or commitment of an encrypted object\n" if $flags || $epoch || $commitment ne "\0" x 16;
+    die "unknown flags\n" if $flags;
+    die "epoch or commitment of an encrypted object\n" if !%secret && ($epoch || $commitment ne "\0" x 16);
     die "of another repository\n" if $of ne $uuid;
     return;
 }
@@ -197,8 +237,9 @@ sub whole_object {
     check_header($object, $kind);
     my $c = cursor($object);
     take($c, HEADER);
-    my ($codec, $raw) = (u8($c), u32($c));
-    return decompress($codec, take($c, left($c)), $raw);
+    my $aad = take($c, 5);
+    my ($codec, $raw) = unpack 'C V', $aad;
+    return decompress($codec, part($object, object_key($object), 3, 0, $aad, take($c, left($c))), $raw);
 }
 
 sub check_names {
@@ -231,7 +272,7 @@ sub read_directory {
     my ($offset, $length, $count, $raw, $codec, $crc, $magic) = unpack 'V6a8', $trailer;
     die "the trailer is damaged\n" if $magic ne 'NGXBKEND' || $crc != crc32c(substr $trailer, 0, 20);
     die "the directory lies elsewhere\n" if $offset < HEADER || $offset + $length + 32 != length $pack || $raw != 46 * $count;
-    my $c = cursor(decompress($codec, substr($pack, $offset, $length), $raw));
+    my $c = cursor(decompress($codec, part($pack, object_key($pack), 2, 0, '', substr($pack, $offset, $length)), $raw));
     my (%entries, $before);
     for (1 .. $count) {
         my $id = take($c, 32);
@@ -250,10 +291,17 @@ sub decode_pack {
     my ($name) = @_;
     my $pack = slurp("$root/$name");
     my $entries = read_directory($pack, $packs{$name}{kind});
+    my $key = object_key($pack);
     my (%chunks, @zstd);
     for my $id (sort { $entries->{$a}{offset} <=> $entries->{$b}{offset} } keys %$entries) {
         my $e = $entries->{$id};
-        my $frame = substr $pack, $e->{offset}, $e->{stored};
+        my $frame = eval {
+            part($pack, $key, 1, $e->{offset}, pack('C C V', @$e{qw(type codec raw)}), substr $pack, $e->{offset}, $e->{stored});
+        };
+        if (!defined $frame) {
+            $chunks{$id} = undef;
+            next;
+        }
         if ($e->{codec} == 1) {
             push @zstd, [$id, $e, $frame];
         } else {
@@ -272,7 +320,7 @@ sub decode_pack {
         $at += $e->{raw};
     }
     for my $id (keys %chunks) {
-        next if defined $chunks{$id} && sha256(chr($entries->{$id}{type}) . $chunks{$id}) eq $id;
+        next if defined $chunks{$id} && chunk_id(chr($entries->{$id}{type}) . $chunks{$id}) eq $id;
         finding("$name: chunk " . unpack('H*', $id) . ' does not have its id');
         delete $chunks{$id};
     }
@@ -618,12 +666,52 @@ sub do_backup {
     return 1;
 }
 
+# --- keys ---
+
+# The 32 bytes of a key file: as they are, or as people write them.
+sub read_key {
+    my ($bytes) = @_;
+    return $bytes if length $bytes == 32;
+    (my $text = uc $bytes) =~ s/[-\s]//g;
+    die "$key_file: not a key\n" if $text !~ /^[A-Z2-7]{56}$/;
+    my $bits = join '', map { sprintf '%05b', index 'ABCDEFGHIJKLMNOPQRSTUVWXYZ234567', $_ } split //, $text;
+    my ($key, $check) = unpack 'a32 a3', pack 'B*', $bits;
+    die "$key_file: mistyped\n" if substr(hmac_sha256($key, 'ngx-backup key'), 0, 3) ne $check;
+    return $key;
+}
+
+# The keyring from whichever slot this key opens.
+sub open_keyring {
+    my ($key, $check) = @_;
+    for my $name (objects('keys')) {
+        my $slot = eval { JSON::PP->new->decode(slurp("$root/$name")) } or next;
+        next if $slot->{kind} ne 'key' || $slot->{repository} ne unpack 'H*', $uuid;
+        my ($kek, $verifier) = unpack 'a32 a16', hkdf($key, $slot->{id}, 'ngx-backup key slot', 48);
+        next if $verifier ne pack 'H*', $slot->{verifier};
+        my $c = cursor(open_sealed($kek, pack('H*', $slot->{nonce}), $slot->{id}, pack 'H*', $slot->{wrapped}));
+        die "$name: an unknown keyring\n" if u8($c) != 1;
+        my $id = take($c, 32);
+        take($c, 32);    # the chunker's
+        my %secrets = map { my $epoch = u32($c); i64($c); ($epoch => take($c, 32)) } 1 .. u32($c);
+        die "$name: bytes behind the end\n" if left($c);
+        next if hmac_sha256("\0ngx-backup keyring$uuid", $id) ne pack 'H*', $check;
+        $id_key = $id;
+        %secret = %secrets;
+        return;
+    }
+    die "$key_file: opens no key slot\n";
+}
+
 binmode STDOUT, ':raw';
 my $format = JSON::PP->new->decode(slurp("$root/FORMAT"));
 die "$root: not a repository\n" if ($format->{format} || '') ne 'ngx-backup repository';
 die "$root: format $format->{version} is newer than this reader\n" if $format->{version} > 1;
-die "$root: the repository is encrypted; this reader has no key\n" if $format->{encrypted};
 $uuid = pack 'H*', $format->{repository};
+if ($format->{encrypted}) {
+    die "$root: the repository is encrypted: give --key FILE\n" if !defined $key_file;
+    require Crypt::AuthEnc::GCM;
+    open_keyring(read_key(slurp($key_file)), $format->{keyring});
+}
 check_names();
 read_packs();
 check_index();
