@@ -435,14 +435,14 @@ json_t *bk_set_describe(const bk_set_t *set)
     for (size_t i = 0; i < set->key_count; i++)
         json_array_append_new(keys, json_string(set->keys[i].id));
     return json_pack(
-        "{ss so so so s{ss si} s{sb so sb} so so sb sb s{sf sf} sI sf}", "name", set->name,
+        "{ss so so so s{ss si} s{sb so sb} so so sb sb sb s{sf sf} sI sf}", "name", set->name,
         "base_dir", path_json(set->base_dir), "databases", dbs, "files", files, "compression",
         "method", codec[set->compression.codec], "level", set->compression.level, "encryption",
         "enabled", (int)(set->key_count > 0 || set->passphrase_file != NULL), "keys", keys,
         "passphrase", (int)(set->passphrase_file != NULL), "storages", storages, "restore_roots",
         texts(set->restore_roots), "restore_in_place", (int)set->restore_in_place, "restore_safety",
-        (int)set->restore_safety, "retention", "database_days",
-        (double)set->retention_db / (double)DAY_MS, "files_days",
+        (int)set->restore_safety, "restore_setuid", (int)set->restore_setuid, "retention",
+        "database_days", (double)set->retention_db / (double)DAY_MS, "files_days",
         (double)set->retention_files / (double)DAY_MS, "min_free", (json_int_t)set->min_free,
         "shutdown_grace_seconds", (double)set->shutdown_grace / 1000);
 }

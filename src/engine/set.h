@@ -52,6 +52,7 @@ typedef struct {
     size_t storage_count; /* exactly one in this version */
     char **restore_roots; /* NULL-terminated */
     bool restore_in_place, restore_safety;
+    bool restore_setuid; /* the helper may give set-user-id bits and file capabilities back */
     uint64_t retention_db, retention_files; /* ms; 0: keep for ever */
     uint64_t min_free;       /* bytes that must stay free in base_dir and local storages */
     uint64_t shutdown_grace; /* ms */

@@ -132,7 +132,7 @@ static bk_rc_t complete(bk_item_t *item, int fd, bk_err_t *err)
 {
     bk_rc_t rc = set_size(item, fd, err);
     if (rc == BK_OK)
-        rc = bk_place_metadata(item->restore, fd, &item->entry, true, err);
+        rc = bk_place_metadata(item->restore, fd, &item->entry, !item->place->inherits, err);
     /* The window's flush covers the root's file system only. */
     if (rc == BK_OK && item->place->other && fsync(fd) != 0)
         rc = bk_err_sys(err, errno, "flush it");

@@ -71,7 +71,7 @@ static bk_rc_t describe(bk_item_t *const *few, size_t count, bool fresh, bool sh
     for (size_t i = 0; i < count; i++)
         subjects[i] = (bk_subject_t){.name = fresh ? few[i]->temporary : few[i]->name,
                                      .entry = &few[i]->entry,
-                                     .fresh = fresh};
+                                     .fresh = fresh && !few[i]->place->inherits};
     bk_rc_t rc = bk_place_describe(few[0]->restore, &at, subjects, count, err);
     for (size_t i = 0; i < count && rc == BK_OK; i++) {
         shared[i] = subjects[i].shared;

@@ -52,9 +52,11 @@ typedef struct {
 /* A directory of the target; lane 0 counts its users. */
 typedef struct {
     unsigned users;
-    char *path; /* below the root, "" is the root */
-    bool made;  /* by us (or would be): nothing was in it */
-    bool other; /* on another file system than the root */
+    char *path;    /* below the root, "" is the root */
+    bool made;     /* by us (or would be): nothing was in it */
+    bool fresh;    /* made, and it got no access list of the directory above */
+    bool inherits; /* what is made in it gets an access list, which its entry may not have */
+    bool other;    /* on another file system than the root */
 } bk_place_t;
 
 bk_place_t *bk_place_new(const char *path, bool made); /* one user; NULL: no memory */

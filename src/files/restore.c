@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -354,6 +355,8 @@ static bk_rc_t look_inside(run_t *run, level_t *level, bk_err_t *err)
         errnum = bk_at_read(&level->at, "", O_DIRECTORY, &fd);
     if (errnum == 0 && !bk_at_helped(&level->at))
         level->place->other = on_other(run, fd);
+    if (errnum == 0)
+        level->place->inherits = fgetxattr(fd, "system.posix_acl_default", NULL, 0) > 0;
     if (errnum == 0 && (level->peek = calloc(1, sizeof *level->peek)) == NULL)
         errnum = ENOMEM;
     if (errnum == 0)
@@ -468,6 +471,8 @@ static bk_rc_t make_dir(run_t *run, level_t *parent, level_t *level, bk_err_t *e
     if (level->place == NULL)
         return no_memory(err);
     level->place->other = other;
+    level->place->inherits = parent->place->inherits;
+    level->place->fresh = made && !parent->place->inherits;
     rc = look_inside(run, level, err);
     if (rc != BK_OK) {
         leave_dir(level);
@@ -567,7 +572,7 @@ static bk_rc_t make_special(run_t *run, const bk_at_t *at, const bk_entry_t *ent
     int errnum = bk_at_special(at, temporary, link ? target : NULL);
     if (errnum != 0)
         return bk_at_error(at->road, errnum, "make it", err);
-    bk_rc_t rc = bk_place_metadata_at(restore, at, temporary, entry, true, err);
+    bk_rc_t rc = bk_place_metadata_at(restore, at, temporary, entry, false, err);
     if (rc != BK_OK) {
         bk_at_unlink(at, temporary, 0);
         return rc;
@@ -781,6 +786,7 @@ static bk_rc_t walk_tree(run_t *run, bk_err_t *err)
         root->place = bk_place_new(path, made);
         if (root->place == NULL)
             return no_memory(err);
+        root->place->inherits = true; /* who knows what is above */
         if ((rc = look_inside(run, root, err)) != BK_OK)
             return rc;
     }
@@ -870,8 +876,9 @@ static void note_refusals(bk_restore_t *restore)
                     (unsigned long long)attrs);
     if (setuid > 0)
         bk_ctl_note(restore->ctl,
-                    "%llu files came back without their set-user-id or set-group-id bits: the "
-                    "privileged helper gives them only with \"restore_setuid on;\"",
+                    "%llu files came back without their set-user-id or set-group-id bits or their "
+                    "capabilities: the privileged helper gives them only with \"restore_setuid "
+                    "on;\"",
                     (unsigned long long)setuid);
 }
 

@@ -693,7 +693,7 @@ static bk_rc_t finish_own(bk_restore_t *restore, const final_t *final, bk_err_t 
     if (fd < 0) {
         rc = bk_err_sys(&why, errno, "open directory");
     } else {
-        rc = bk_place_metadata(restore, fd, &final->entry, final->place->made, &why);
+        rc = bk_place_metadata(restore, fd, &final->entry, final->place->fresh, &why);
         close(fd);
     }
     return settle_dir(restore, final, rc, &why, err);
@@ -725,7 +725,7 @@ static bk_rc_t finish_helped(bk_restore_t *restore, const final_t *finals, size_
             break;
         subjects[n] = (bk_subject_t){.name = path + len + (len > 0),
                                      .entry = &finals[n].entry,
-                                     .fresh = finals[n].place->made};
+                                     .fresh = finals[n].place->fresh};
     }
     (void)bk_at_open(&restore->road, above, false, &at);
     bk_rc_t rc = bk_place_describe(restore, &at, subjects, n, err);

@@ -166,7 +166,7 @@ static void remove_others(const char *path, const bk_buf_t *now, const void *blo
 }
 
 int bk_attributes_write(int fd, bool fresh, bool capabilities, const void *blob, size_t len,
-                        unsigned *refused)
+                        unsigned *refused, bool *withheld)
 {
     char path[BK_TASK_PROC];
     attribute_t attribute;
@@ -188,7 +188,7 @@ int bk_attributes_write(int fd, bool fresh, bool capabilities, const void *blob,
     uint32_t count = len > 0 ? bk_cur_u32(&cur) : 0;
     for (uint32_t i = 0; i < count && next(&cur, &attribute); i++) {
         if (!capabilities && strcmp(attribute.name, "security.capability") == 0) {
-            (*refused)++;
+            *withheld = true;
             continue;
         }
         if (setxattr(path, attribute.name, attribute.value, attribute.len, 0) == 0)

@@ -15,10 +15,10 @@
 int bk_attributes_read(int fd, bk_buf_t *out);
 /*
  * Make the attributes those of the blob.  fresh: nothing has to be removed.  capabilities: whether
- * security.capability may be set.  *refused counts those that were not taken.  EINVAL: the blob is
- * damaged, and nothing was changed.
+ * security.capability may be set; *withheld says that one was left out.  *refused counts those that
+ * the file system did not take.  EINVAL: the blob is damaged, and nothing was changed.
  */
 int bk_attributes_write(int fd, bool fresh, bool capabilities, const void *blob, size_t len,
-                        unsigned *refused);
+                        unsigned *refused, bool *withheld);
 
 #endif

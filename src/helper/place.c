@@ -143,9 +143,13 @@ static int set_all(bk_task_t *task, int found, const struct stat *st, const void
     bk_task_proc(path, found);
     int errnum = set_owner(task, found);
     if (errnum == 0 && (op->set & BK_WIRE_SET_ATTRS) != 0) {
-        bool capabilities = (task->root->may & BK_WIRE_MAY_SETUID) != 0;
+        bool capabilities = (task->root->may & BK_WIRE_MAY_SETUID) != 0, withheld = false;
         errnum = bk_attributes_write(found, (op->set & BK_WIRE_SET_FRESH) != 0, capabilities, blob,
-                                     len, &refused);
+                                     len, &refused, &withheld);
+        if (withheld) {
+            refuse(task, BK_REFUSE_SETUID, 0);
+            task->result->refused |= BK_WIRE_REFUSED_SETUID;
+        }
         task->result->refused |= refused < BK_WIRE_REFUSED_ATTRS ? refused : BK_WIRE_REFUSED_ATTRS;
     }
     if (errnum == 0 && (op->set & BK_WIRE_SET_MODE) != 0 && !S_ISLNK(st->st_mode)) {

@@ -103,10 +103,12 @@ typedef struct {
 } bk_wire_conf_t;
 
 /* What a root may be used for. */
-#define BK_WIRE_MAY_READ   1u /* list, look, open for reading */
-#define BK_WIRE_MAY_PLACE  2u /* create, rename, remove, set metadata */
-#define BK_WIRE_MAY_WATCH  4u
-#define BK_WIRE_MAY_SETUID 8u  /* set-user-id and set-group-id bits of files come back */
+#define BK_WIRE_MAY_READ  1u /* list, look, open for reading */
+#define BK_WIRE_MAY_PLACE 2u /* create, rename, remove, set metadata */
+#define BK_WIRE_MAY_WATCH 4u
+#define BK_WIRE_MAY_SETUID                                                                         \
+    8u                         /* set-user-id and set-group-id bits and capabilities of files, too \
+                                */
 #define BK_WIRE_DATABASE   16u /* path is one database file: it and its companions are all */
 #define BK_WIRE_ROOT_FLAGS 31u /* all that there are */
 
@@ -195,7 +197,7 @@ typedef enum {
 
 /* META: what was left out.  The rest is done. */
 #define BK_WIRE_REFUSED_OWNER  (1u << 31) /* the file system did not take it */
-#define BK_WIRE_REFUSED_SETUID (1u << 30) /* the root has no BK_WIRE_MAY_SETUID */
+#define BK_WIRE_REFUSED_SETUID (1u << 30) /* bits or capabilities: no BK_WIRE_MAY_SETUID */
 #define BK_WIRE_REFUSED_ATTRS  0xffffu
 
 /* Of STAT. */

@@ -118,6 +118,10 @@ static ngx_command_t  ngx_backup_conf_commands[] = {
       NGX_HTTP_BACKUP_SET|NGX_CONF_TAKE1,
       ngx_http_backup_flag, 0, offsetof(bk_set_t, restore_safety), NULL },
 
+    { ngx_string("restore_setuid"),
+      NGX_HTTP_BACKUP_SET|NGX_CONF_TAKE1,
+      ngx_http_backup_flag, 0, offsetof(bk_set_t, restore_setuid), NULL },
+
     { ngx_string("min_free"),
       NGX_HTTP_BACKUP_SET|NGX_CONF_TAKE1,
       ngx_http_backup_size, 0, offsetof(bk_set_t, min_free), NULL },

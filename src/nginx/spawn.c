@@ -57,7 +57,9 @@ ngx_http_backup_helper_set(const bk_set_t *set, bk_wire_root_t *roots,
 {
     char      **root;
     size_t      i;
-    uint32_t    flags;
+    uint32_t    flags, special;
+
+    special = set->restore_setuid ? BK_WIRE_MAY_SETUID : 0;
 
     for (i = 0; i < set->db_count; i++) {
 
@@ -77,7 +79,7 @@ ngx_http_backup_helper_set(const bk_set_t *set, bk_wire_root_t *roots,
         flags = BK_WIRE_MAY_READ|BK_WIRE_MAY_WATCH;
 
         if (set->restore_in_place) {
-            flags |= BK_WIRE_MAY_PLACE;
+            flags |= BK_WIRE_MAY_PLACE|special;
         }
 
         if (ngx_http_backup_helper_root(roots, n, set->files[i].path, flags)
@@ -89,7 +91,8 @@ ngx_http_backup_helper_set(const bk_set_t *set, bk_wire_root_t *roots,
 
     for (root = set->restore_roots; root && *root; root++) {
         if (ngx_http_backup_helper_root(roots, n, *root,
-                                        BK_WIRE_MAY_READ|BK_WIRE_MAY_PLACE)
+                                        BK_WIRE_MAY_READ|BK_WIRE_MAY_PLACE
+                                        |special)
             != NGX_OK)
         {
             return NGX_ERROR;

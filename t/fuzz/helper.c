@@ -247,9 +247,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                        &why) == 0)
         bk_roots_free(parsed);
     unsigned refused = 0;
+    bool withheld = false;
     int file = open(database, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (file >= 0) {
-        (void)bk_attributes_write(file, rounds % 2 == 0, false, data, size, &refused);
+        (void)bk_attributes_write(file, rounds % 2 == 0, false, data, size, &refused, &withheld);
         close(file);
     }
     if (rounds++ % 256 == 0 || count_names(root) > 200)

@@ -350,7 +350,7 @@ static void test_special_bits_need_the_configuration(void **state)
     assert_int_equal(look(box->setuid, "s").st_mode, S_IFREG | 06755);
 }
 
-static void test_capabilities_of_files_are_not_given(void **state)
+static void test_capabilities_of_files_need_the_configuration(void **state)
 {
     BOX;
     unsigned char blob[200];
@@ -363,12 +363,21 @@ static void test_capabilities_of_files_are_not_given(void **state)
         at(box->handle, "",
            (bk_helper_op_t){
                .call = BK_WIRE_META, .name = "c", .set = BK_WIRE_SET_ATTRS, .attrs = attrs});
+    close(at(box->with_setuid, "", (bk_helper_op_t){.call = BK_WIRE_CREATE, .name = "c"}).fd);
+    bk_helper_result_t with =
+        at(box->with_setuid, "",
+           (bk_helper_op_t){
+               .call = BK_WIRE_META, .name = "c", .set = BK_WIRE_SET_ATTRS, .attrs = attrs});
     close(attrs);
     assert_int_equal(meta.error, 0);
-    assert_int_equal(meta.refused & BK_WIRE_REFUSED_ATTRS, 1);
+    assert_int_equal(meta.refused, BK_WIRE_REFUSED_SETUID);
+    assert_int_equal(with.error, 0);
+    assert_int_equal(with.refused, 0);
     be_root();
     join(path, box->root, "c");
     assert_int_equal(getxattr(path, "security.capability", blob, sizeof blob), -1);
+    join(path, box->setuid, "c");
+    assert_int_equal(getxattr(path, "security.capability", blob, sizeof blob), sizeof cap);
     be_worker();
 }
 
@@ -617,7 +626,7 @@ int main(void)
         T(test_names_in_other_directories_are_linked_and_removed),
         T(test_renames_keep_or_exchange),
         T(test_special_bits_need_the_configuration),
-        T(test_capabilities_of_files_are_not_given),
+        T(test_capabilities_of_files_need_the_configuration),
         T(test_a_damaged_blob_changes_nothing),
         T(test_a_file_with_further_names_is_not_changed),
         T(test_rights_that_were_not_asked_for_are_not_there),
