@@ -191,4 +191,132 @@ subtest 'into a directory' => sub {
     $t->finish;
 };
 
+# --- databases ---
+
+sub make_database {
+    my ($t, $journal) = @_;
+    my $dir = "$t->{dir}/data";
+    mkdir $dir;
+    my $path = "$dir/app.db";
+    unlink glob "$path*";
+    run('sqlite3', $path, '.output /dev/null', "pragma journal_mode=$journal; create table t(a, b); " .
+        "with recursive n(i) as (select 1 union all select i+1 from n where i<2000) insert into t select i, hex(randomblob(50)) from n;");
+    chown $app, $group, $dir, glob "$path*";
+    chmod 0640, glob "$path*";
+    chmod 0750, $dir;
+    return $path;
+}
+
+sub digest_of { my ($path) = @_; return scalar `sqlite3 '$path' 'select count(*), sum(length(b)), min(b), max(b) from t' 2>&1` }
+
+sub database_app {
+    my $t = new_app(set_more => '');
+    $t->{set_more} = "database main { path $t->{dir}/data/app.db; } restore_safety off;";
+    return $t;
+}
+
+subtest 'a database that is missing, damaged, or in use' => sub {
+    my $t = database_app();
+    my $path = make_database($t, 'wal');
+    my $before = digest_of($path);
+    $t->start;
+    active($t);
+    my $backup = $t->backup;
+    is($backup->{status}, 'completed', 'a backup') or diag(explain($backup));
+    my $back = sub {
+        my ($name) = @_;
+        is(digest_of($path), $before, "$name: the content is back");
+        is(sprintf('%d:%d %o', (stat $path)[4, 5], (stat $path)[2] & 07777), "$app:$group 640", 'with owner and mode');
+        is(leftovers("$t->{dir}/data"), 0, 'no temporaries');
+        return;
+    };
+    unlink glob "$path*";
+    my $job = recover($t, recovery_type => 'database');
+    is($job->{status}, 'completed', 'a missing one') or diag(explain($job));
+    $back->('missing');
+    put($path, 'no database at all' x 1000);
+    $job = recover($t, recovery_type => 'database');
+    is($job->{status}, 'completed', 'one that is damaged') or diag(explain($job));
+    $back->('damaged');
+    my ($aside) = glob "$path.before-*";
+    like($t->read($aside) // '', qr/^no database/, 'the old file is kept aside');
+    # An idle connection in a rollback mode holds no lock, but the file is open.
+    put($path, 'no database at all' x 1000);
+    open my $held, '+<', $path or die;
+    $job = recover($t, recovery_type => 'database');
+    is($job->{status}, 'failed', 'a file that somebody has open is not replaced') or diag(explain($job));
+    like($job->{error}, qr/is open in/, 'and it is said');
+    like($t->read($path), qr/^no database/, 'it is as it was');
+    close $held;
+    is(recover($t, recovery_type => 'database')->{status}, 'completed', 'when it is closed, it is');
+    $back->('closed');
+    $job = recover($t, recovery_type => 'database', target_directory => "$t->{dir}/restored/x");
+    is($job->{status}, 'completed', 'into a directory') or diag(explain($job));
+    is(digest_of("$t->{dir}/restored/x/app.db"), $before, 'the content is there');
+    is(sprintf('%d:%d %o', (stat "$t->{dir}/restored/x/app.db")[4, 5], (stat _)[2] & 07777), "$app:$group 640", 'with its owner and mode');
+    $t->finish;
+};
+
+# --- deaths ---
+
+# Only whole files, old or new; before: path => content that was there.
+sub whole {
+    my ($t, $wanted, $name) = @_;
+    my @half;
+    for my $file (sort keys %$wanted) {
+        my $now = $t->read("$t->{tree}/$file");
+        push @half, $file if defined $now && $now ne $wanted->{$file} && $now ne 'old';
+    }
+    is("@half", '', $name);
+    return;
+}
+
+subtest 'processes that die in the middle' => sub {
+    my $t = new_app(set_more => 'restore_safety off;', daemon => 1, workers => 1);
+    my (%wanted, $victim);
+    for my $name ('', '/sub') {
+        mkdir "$t->{tree}$name";
+        chown $app, $group, "$t->{tree}$name";
+        chmod 0750, "$t->{tree}$name";
+    }
+    for my $i (1 .. 600) {
+        my $file = ($i % 2 ? 'sub/' : '') . "f$i";
+        $wanted{$file} = $i % 50 ? noise(4000 + 4 * $i, $i) : noise(2 << 20, $i);
+        put("$t->{tree}/$file", $wanted{$file});
+    }
+    my $before = `cd '$t->{tree}' && find . -type f -printf '%p %m %U:%G %T@\n' | LC_ALL=C sort`;
+    $t->start;
+    active($t);
+    is($t->backup->{status}, 'completed', 'a backup');
+    my %kill = (
+        conversation => sub { my ($s) = $t->supervisors; my ($a) = $t->workers($s); return $t->workers($a) },
+        agent => sub { my ($s) = $t->supervisors; return ($t->workers($s))[0] },
+        supervisor => sub { return ($t->supervisors)[-1] },
+        worker => sub { return $t->runner },
+    );
+    for my $who (qw(conversation agent supervisor worker)) {
+        put("$t->{tree}/$_", 'old') for grep { /[1-4]$/ } keys %wanted;
+        unlink map { "$t->{tree}/$_" } grep { /[5-9]$/ } keys %wanted;
+        my $r = $t->post('/recovery', {recovery_type => 'files'});
+        is($r->{status}, 202, "recovery while the $who dies");
+        # When the first temporaries are there.
+        $t->wait_until(10, 'it is at work', sub { leftovers($t->{tree}) > 0 || $t->get("/jobs/$r->{json}{id}")->{json}{done} });
+        kill 'KILL', $kill{$who}->();
+        my $job = $t->wait_job($r->{json}{id});
+        like($job->{status} // 'none', qr/^(failed|completed)$/, "it ends: " . ($job->{status} // ''));
+        like($job->{error}, qr/helper|stopped|ended|process/i, 'and says why') if ($job->{status} // '') eq 'failed';
+        whole($t, \%wanted, 'no half file is in place');
+        # A supervisor is started by the next reload.
+        $t->hup if $who eq 'supervisor';
+        active($t);
+        my $again;
+        ok($t->wait_until(30, 'the next one works', sub { ($again = recover($t))->{status} eq 'completed' }), 'the next one succeeds')
+            or diag(explain($again));
+        is(leftovers($t->{tree}), 0, 'and removes the temporaries');
+        same(scalar `cd '$t->{tree}' && find . -type f -printf '%p %m %U:%G %T@\n' | LC_ALL=C sort`, $before, 'all is as it was');
+    }
+    $t->allow_log(qr/exited on signal 9|privileged helper|killed/);
+    $t->finish;
+};
+
 done_testing;
