@@ -219,6 +219,8 @@ static bk_rc_t backup_files(backup_t *b, size_t at, bk_err_t *err)
         bk_watching_take(b->job->engine->watching, at,
                          previous != NULL ? b->previous->backup_id : NULL, b->scope->full, ctl,
                          plan);
+        /* What is shipped later is checked by its packs alone. */
+        plan->walk = plan->walk || !b->scope->upload;
         since =
             (bk_files_since_t){plan->dirty, plan->base.dirs, plan->base.links, plan->base.others};
         options.since = plan->walk ? NULL : &since;
@@ -231,6 +233,8 @@ static bk_rc_t backup_files(backup_t *b, size_t at, bk_err_t *err)
                              b->snapshot.unreadable, ctl, &why);
     if (rc == BK_OK && plan->usable && plan->walk)
         rc = find_missed(b, plan, previous, tree, &why);
+    if (rc == BK_OK && !stats.walked)
+        bk_session_rely(b->session, b->previous->object);
     b->trees[at] = stats;
     settle(ctl);
     bk_patterns_free(&exclude);

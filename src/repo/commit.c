@@ -113,6 +113,28 @@ static bk_rc_t check_relied(bk_session_t *session, bool existence, bk_err_t *err
     return rc;
 }
 
+/*
+ * As long as the snapshot that nodes were taken over from is there, so is all that they name: no
+ * collector takes a pack from a snapshot that is listed.
+ */
+static bk_rc_t check_source(bk_session_t *session, bk_err_t *err)
+{
+    uint64_t size;
+    bk_err_t why = {0};
+    if (session->relied_snapshot[0] == '\0')
+        return BK_OK;
+    bk_rc_t rc = bk_objects_size(bk_repo_objects(session->repo), session->relied_snapshot, &size,
+                                 session->ctl, &why);
+    if (rc == BK_NOT_FOUND)
+        return bk_err_set(err, BK_STORAGE,
+                          "%s, which this backup takes over directories from, was removed while it "
+                          "ran; the backup was not kept: run it again",
+                          session->relied_snapshot);
+    if (rc != BK_OK && err != NULL)
+        *err = why;
+    return rc;
+}
+
 /* Seal the snapshot into the spool, with the list of packs it relies on beside it. */
 static bk_rc_t spool_snapshot(bk_session_t *session, const char *backup_id, const void *body,
                               size_t len, char name[BK_STORAGE_NAME], bk_err_t *err)
@@ -163,6 +185,8 @@ static bk_rc_t publish(bk_session_t *session, const char *backup_id, const void 
     /* From here to the end the backup is listed but provisional. */
     if (rc == BK_OK && upload)
         rc = check_relied(session, true, err);
+    if (rc == BK_OK)
+        rc = check_source(session, err);
     if (rc == BK_OK)
         rc = check_id_free(session, backup_id, name, err);
     if (name[0] != '\0' && rc != BK_OK) {

@@ -155,6 +155,11 @@ bk_rc_t bk_session_begin(bk_repo_t *repo, const bk_session_options_t *options, b
     return rc;
 }
 
+void bk_session_rely(bk_session_t *session, const char *snapshot)
+{
+    bk_strcpy(session->relied_snapshot, sizeof session->relied_snapshot, snapshot);
+}
+
 bk_repo_t *bk_session_repo(bk_session_t *session)
 {
     return session->repo;

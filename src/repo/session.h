@@ -45,6 +45,11 @@ bk_rc_t bk_session_put(bk_session_t *session, bk_type_t type, bool probe, const 
                        size_t len, bk_id_t *id, bk_err_t *err);
 /* True when id is stored and not only in condemned packs: then its bytes need not be read again. */
 bool bk_session_has(bk_session_t *session, const bk_id_t *id);
+/*
+ * This backup takes over tree nodes by their ids, and nobody looks at what they name: it relies on
+ * the snapshot (its object name) that they come from, which commit finds there still or fails.
+ */
+void bk_session_rely(bk_session_t *session, const char *snapshot);
 bk_repo_t *bk_session_repo(bk_session_t *session);
 bk_ctl_t *bk_session_ctl(bk_session_t *session);
 void bk_session_stats(bk_session_t *session, bk_session_stats_t *stats);

@@ -29,6 +29,7 @@ struct bk_session_s {
     bk_ctl_t *ctl;
     bk_session_options_t options;
     char *host;
+    char relied_snapshot[BK_STORAGE_NAME]; /* "": none */
     int spool_lock; /* descriptor that keeps other sessions out of the spool */
     bk_packset_t
         absent; /* condemned or vanished: what they hold counts as not stored; fixed after begin */

@@ -431,11 +431,40 @@ static void wrong_key_is_told(void **state)
     fixture_end(&f);
 }
 
+static void a_backup_that_takes_over_nodes_needs_their_snapshot_to_its_end(void **state)
+{
+    (void)state;
+    fixture_t f;
+    bk_id_t ids[CHUNKS];
+    bk_snapshot_list_t list;
+    fixture_start(&f, true);
+    bk_session_t *session = fixture_session(&f, true);
+    put_chunks(&f, session, ids, 1);
+    OK(fixture_commit(&f, session, "full_1", NULL), &f.err);
+    OK(bk_snapshot_list(f.repo, NULL, &f.ctl, &list, &f.err), &f.err);
+    for (unsigned gone = 0; gone < 2; gone++) {
+        session = fixture_session(&f, true);
+        bk_session_rely(session, list.items[0].object);
+        if (gone)
+            OK(bk_snapshot_remove(f.repo, &list.items[0], &f.ctl, &f.err), &f.err);
+        bk_rc_t rc = fixture_commit(&f, session, gone ? "full_3" : "full_2", NULL);
+        assert_int_equal(rc, gone ? BK_STORAGE : BK_OK);
+    }
+    assert_non_null(strstr(f.err.text, "run it again"));
+    bk_snapshot_list_free(&list);
+    OK(bk_snapshot_list(f.repo, NULL, &f.ctl, &list, &f.err), &f.err);
+    assert_int_equal(list.count, 1);
+    assert_string_equal(list.items[0].backup_id, "full_2");
+    bk_snapshot_list_free(&list);
+    fixture_end(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(stored_chunks_come_back_encrypted),
         cmocka_unit_test(stored_chunks_come_back_plain),
+        cmocka_unit_test(a_backup_that_takes_over_nodes_needs_their_snapshot_to_its_end),
         cmocka_unit_test(spooled_backup_is_readable_and_ships_later),
         cmocka_unit_test(every_want_is_delivered_once),
         cmocka_unit_test(one_changed_file_rewrites_few_nodes),
