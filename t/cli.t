@@ -131,6 +131,8 @@ check('an unknown backup', 1, qr/there is no backup/, 'recover', '--backup-id', 
 $t->stop;
 my @offline = ('--storage', "file://$dir/storage", '--key-file', "$dir/k1.key");
 check('list offline', 0, qr/^\Q$full\E /m, 'list', @offline);
+my $listed = check('the list says what a backup took', 0, qr/^\Q$full\E .* \d\S* \S*B$/m, 'list', @offline);
+unlike($listed, qr/^\Q$full\E .* 0 B$/m, 'and that was not nothing');
 check('show offline', 0, qr/page_count/, 'show', $full, @offline);
 check('verify offline', 0, qr/ 0 findings/, 'verify', '--level', '2', @offline);
 check('recover needs a target offline', 2, qr/needs --target/, 'recover', @offline);

@@ -41,11 +41,12 @@ static json_t *describe(const bk_snapshot_t *snapshot)
         bytes += size;
     }
     return json_pack(
-        "{ss ss ss ss so so sI sI sO* so so}", "backup_id", snapshot->backup_id, "type",
+        "{ss ss ss ss so so sI sI sO* sO* so so}", "backup_id", snapshot->backup_id, "type",
         snapshot->kind, "status", snapshot->unreadable_total > 0 ? "warning" : "completed", "host",
         snapshot->host ? snapshot->host : "", "timestamp", bk_json_time(snapshot->started),
         "completed", bk_json_time(snapshot->completed), "files", (json_int_t)files, "size",
-        (json_int_t)bytes, "tags", snapshot->tags, "databases", dbs, "trees", trees);
+        (json_int_t)bytes, "stored_size", json_object_get(snapshot->stats, "bytes_stored"), "tags",
+        snapshot->tags, "databases", dbs, "trees", trees);
 }
 
 /* Notes about damaged snapshots, once the command is through. */
