@@ -537,17 +537,18 @@ static bk_rc_t put_into_pack(bk_session_t *session, const chunk_t *chunk, bk_err
     return rc;
 }
 
-static bk_rc_t store(bk_session_t *session, chunk_t *chunk, bk_err_t *err)
+static bk_rc_t store(bk_session_t *session, const chunk_t *chunk, bk_err_t *err)
 {
     bk_buf_t packed;
     if (BK_TYPE_IS_META(chunk->type) || session->data.most == 0)
         return put_into_pack(session, chunk, err);
     bk_buf_init(&packed, BK_CHUNK_MAX + (1u << 20));
-    chunk->packed = &packed;
+    chunk_t packed_chunk = *chunk;
+    packed_chunk.packed = &packed;
     bk_rc_t rc = bk_compress(compression_of(session, chunk->type), chunk->probe, chunk->data,
-                             chunk->len, &packed, &chunk->codec, err);
+                             chunk->len, &packed, &packed_chunk.codec, err);
     if (rc == BK_OK)
-        rc = put_into_pack(session, chunk, err);
+        rc = put_into_pack(session, &packed_chunk, err);
     else
         bk_recent_drop(session->recent, chunk->id);
     bk_buf_free(&packed);
