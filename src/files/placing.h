@@ -2,7 +2,10 @@
  * files/placing.h: what the parts of a restore share (private to src/files).
  *
  *   restore.c   lane 0: walks the backup's tree, compares with the target, decides
+ *   descent.c   what is selected, and the directories on the way
  *   window.c    a bounded number of files at a time: content, flush, rename
+ *   sources.c   hard links
+ *   finishing.c names that are too many, and the metadata of directories
  *   filling.c   any lane: the content of one file
  *   helped.c    the same for many files at a time, through the privileged helper
  *   metadata.c  owner, attributes, mode and times

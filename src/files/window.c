@@ -12,36 +12,15 @@
 #include <unistd.h>
 
 #include "base/str.h"
-#include "files/filling.h"
+#include "files/finishing.h"
+#include "files/sources.h"
 
 #define ITEMS_MAX  8192u
 #define BYTES_MAX  (512ull << 20)
 #define WANTS_MAX  16384u
 #define WORK_ITEMS 64u
-#define BUCKETS    1024u
 #define MAP_READ   1024u
 #define HELD_MAX   48u /* files of several chunks that are begun through the helper */
-
-/* The first file of several hard links. */
-struct bk_source_s {
-    bk_source_t *next;
-    uint64_t device, inode;
-    uint32_t seen, links; /* names met so far, and all */
-    char *path;           /* below the root */
-    bool pending;         /* its item is in the window */
-    bool there;           /* its file is in place */
-};
-
-typedef struct {
-    bk_place_t *place;
-    bk_entry_t entry; /* its user and group point into text */
-    char *text;
-} final_t;
-
-typedef struct {
-    bk_place_t *place;
-    char *name, *path;
-} extra_t;
 
 typedef struct {
     void *items;
@@ -51,13 +30,13 @@ typedef struct {
 struct bk_window_s {
     bk_restore_t *restore;
     list_t items;  /* bk_item_t * */
-    list_t dirs;   /* final_t */
-    list_t extras; /* extra_t */
+    list_t dirs;   /* bk_final_t */
+    list_t extras; /* bk_extra_t */
     uint64_t bytes;
     bk_want_chunk_t *wants;
     size_t want_count;
     size_t held; /* items that were begun and hold a descriptor, since the last fetch */
-    bk_source_t *sources[BUCKETS];
+    bk_sources_t sources;
 };
 
 static void *list_add(list_t *list, size_t size)
@@ -108,8 +87,8 @@ static void remove_temporary(bk_item_t *item)
 
 static void clear_lists(bk_window_t *window)
 {
-    final_t *finals = window->dirs.items;
-    extra_t *extras = window->extras.items;
+    bk_final_t *finals = window->dirs.items;
+    bk_extra_t *extras = window->extras.items;
     if (window->restore->road.helper != NULL)
         bk_helped_discard(window->items.items, window->items.count);
     for (size_t i = 0; i < window->items.count; i++) {
@@ -129,12 +108,6 @@ static void clear_lists(bk_window_t *window)
     window->bytes = 0;
 }
 
-static void free_source(bk_source_t *source)
-{
-    free(source->path);
-    free(source);
-}
-
 void bk_window_free(bk_window_t *window)
 {
     if (window == NULL)
@@ -142,13 +115,7 @@ void bk_window_free(bk_window_t *window)
     /* Temporaries go also when the job was stopped. */
     window->restore->road.ctl = NULL;
     clear_lists(window);
-    for (size_t i = 0; i < BUCKETS; i++) {
-        while (window->sources[i] != NULL) {
-            bk_source_t *source = window->sources[i];
-            window->sources[i] = source->next;
-            free_source(source);
-        }
-    }
+    bk_sources_free(&window->sources);
     free(window->items.items);
     free(window->dirs.items);
     free(window->extras.items);
@@ -159,65 +126,6 @@ void bk_window_free(bk_window_t *window)
 static bk_rc_t no_memory(bk_err_t *err)
 {
     return bk_err_set(err, BK_NO_MEMORY, "restore files: out of memory");
-}
-
-/* --- hard links --- */
-
-static bk_source_t **find_source(bk_window_t *window, uint64_t device, uint64_t inode)
-{
-    bk_source_t **at = &window->sources[(inode ^ inode >> 17 ^ device) % BUCKETS];
-    while (*at != NULL && ((*at)->inode != inode || (*at)->device != device))
-        at = &(*at)->next;
-    return at;
-}
-
-/* The item is the file that later names are linked to. */
-static bk_rc_t make_source(bk_item_t *item, bk_source_t *source, bk_err_t *err)
-{
-    char path[PATH_MAX];
-    item->source = source;
-    item->first = true;
-    source->pending = true;
-    source->there = false;
-    free(source->path);
-    source->path = bk_place_path(item->place, item->name, path) ? bk_strdup(path) : bk_strdup("");
-    return source->path != NULL ? BK_OK : no_memory(err);
-}
-
-static bk_rc_t note_links(bk_window_t *window, bk_item_t *item, bk_err_t *err)
-{
-    const bk_entry_t *entry = &item->entry;
-    if (entry->links < 2)
-        return BK_OK;
-    bk_source_t **at = find_source(window, entry->device, entry->inode), *source = *at;
-    if (source == NULL) {
-        if ((source = *at = calloc(1, sizeof *source)) == NULL)
-            return no_memory(err);
-        source->device = entry->device;
-        source->inode = entry->inode;
-        source->links = entry->links;
-    }
-    source->seen++;
-    if (!source->pending && !source->there)
-        return make_source(item, source, err);
-    item->source = source;
-    return BK_OK;
-}
-
-/* Sources of which all names were met. */
-static void forget_sources(bk_window_t *window)
-{
-    for (size_t i = 0; i < BUCKETS; i++) {
-        for (bk_source_t **at = &window->sources[i]; *at != NULL;) {
-            bk_source_t *source = *at;
-            if (source->seen >= source->links && !source->pending) {
-                *at = source->next;
-                free_source(source);
-            } else {
-                at = &source->next;
-            }
-        }
-    }
 }
 
 static bool is_follower(const bk_item_t *item)
@@ -255,16 +163,16 @@ bk_rc_t bk_window_add(bk_window_t *window, bk_place_t *place, const bk_entry_t *
     item->existing = existing;
     item->compare = compare;
     window->bytes += item->data_bytes;
-    return note_links(window, item, err);
+    return bk_sources_note(&window->sources, item, err);
 }
 
 bk_rc_t bk_window_add_dir(bk_window_t *window, bk_place_t *place, const bk_entry_t *entry,
                           bk_err_t *err)
 {
-    final_t *final = list_add(&window->dirs, sizeof *final);
+    bk_final_t *final = list_add(&window->dirs, sizeof *final);
     if (final == NULL)
         return no_memory(err);
-    *final = (final_t){.place = place, .entry = *entry};
+    *final = (bk_final_t){.place = place, .entry = *entry};
     place->users++;
     final->text = malloc((size_t)entry->user_len + entry->group_len + 1);
     if (final->text == NULL)
@@ -280,10 +188,10 @@ bk_rc_t bk_window_add_dir(bk_window_t *window, bk_place_t *place, const bk_entry
 bk_rc_t bk_window_add_extra(bk_window_t *window, bk_place_t *place, const char *name,
                             const char *path, bk_err_t *err)
 {
-    extra_t *extra = list_add(&window->extras, sizeof *extra);
+    bk_extra_t *extra = list_add(&window->extras, sizeof *extra);
     if (extra == NULL)
         return no_memory(err);
-    *extra = (extra_t){.place = place, .name = bk_strdup(name), .path = bk_strdup(path)};
+    *extra = (bk_extra_t){.place = place, .name = bk_strdup(name), .path = bk_strdup(path)};
     place->users++;
     if (extra->name == NULL || extra->path == NULL)
         return no_memory(err);
@@ -535,39 +443,6 @@ static bk_rc_t publish(void *arg, bk_err_t *err)
     return rc;
 }
 
-/* Is the item's name the same file as its source already? */
-static bool is_linked(const bk_item_t *item, const bk_at_t *at)
-{
-    char above[PATH_MAX];
-    struct stat a, b;
-    bk_at_t source;
-    if (item->existing == BK_NOT_THERE || !bk_strcpy(above, sizeof above, item->source->path))
-        return false;
-    char *slash = strrchr(above, '/');
-    const char *name =
-        slash != NULL ? item->source->path + (slash - above) + 1 : item->source->path;
-    *(slash != NULL ? slash : above) = '\0';
-    if (bk_at_open(at->road, above, !bk_at_helped(at), &source) != 0)
-        return false;
-    bool same = bk_at_stat(&source, name, &a) == 0 && bk_at_stat(at, item->name, &b) == 0 &&
-                a.st_ino == b.st_ino && a.st_dev == b.st_dev;
-    bk_at_close(&source);
-    return same;
-}
-
-/* A second name for the source: under a temporary name first, since link never replaces. */
-static bk_rc_t link_item(bk_item_t *item, const bk_at_t *at, bk_err_t *err)
-{
-    bk_restore_t *restore = item->restore;
-    bk_temporary_name(restore, item->temporary);
-    int errnum = bk_at_link_from(at, item->source->path, item->temporary);
-    bk_rc_t rc = errnum != 0 ? bk_at_error(at->road, errnum, "link it", err)
-                             : bk_place_publish(restore, at, item->temporary, item->name,
-                                                item->existing == BK_ASIDE, err);
-    item->temporary[0] = '\0';
-    return rc;
-}
-
 /* One that is to be linked.  *again: its source has content of its own to come. */
 static bk_rc_t do_follower(bk_item_t *item, const bk_at_t *at, int entered, bool *again,
                            bk_err_t *err)
@@ -575,7 +450,7 @@ static bk_rc_t do_follower(bk_item_t *item, const bk_at_t *at, int entered, bool
     bk_err_t why = {0};
     bk_rc_t rc = BK_OK;
     if (item->restore->options->dry_run) {
-        item->unchanged = entered == 0 && is_linked(item, at);
+        item->unchanged = entered == 0 && bk_source_is_linked(item, at);
         item->linked = item->filled = !item->unchanged;
         return BK_OK;
     }
@@ -583,11 +458,11 @@ static bk_rc_t do_follower(bk_item_t *item, const bk_at_t *at, int entered, bool
         fail_place(item, entered);
         return BK_OK;
     }
-    if (item->source->there && is_linked(item, at)) {
+    if (item->source->there && bk_source_is_linked(item, at)) {
         item->unchanged = true;
         return BK_OK;
     }
-    if (item->source->there && (rc = link_item(item, at, &why)) == BK_OK) {
+    if (item->source->there && (rc = bk_source_link(item, at, &why)) == BK_OK) {
         item->linked = item->filled = true;
         return BK_OK;
     }
@@ -597,7 +472,7 @@ static bk_rc_t do_follower(bk_item_t *item, const bk_at_t *at, int entered, bool
         return rc;
     }
     *again = true;
-    return item->source->pending ? BK_OK : make_source(item, item->source, err);
+    return item->source->pending ? BK_OK : bk_source_make(item, item->source, err);
 }
 
 /* Followers whose source is in place become links; the others must get content of their own. */
@@ -637,118 +512,6 @@ static bk_rc_t flush_disk(bk_window_t *window, bk_err_t *err)
     for (size_t i = 0; i < window->items.count && !any; i++)
         any = item_at(window, i)->temporary[0] != '\0';
     return any ? bk_road_sync(&window->restore->road, err) : BK_OK;
-}
-
-/* --- directories and what is too much --- */
-
-static bk_rc_t remove_extras(bk_window_t *window, bk_err_t *err)
-{
-    bk_restore_t *restore = window->restore;
-    extra_t *extras = window->extras.items;
-    bk_rc_t rc = BK_OK;
-    for (size_t i = 0; i < window->extras.count && rc == BK_OK; i++) {
-        char path[PATH_MAX];
-        bk_err_t why = {0};
-        uint64_t before = restore->stats.deleted;
-        if (!bk_place_path(extras[i].place, extras[i].name, path))
-            continue;
-        bk_at_t at;
-        if (bk_at_open(&restore->road, extras[i].place->path, extras[i].place->other, &at) != 0)
-            continue;
-        rc = bk_place_remove(restore, &at, extras[i].name, extras[i].path,
-                             restore->options->dry_run, &why);
-        bk_at_close(&at);
-        if (rc == BK_OK && restore->stats.deleted != before)
-            bk_restore_plan(restore, path, "delete", 0);
-        if (rc != BK_OK && bk_restore_is_fatal(rc)) {
-            if (err != NULL)
-                *err = why;
-        } else if (rc != BK_OK) {
-            bk_restore_fail(restore, path, &why);
-            rc = BK_OK;
-        }
-    }
-    return rc;
-}
-
-static bk_rc_t settle_dir(bk_restore_t *restore, const final_t *final, bk_rc_t rc,
-                          const bk_err_t *why, bk_err_t *err)
-{
-    if (rc == BK_OK)
-        return BK_OK;
-    if (!bk_restore_is_fatal(rc)) {
-        bk_restore_fail(restore, final->place->path, why);
-        return BK_OK;
-    }
-    if (err != NULL)
-        *err = *why;
-    return rc;
-}
-
-static bk_rc_t finish_own(bk_restore_t *restore, const final_t *final, bk_err_t *err)
-{
-    bk_err_t why = {0};
-    bk_rc_t rc = BK_OK;
-    int fd = bk_root_open_raw(restore->road.root, final->place->path, O_RDONLY | O_DIRECTORY, 0);
-    if (fd < 0) {
-        rc = bk_err_sys(&why, errno, "open directory");
-    } else {
-        rc = bk_place_metadata(restore, fd, &final->entry, final->place->fresh, &why);
-        close(fd);
-    }
-    return settle_dir(restore, final, rc, &why, err);
-}
-
-/* Length of the path above a directory's own name. */
-static size_t above_of(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? (size_t)(slash - path) : 0;
-}
-
-/* Through the helper: as many as have the same directory above them.  *taken of them. */
-static bk_rc_t finish_helped(bk_restore_t *restore, const final_t *finals, size_t count,
-                             size_t *taken, bk_err_t *err)
-{
-    const char *first = finals[0].place->path;
-    size_t len = above_of(first), n = 0;
-    char above[PATH_MAX];
-    bk_at_t at;
-    bk_subject_t *subjects = calloc(BK_WIRE_OPS, sizeof *subjects);
-    *taken = 0;
-    if (subjects == NULL)
-        return no_memory(err);
-    bk_fmt(above, sizeof above, "%.*s", (int)len, first);
-    for (; n < count && n < BK_WIRE_OPS && !finals[n].place->other; n++) {
-        const char *path = finals[n].place->path;
-        if (above_of(path) != len || memcmp(path, first, len) != 0)
-            break;
-        subjects[n] = (bk_subject_t){.name = path + len + (len > 0),
-                                     .entry = &finals[n].entry,
-                                     .fresh = finals[n].place->fresh};
-    }
-    (void)bk_at_open(&restore->road, above, false, &at);
-    bk_rc_t rc = bk_place_describe(restore, &at, subjects, n, err);
-    for (size_t i = 0; i < n && rc == BK_OK; i++)
-        rc = settle_dir(restore, &finals[i], subjects[i].rc, &subjects[i].why, err);
-    free(subjects);
-    *taken = n;
-    return rc;
-}
-
-static bk_rc_t finish_dirs(bk_window_t *window, bk_err_t *err)
-{
-    bk_restore_t *restore = window->restore;
-    const final_t *finals = window->dirs.items;
-    bk_rc_t rc = BK_OK;
-    for (size_t i = 0, taken; i < window->dirs.count && rc == BK_OK; i += taken) {
-        taken = 1;
-        if (restore->road.helper != NULL && !finals[i].place->other)
-            rc = finish_helped(restore, finals + i, window->dirs.count - i, &taken, err);
-        else
-            rc = finish_own(restore, &finals[i], err);
-    }
-    return rc;
 }
 
 /* --- the whole --- */
@@ -796,7 +559,7 @@ static void settle_items(bk_window_t *window)
         if (window->restore->plan != NULL && bk_place_path(item->place, item->name, path))
             bk_restore_plan(window->restore, path, action_of(item), item->entry.size);
     }
-    forget_sources(window);
+    bk_sources_forget(&window->sources);
 }
 
 /* A dry run takes what would be written for written. */
@@ -841,9 +604,9 @@ bk_rc_t bk_window_flush(bk_window_t *window, bk_err_t *err)
         }
     }
     if (rc == BK_OK)
-        rc = remove_extras(window, err);
+        rc = bk_finish_extras(window->restore, window->extras.items, window->extras.count, err);
     if (rc == BK_OK && !window->restore->options->dry_run)
-        rc = finish_dirs(window, err);
+        rc = bk_finish_dirs(window->restore, window->dirs.items, window->dirs.count, err);
     if (rc == BK_OK) {
         settle_items(window);
         clear_lists(window);
