@@ -571,6 +571,50 @@ static void test_a_database_is_placed_by_a_rename(void **state)
     assert_int_equal(look(box->data, "app.db").st_uid, APP);
 }
 
+/* Who places a database must know that nobody has it open; only the helper can ask for that. */
+static void test_whoever_has_a_database_open_is_noticed(void **state)
+{
+    BOX;
+    bk_helper_result_t mine =
+        at(box->db, "", (bk_helper_op_t){.call = BK_WIRE_OPEN, .name = "app.db", .flags = O_RDWR});
+    assert_int_equal(mine.error, 0);
+    bk_helper_op_t alone = {.call = BK_WIRE_ALONE, .name = "app.db", .attrs = mine.fd};
+    assert_int_equal(error_of(box->db, alone), 0);
+    be_root();
+    int other = open(box->database, O_RDONLY | O_CLOEXEC);
+    be_worker();
+    assert_true(other >= 0);
+    assert_int_equal(error_of(box->db, alone), EBUSY);
+    close(other);
+    assert_int_equal(error_of(box->db, alone), 0);
+    assert_int_equal(fcntl(mine.fd, F_GETLEASE), F_UNLCK);
+    close(mine.fd);
+    /* Another file, or another kind of root. */
+    alone.attrs = open("/etc/passwd", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(error_of(box->db, alone), ESTALE);
+    assert_int_equal(error_of(box->handle, alone), EPERM);
+    close(alone.attrs);
+}
+
+static void test_the_old_database_is_set_aside(void **state)
+{
+    BOX;
+    bk_helper_op_t op = {.call = BK_WIRE_CREATE, .name = ".ngx-backup-new"};
+    close(at(box->db, "", op).fd);
+    ino_t old = look(box->data, "app.db").st_ino;
+    op = (bk_helper_op_t){
+        .call = BK_WIRE_RENAME, .name = ".ngx-backup-new", .name2 = "app.db.before-job"};
+    assert_int_equal(error_of(box->db, op), 0);
+    op = (bk_helper_op_t){.call = BK_WIRE_RENAME,
+                          .name = "app.db.before-job",
+                          .name2 = "app.db",
+                          .flags = RENAME_EXCHANGE};
+    assert_int_equal(error_of(box->db, op), 0);
+    assert_int_equal(look(box->data, "app.db.before-job").st_ino, old);
+    op = (bk_helper_op_t){.call = BK_WIRE_RENAME, .name = "app.db", .name2 = "other.db.before-job"};
+    assert_int_equal(error_of(box->db, op), EPERM);
+}
+
 static void test_a_reader_of_a_database_makes_its_companions_alone(void **state)
 {
     BOX;
@@ -633,6 +677,8 @@ int main(void)
         T(test_a_database_is_opened_for_use),
         T(test_only_the_database_is_reached),
         T(test_a_database_is_placed_by_a_rename),
+        T(test_whoever_has_a_database_open_is_noticed),
+        T(test_the_old_database_is_set_aside),
         T(test_a_reader_of_a_database_makes_its_companions_alone),
         T(test_a_database_with_further_names_is_not_written),
     };
