@@ -301,7 +301,10 @@ subtest 'processes that die in the middle' => sub {
         is($r->{status}, 202, "recovery while the $who dies");
         # When the first temporaries are there.
         $t->wait_until(10, 'it is at work', sub { leftovers($t->{tree}) > 0 || $t->get("/jobs/$r->{json}{id}")->{json}{done} });
+        # A conversation whose worker is dead still ends what it was asked.
+        my @talks = $kill{conversation}->();
         kill 'KILL', $kill{$who}->();
+        $t->wait_until(20, 'the conversations end', sub { !grep { !$t->gone($_) } @talks });
         my $job = $t->wait_job($r->{json}{id});
         like($job->{status} // 'none', qr/^(failed|completed)$/, "it ends: " . ($job->{status} // ''));
         like($job->{error}, qr/helper|stopped|ended|process/i, 'and says why') if ($job->{status} // '') eq 'failed';
