@@ -1,0 +1,165 @@
+/*
+ * sqlite/hashes.c: the table of page hashes and its file.
+ *
+ *   magic "NGXBKHS\1" | page size u32 | salt 8 | frame u32 | checksum u32 × 2 | epoch 16 | txid u64
+ *   | seen i64 | digest u64 | count u64 | hashes u64 × count | XXH3-64 of all before u64
+ */
+#include "sqlite/hashes.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "base/buf.h"
+#include "base/publish.h"
+#include "sqlite/source.h"
+
+#define MAGIC     "NGXBKHS\1"
+#define HEADER    84u
+#define FILE_MAX  (40ull << 30)
+#define PAGES_MAX UINT32_MAX
+
+void bk_hashes_init(bk_hashes_t *h, uint32_t page_size)
+{
+    *h = (bk_hashes_t){.page_size = page_size};
+}
+
+void bk_hashes_free(bk_hashes_t *h)
+{
+    free(h->of);
+    *h = (bk_hashes_t){0};
+}
+
+uint64_t bk_hashes_get(const bk_hashes_t *h, uint64_t pgno)
+{
+    return pgno >= 1 && pgno <= h->count ? h->of[pgno - 1] : 0;
+}
+
+static uint64_t zero_hash(const bk_hashes_t *h, uint64_t pgno)
+{
+    static const uint8_t zeros[65536];
+    return pgno == bk_db_lock_page(h->page_size) ? 0 : bk_db_page_hash(pgno, zeros, h->page_size);
+}
+
+uint64_t bk_hashes_resized(const bk_hashes_t *h, uint64_t count)
+{
+    uint64_t digest = h->digest;
+    for (uint64_t p = count + 1; p <= h->count; p++)
+        digest ^= h->of[p - 1];
+    for (uint64_t p = h->count + 1; p <= count; p++)
+        digest ^= zero_hash(h, p);
+    return digest;
+}
+
+bk_rc_t bk_hashes_resize(bk_hashes_t *h, uint64_t count, bk_err_t *err)
+{
+    if (count > h->room) {
+        uint64_t room = count + count / 8 + 1024;
+        uint64_t *more = count <= PAGES_MAX ? realloc(h->of, room * sizeof *more) : NULL;
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "hashes of %llu pages: out of memory",
+                              (unsigned long long)count);
+        h->of = more;
+        h->room = room;
+    }
+    h->digest = bk_hashes_resized(h, count);
+    for (uint64_t p = h->count + 1; p <= count; p++)
+        h->of[p - 1] = zero_hash(h, p);
+    h->count = count;
+    return BK_OK;
+}
+
+void bk_hashes_set(bk_hashes_t *h, uint64_t pgno, uint64_t hash)
+{
+    h->digest ^= h->of[pgno - 1] ^ hash;
+    h->of[pgno - 1] = hash;
+}
+
+/* --- the file --- */
+
+bk_rc_t bk_hashes_save(const bk_hashes_t *h, const bk_hashes_state_t *state, const char *path,
+                       bk_err_t *err)
+{
+    bk_buf_t head;
+    uint8_t sum[8];
+    bk_publish_t pub;
+    size_t bytes = (size_t)h->count * 8;
+    bk_buf_init(&head, HEADER);
+    bk_buf_add(&head, MAGIC, 8);
+    bk_buf_u32(&head, h->page_size);
+    bk_buf_add(&head, state->place.salt, 8);
+    bk_buf_u32(&head, state->place.frame);
+    bk_buf_u32(&head, state->place.checksum[0]);
+    bk_buf_u32(&head, state->place.checksum[1]);
+    bk_buf_add(&head, state->epoch, BK_TXLOG_EPOCH);
+    bk_buf_u64(&head, state->txid);
+    bk_buf_i64(&head, state->seen);
+    bk_buf_u64(&head, h->digest);
+    bk_buf_u64(&head, h->count);
+    if (!bk_buf_ok(&head)) {
+        bk_buf_free(&head);
+        return bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
+    }
+    bk_put_u64(sum, XXH3_64bits_withSeed(head.data, head.len, XXH3_64bits(h->of, bytes)));
+    bk_rc_t rc = bk_publish_open(&pub, AT_FDCWD, path, 0600, err);
+    if (rc == BK_OK) {
+        rc = bk_write_all(pub.fd, head.data, head.len, path, err);
+        if (rc == BK_OK && bytes > 0)
+            rc = bk_write_all(pub.fd, h->of, bytes, path, err);
+        if (rc == BK_OK)
+            rc = bk_write_all(pub.fd, sum, sizeof sum, path, err);
+        if (rc == BK_OK)
+            rc = bk_publish_commit(&pub, false, err);
+        else
+            bk_publish_abort(&pub);
+    }
+    bk_buf_free(&head);
+    return rc;
+}
+
+static bk_rc_t parse(bk_hashes_t *h, bk_hashes_state_t *state, const bk_buf_t *file,
+                     const char *path, bk_err_t *err)
+{
+    bk_cur_t cur = bk_cur(file->data, file->len);
+    const uint8_t *magic = bk_cur_bytes(&cur, 8);
+    uint32_t page_size = bk_cur_u32(&cur);
+    const uint8_t *salt = bk_cur_bytes(&cur, 8);
+    *state = (bk_hashes_state_t){.place = {.frame = bk_cur_u32(&cur)}};
+    state->place.checksum[0] = bk_cur_u32(&cur);
+    state->place.checksum[1] = bk_cur_u32(&cur);
+    const uint8_t *epoch = bk_cur_bytes(&cur, BK_TXLOG_EPOCH);
+    state->txid = bk_cur_u64(&cur);
+    state->seen = bk_cur_i64(&cur);
+    uint64_t digest = bk_cur_u64(&cur), count = bk_cur_u64(&cur);
+    const uint8_t *of = count <= PAGES_MAX ? bk_cur_bytes(&cur, (size_t)count * 8) : NULL;
+    uint64_t sum = bk_cur_u64(&cur);
+    if (!bk_cur_ok(&cur) || of == NULL || bk_cur_left(&cur) != 0 || memcmp(magic, MAGIC, 8) != 0 ||
+        page_size < 512 || page_size > 65536 || (page_size & (page_size - 1)) != 0 ||
+        sum != XXH3_64bits_withSeed(file->data, (size_t)(of - file->data),
+                                    XXH3_64bits(of, (size_t)count * 8)))
+        return bk_err_set(err, BK_CORRUPT, "%s is damaged", path);
+    memcpy(state->place.salt, salt, 8);
+    memcpy(state->epoch, epoch, BK_TXLOG_EPOCH);
+    bk_hashes_init(h, page_size);
+    h->of = malloc((size_t)count * 8 + 8);
+    if (h->of == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
+    if (count > 0)
+        memcpy(h->of, of, (size_t)count * 8);
+    h->count = h->room = count;
+    h->digest = digest;
+    return BK_OK;
+}
+
+bk_rc_t bk_hashes_load(bk_hashes_t *h, bk_hashes_state_t *state, const char *path, bk_err_t *err)
+{
+    bk_buf_t file;
+    bk_buf_init(&file, FILE_MAX);
+    bk_rc_t rc = bk_read_file(AT_FDCWD, path, &file, err);
+    if (rc == BK_OK)
+        rc = parse(h, state, &file, path, err);
+    bk_buf_free(&file);
+    return rc;
+}
