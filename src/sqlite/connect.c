@@ -195,7 +195,9 @@ bk_rc_t bk_db_connect(bk_db_connection_t *c, const char *path, unsigned busy_ms,
     if ((rc = bk_db_attach(c->path, &c->st, err)) != BK_OK)
         return rc;
     c->attached = true;
-    int code = sqlite3_open_v2(c->path, &c->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
+    /* The path is absolute, so never an URI itself; what is attached to it may be one. */
+    int flags = SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_URI;
+    int code = sqlite3_open_v2(c->path, &c->db, flags, NULL);
     if (code == SQLITE_OK)
         code = sqlite3_file_control(c->db, "main", SQLITE_FCNTL_FILE_POINTER, &c->file);
     if (code == SQLITE_OK && (c->file == NULL || c->file->pMethods == NULL))
@@ -264,8 +266,7 @@ uint32_t bk_db_header_page_size(const uint8_t header[20])
                : 0;
 }
 
-/* immutable: nobody writes to it, and no -wal or -shm may appear beside it. */
-static bk_rc_t image_uri(const char *file, char *uri, size_t size, bk_err_t *err)
+bk_rc_t bk_db_image_uri(const char *file, char *uri, size_t size, bk_err_t *err)
 {
     char *p = uri + snprintf(uri, size, "file:");
     for (const char *c = file; *c != '\0'; c++) {
@@ -280,19 +281,23 @@ static bk_rc_t image_uri(const char *file, char *uri, size_t size, bk_err_t *err
     return BK_OK;
 }
 
-bk_rc_t bk_db_open_image(const char *file, sqlite3 **db, bk_err_t *err)
+bk_rc_t bk_db_open_uri(const char *uri, sqlite3 **db, bk_err_t *err)
 {
-    char uri[4096 * 3 + 64];
     *db = NULL;
-    bk_rc_t rc = image_uri(file, uri, sizeof uri, err);
-    if (rc != BK_OK)
-        return rc;
     int code = sqlite3_open_v2(uri, db,
                                SQLITE_OPEN_READONLY | SQLITE_OPEN_URI | SQLITE_OPEN_NOMUTEX, NULL);
     if (code == SQLITE_OK)
         return BK_OK;
-    rc = bk_db_error(*db, code, file, "open", err);
+    bk_rc_t rc = bk_db_error(*db, code, uri, "open", err);
     sqlite3_close_v2(*db);
     *db = NULL;
     return rc;
+}
+
+bk_rc_t bk_db_open_image(const char *file, sqlite3 **db, bk_err_t *err)
+{
+    char uri[BK_DB_URI];
+    *db = NULL;
+    bk_rc_t rc = bk_db_image_uri(file, uri, sizeof uri, err);
+    return rc == BK_OK ? bk_db_open_uri(uri, db, err) : rc;
 }

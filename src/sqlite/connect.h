@@ -45,7 +45,12 @@ bk_rc_t bk_db_error(sqlite3 *db, int code, const char *path, const char *operati
 
 /* The page size in the first 20 bytes of a file, 0 when they are not a database's. */
 uint32_t bk_db_header_page_size(const uint8_t header[20]);
-/* A finished image: read only, without locks; nothing appears beside it. */
+
+/* A finished image: read only, without locks; nothing appears beside it.  By its file, or by the
+ * URI that bk_db_image_uri makes of one: immutable, so no -wal or -shm is looked for. */
+#define BK_DB_URI (4096 * 3 + 64) /* bytes that suffice for any path */
+bk_rc_t bk_db_image_uri(const char *file, char *uri, size_t size, bk_err_t *err);
+bk_rc_t bk_db_open_uri(const char *uri, sqlite3 **db, bk_err_t *err);
 bk_rc_t bk_db_open_image(const char *file, sqlite3 **db, bk_err_t *err);
 
 #endif
