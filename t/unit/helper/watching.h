@@ -6,6 +6,8 @@
 
 #include "agent.h"
 
+#include <sys/file.h>
+
 #include "base/clock.h"
 #include "files/dirset.h"
 #include "helper/watch.h"
@@ -29,9 +31,13 @@ typedef struct {
     bool over;
 } watching_t;
 
-/* Queues of events are so small that they overflow, for whoever starts to watch until the end. */
+/*
+ * Queues of events are so small that they overflow, for whoever starts to watch until the end.  The
+ * knobs are the whole machine's: who holds them keeps every other test away.
+ */
 typedef struct {
     char was[2][32];
+    FILE *held;
 } watching_queues_t;
 
 static inline FILE *watching_knob(unsigned which)
@@ -44,10 +50,11 @@ static inline FILE *watching_knob(unsigned which)
 /* False: not permitted. */
 static inline bool watching_small_queues(watching_queues_t *queues)
 {
+    if ((queues->held = watching_knob(0)) == NULL)
+        return false;
+    assert_int_equal(flock(fileno(queues->held), LOCK_EX), 0);
     for (unsigned i = 0; i < 2; i++) {
         FILE *file = watching_knob(i);
-        if (file == NULL && i == 0)
-            return false;
         if (file == NULL)
             continue;
         assert_non_null(fgets(queues->was[i], sizeof queues->was[i], file));
@@ -67,6 +74,8 @@ static inline void watching_usual_queues(const watching_queues_t *queues)
         fputs(queues->was[i], file);
         fclose(file);
     }
+    flock(fileno(queues->held), LOCK_UN); /* agents have inherited it */
+    fclose(queues->held);
 }
 
 static inline bool watching_has_fanotify(void)
