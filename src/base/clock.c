@@ -42,13 +42,19 @@ void bk_time_format(char out[BK_TIME_TEXT], int64_t ns)
     strftime(out, BK_TIME_TEXT, "%Y-%m-%dT%H:%M:%SZ", &tm);
 }
 
-void bk_time_format_ms(char out[BK_TIME_TEXT], int64_t ns)
+void bk_time_format_exact(char out[BK_TIME_TEXT], int64_t ns)
 {
     struct tm tm;
     int ms;
     split(ns, &tm, &ms);
+    long part = (long)(ns % BK_SEC + (ns % BK_SEC < 0 ? BK_SEC : 0));
     size_t len = strftime(out, BK_TIME_TEXT, "%Y-%m-%dT%H:%M:%S", &tm);
-    snprintf(out + len, BK_TIME_TEXT - len, ".%03dZ", ms);
+    if (part % 1000 != 0)
+        snprintf(out + len, BK_TIME_TEXT - len, ".%09ldZ", part);
+    else if (part % 1000000 != 0)
+        snprintf(out + len, BK_TIME_TEXT - len, ".%06ldZ", part / 1000);
+    else
+        snprintf(out + len, BK_TIME_TEXT - len, ".%03ldZ", part / 1000000);
 }
 
 void bk_time_stamp(char out[BK_TIME_TEXT], int64_t ns)

@@ -17,10 +17,10 @@ int64_t bk_now(void);
 /* Nanoseconds of CLOCK_MONOTONIC. */
 int64_t bk_mono(void);
 
-/* "2025-10-15T14:30:00Z", or with milliseconds ".250Z".  out: at least 32 bytes. */
+/* "2025-10-15T14:30:00Z", or exactly: ".250Z", with 6 or 9 digits where it takes them. */
 #define BK_TIME_TEXT 32
 void bk_time_format(char out[BK_TIME_TEXT], int64_t ns);
-void bk_time_format_ms(char out[BK_TIME_TEXT], int64_t ns);
+void bk_time_format_exact(char out[BK_TIME_TEXT], int64_t ns);
 /* RFC 3339, fraction up to 9 digits; without offset it is UTC; 'T' may be a blank.  False when not
  * wholly a time. */
 bool bk_time_parse(const char *text, int64_t *ns);

@@ -190,6 +190,15 @@ json_t *bk_json_name(const void *name, size_t len)
     return value;
 }
 
+json_t *bk_json_moment(int64_t ns)
+{
+    char text[BK_TIME_TEXT];
+    if (ns == 0)
+        return json_null();
+    bk_time_format_exact(text, ns);
+    return json_string(text);
+}
+
 json_t *bk_json_time(int64_t ns)
 {
     char text[BK_TIME_TEXT];

@@ -45,7 +45,8 @@ json_t *bk_want_done(bk_want_t *want);
 
 /* String value from bytes that may not be UTF-8 (bk_name_escape). */
 json_t *bk_json_name(const void *name, size_t len);
-/* RFC 3339 with Z, or null for 0. */
+/* RFC 3339 with Z, or null for 0.  moment: exactly, so that it can be asked for. */
 json_t *bk_json_time(int64_t ns);
+json_t *bk_json_moment(int64_t ns);
 
 #endif

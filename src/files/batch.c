@@ -308,7 +308,7 @@ static bk_rc_t do_file(bk_names_work_t *work, bk_slot_t *slot, const struct stat
         return submit(walk, work->segment, work->handle, (size_t)(slot - work->segment->slots), 1,
                       run_alone, err);
     }
-    return bk_reading_add(work, slot, st, before != NULL && before->type == BK_ENTRY_FILE, err);
+    return bk_reading_add(work, slot, st, before, err);
 }
 
 static bk_rc_t do_link(bk_names_work_t *work, bk_slot_t *slot, size_t at, const struct stat *st,

@@ -99,9 +99,7 @@ static void count_files(bk_compared_t *sums, const bk_entry_t *before, const bk_
     sums->files_new += is && !was;
     sums->files_removed += was && !is;
     if (was && is)
-        sums->files_changed += before->size != after->size || before->mtime != after->mtime ||
-                               before->ctime != after->ctime || before->inode != after->inode ||
-                               before->device != after->device;
+        sums->files_changed += !bk_files_same(before, after);
 }
 
 static bool same_metadata(const bk_entry_t *a, const bk_entry_t *b)
@@ -121,6 +119,15 @@ static bool same_content(const bk_entry_t *a, const bk_entry_t *b)
         return bk_id_equal(&a->sha256, &b->sha256);
     return a->type != BK_ENTRY_LINK ||
            (a->target_len == b->target_len && memcmp(a->target, b->target, a->target_len) == 0);
+}
+
+bool bk_files_same(const bk_entry_t *before, const bk_entry_t *after)
+{
+    bool trusted = before->ctime != 0 && after->ctime != 0;
+    return same_metadata(before, after) && same_content(before, after) &&
+           before->inode == after->inode && before->device == after->device &&
+           (before->ctime == after->ctime || !trusted) &&
+           ((before->flags ^ after->flags) & BK_ENTRY_DAMAGED) == 0;
 }
 
 static void note_where(work_t *work, const pair_t *pair, const bk_entry_t *before,

@@ -14,6 +14,12 @@ typedef struct {
 } bk_compared_t;
 
 /*
+ * Whether two entries of one name are the same file as it was.  A ctime of 0 is one that was too
+ * fresh to be trusted: the rest decides then.
+ */
+bool bk_files_same(const bk_entry_t *before, const bk_entry_t *after);
+
+/*
  * where (may be NULL): gets the directories in which a name came, went, or has other content or
  * metadata; what only other names of the same inode or the moment of reading can have changed
  * (ctime, number of links) does not count there.

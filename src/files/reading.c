@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/str.h"
+#include "files/compare.h"
 #include "files/walk.h"
 
 #define READ_TRIES 3u
@@ -175,8 +176,10 @@ static bk_rc_t finish_file(bk_names_work_t *work, bk_read_t *read, reading_t res
                     walk->options->path, text, READ_TRIES);
     }
     read->slot->present = true;
-    bk_reading_count(work, read->slot, read->before, false);
-    return bk_entry_put_attrs(walk, entry, &work->attrs, err);
+    bk_rc_t rc = bk_entry_put_attrs(walk, entry, &work->attrs, err);
+    bk_reading_count(work, read->slot, read->known,
+                     read->known && bk_files_same(&read->before, entry));
+    return rc;
 }
 
 static bk_rc_t read_file(bk_names_work_t *work, size_t at, bk_err_t *err)
@@ -228,13 +231,15 @@ void bk_reading_drop(bk_names_work_t *work)
     work->read_count = 0;
 }
 
-bk_rc_t bk_reading_add(bk_names_work_t *work, bk_slot_t *slot, const struct stat *st, bool before,
-                       bk_err_t *err)
+bk_rc_t bk_reading_add(bk_names_work_t *work, bk_slot_t *slot, const struct stat *st,
+                       const bk_entry_t *before, bk_err_t *err)
 {
     bk_read_t *read = &work->reads[work->read_count++];
     read->slot = slot;
     read->st = *st;
-    read->before = before;
+    read->known = before != NULL && before->type == BK_ENTRY_FILE;
+    if (read->known)
+        read->before = *before;
     read->ready = false;
     return work->read_count == BK_VIEW_OPEN ? bk_reading_flush(work, err) : BK_OK;
 }

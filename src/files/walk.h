@@ -132,7 +132,8 @@ typedef struct {
 typedef struct {
     bk_slot_t *slot;
     struct stat st;
-    bool before;         /* the previous backup had a file of that name */
+    bk_entry_t before;   /* the previous backup's file of that name; what it points to is gone */
+    bool known;          /* there is one */
     bool ready;          /* file is filled in */
     bk_view_file_t file; /* open since the helper was asked for others, or why not */
 } bk_read_t;
@@ -190,8 +191,8 @@ void bk_walk_lost_previous(bk_walk_t *walk, const bk_frame_t *frame, const bk_er
 
 /* reading.c */
 /* Read the file of a slot, now or with others of the same work. */
-bk_rc_t bk_reading_add(bk_names_work_t *work, bk_slot_t *slot, const struct stat *st, bool before,
-                       bk_err_t *err);
+bk_rc_t bk_reading_add(bk_names_work_t *work, bk_slot_t *slot, const struct stat *st,
+                       const bk_entry_t *before, bk_err_t *err);
 bk_rc_t bk_reading_flush(bk_names_work_t *work, bk_err_t *err);
 /* Close what was opened and not read. */
 void bk_reading_drop(bk_names_work_t *work);

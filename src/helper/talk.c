@@ -253,9 +253,19 @@ static int find_directory(const bk_task_root_t *root, const char *dir, size_t le
     return -1;
 }
 
-/* One operation into the reply; dir: of the request, or the negative errno of finding it. */
-static void do_one(bk_talk_t *talk, const bk_task_root_t *root, int dir, bk_wire_cur_t *cur,
-                   unsigned left)
+/*
+ * Nobody waits for the answer any more: what comes after this worker may already be putting the
+ * directory in order, so nothing more is made there.
+ */
+static bool is_alone(const bk_talk_t *talk)
+{
+    return bk_wire_wait(talk->fd, 0, 0) != 0;
+}
+
+/* One operation into the reply; dir: of the request, or the negative errno of finding it.  EPIPE:
+ * the conversation is over. */
+static int do_one(bk_talk_t *talk, const bk_task_root_t *root, int dir, bk_wire_cur_t *cur,
+                  unsigned left)
 {
     bk_wire_op_t op;
     bk_wire_result_t result = {0};
@@ -277,6 +287,8 @@ static void do_one(bk_talk_t *talk, const bk_task_root_t *root, int dir, bk_wire
                       .room = sizeof talk->out - talk->out_len - (size_t)left * sizeof result};
     if (has_fd(&op))
         task.attrs = talk->in.fds[talk->attrs_used++];
+    if (op.call >= BK_WIRE_CREATE && is_alone(talk))
+        return EPIPE;
     if (!names_are_sound(&op, name, name2)) {
         bk_refuse(BK_REFUSE_PATH, name, op.name_len);
         result.error = EPERM;
@@ -291,6 +303,7 @@ static void do_one(bk_talk_t *talk, const bk_task_root_t *root, int dir, bk_wire
     }
     memcpy(talk->out + talk->out_len, &result, sizeof result);
     talk->out_len += sizeof result + result.data_len;
+    return 0;
 }
 
 static int answer_at(bk_talk_t *talk)
@@ -310,11 +323,13 @@ static int answer_at(bk_talk_t *talk)
     talk->out_len = 0;
     talk->out_fd_count = 0;
     talk->attrs_used = 0;
-    for (unsigned i = 0; i < at.count; i++)
-        do_one(talk, root, fd, &cur, at.count - i);
+    int errnum = 0;
+    for (unsigned i = 0; i < at.count && errnum == 0; i++)
+        errnum = do_one(talk, root, fd, &cur, at.count - i);
     if (fd >= 0)
         close(fd);
-    int errnum = bk_wire_send(talk->fd, BK_WIRE_AT, talk->in.head.id, talk->out, talk->out_len,
+    if (errnum == 0)
+        errnum = bk_wire_send(talk->fd, BK_WIRE_AT, talk->in.head.id, talk->out, talk->out_len,
                               talk->out_fds, talk->out_fd_count);
     for (unsigned i = 0; i < talk->out_fd_count; i++)
         close(talk->out_fds[i]);

@@ -25,6 +25,7 @@
 #define VISIT_MS 500  /* of new directories, before a request is answered */
 #define FULL_MS  20   /* between two looks whether the peer has read */
 #define REST_MS  25   /* between two looks at what happened in whole file systems */
+#define DATA_MS  2    /* at most, between two looks at a database: many writes are one event then */
 
 unsigned bk_watch_use = BK_WIRE_WATCH_INOTIFY | BK_WIRE_WATCH_FANOTIFY;
 
@@ -35,6 +36,7 @@ typedef struct {
     bk_pending_t pending;
     bk_rootwatch_t *watch;
     bk_inotify_t *inotify; /* its source; NULL: fanotify */
+    int64_t rest;          /* ms: not looked at before */
 } watched_t;
 
 typedef struct {
@@ -323,10 +325,15 @@ static int wait_ms(const watcher_t *w, int work, int64_t now)
 /* Read the sources that have something. */
 static int read_sources(watcher_t *w, const struct pollfd *fds, unsigned count)
 {
-    for (unsigned i = 0; i < count; i++)
-        if (fds[i].revents != 0 && w->list[i].inotify != NULL &&
-            !bk_inotify_read(w->list[i].inotify, w->list[i].watch, 0))
+    for (unsigned i = 0; i < count; i++) {
+        watched_t *root = &w->list[i];
+        if (fds[i].revents == 0 || root->inotify == NULL)
+            continue;
+        if ((root->conf->flags & BK_WIRE_DATABASE) != 0)
+            root->rest = bk_watch_now() + DATA_MS;
+        if (!bk_inotify_read(root->inotify, root->watch, 0))
             return ENODEV;
+    }
     if (fds[count].revents == 0)
         return 0;
     w->fan_at = bk_watch_now() + REST_MS;
@@ -338,11 +345,13 @@ static int wait_for_something(watcher_t *w, int ms, int64_t now)
     struct pollfd fds[BK_WIRE_ROOTS + 2];
     unsigned count = w->count; /* a request may add one */
     for (unsigned i = 0; i < count; i++) {
-        const bk_inotify_t *inotify = w->list[i].inotify;
-        int fd = inotify != NULL ? bk_inotify_fd(inotify) : -1;
-        fds[i] = (struct pollfd){.fd = fd, .events = POLLIN};
+        const watched_t *root = &w->list[i];
+        int fd = root->inotify != NULL ? bk_inotify_fd(root->inotify) : -1;
+        /* While it rests, what happens there is gathered by the kernel, each thing once. */
+        if (now < root->rest)
+            ms = sooner(ms, root->rest - now);
+        fds[i] = (struct pollfd){.fd = now < root->rest ? -1 : fd, .events = POLLIN};
     }
-    /* While it rests, what happens there is gathered by the kernel, each thing once. */
     bool rest = w->fan != NULL && now < w->fan_at;
     if (rest)
         ms = sooner(ms, w->fan_at - now);

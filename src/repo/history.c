@@ -38,8 +38,8 @@ struct bk_history_reader_s {
 static bool database_valid(const char *text)
 {
     size_t len = strlen(text);
-    return len > 0 && len < BK_HISTORY_NAME &&
-           strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789_-") == len;
+    return len > 0 && len < BK_HISTORY_NAME && text[0] != '.' &&
+           strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789_.-") == len;
 }
 
 /* Everything before the SHA-256. */

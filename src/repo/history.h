@@ -1,6 +1,6 @@
 /*
  * repo/history.h: what happened to a database between backups: sealed segments of its transactions
- * on the storage, as wal/<database>/<epoch>/<first>-<last>-<sha256>.
+ * on the storage, as wal/<set>.<database>/<epoch>/<first>-<last>-<sha256>.
  *
  * An epoch is one unbroken life of a database: its transactions have numbers that follow each
  * other.  What a segment holds is the business of whoever writes it; here it is bytes that can be
@@ -12,11 +12,11 @@
 #include "repo/repo.h"
 
 #define BK_EPOCH_SIZE    16
-#define BK_HISTORY_NAME  64           /* of a database, with NUL */
+#define BK_HISTORY_NAME  72           /* of a database, with NUL */
 #define BK_HISTORY_LIMIT (1ull << 40) /* bytes of one segment */
 
 typedef struct {
-    char database[BK_HISTORY_NAME]; /* [a-z0-9_-]+ */
+    char database[BK_HISTORY_NAME]; /* [a-z0-9_.-]+, the set and the database */
     uint8_t epoch[BK_EPOCH_SIZE];
     uint64_t first, last; /* transactions, first <= last */
 } bk_history_name_t;

@@ -16,6 +16,7 @@
 #include "base/publish.h"
 #include "base/str.h"
 #include "repo/map.h"
+#include "sqlite/blocks.h"
 #include "sqlite/connect.h"
 
 #define IN_FLIGHT        (16u << 20) /* bytes of blocks that are read ahead, hashed, stored */
@@ -247,13 +248,10 @@ static bk_rc_t write_window(image_t *image, bk_repo_t *repo, uint64_t first, siz
     size_t count = 0;
     bk_rc_t rc = bk_map_read(repo, &image->db->map, first, n, refs, image->ctl, err);
     for (size_t i = 0; i < n && rc == BK_OK; i++) {
-        uint64_t at = (first + i) * image->db->block_size;
-        uint64_t bytes = image->db->page_count * image->db->page_size;
-        if (refs[i].raw > image->db->block_size || at + refs[i].raw > bytes ||
-            (refs[i].raw < image->db->block_size && at + refs[i].raw != bytes))
-            rc = bk_err_set(err, BK_CORRUPT, "database %s: block %llu has a wrong length",
-                            image->db->name, (unsigned long long)(first + i));
-        else if (bk_id_is_zero(&refs[i].id))
+        rc = bk_db_check_block(image->db, first + i, refs[i].raw, err);
+        if (rc != BK_OK)
+            break;
+        if (bk_id_is_zero(&refs[i].id))
             atomic_fetch_xor(&image->digest, digest_of(image, first + i, zeros, refs[i].raw));
         else
             wants[count++] =
@@ -292,20 +290,6 @@ static bk_rc_t write_image(image_t *image, bk_repo_t *repo, bk_team_t *team, bk_
     return rc;
 }
 
-/* The snapshot is only as good as who wrote it: nothing below may divide by zero or wrap round. */
-static bk_rc_t check_geometry(const bk_snapshot_db_t *db, bk_err_t *err)
-{
-    uint64_t pages = db->page_count;
-    if (db->page_size < 512 || db->page_size > 65536 ||
-        (db->page_size & (db->page_size - 1)) != 0 || db->block_size < db->page_size ||
-        db->block_size > BK_CHUNK_MAX || db->block_size % db->page_size != 0 || pages > UINT32_MAX)
-        return bk_err_set(err, BK_CORRUPT, "database %s: impossible page or block size", db->name);
-    if (db->map.count != (pages * db->page_size + db->block_size - 1) / db->block_size)
-        return bk_err_set(err, BK_CORRUPT, "database %s: %llu blocks do not make %llu pages",
-                          db->name, (unsigned long long)db->map.count, (unsigned long long)pages);
-    return BK_OK;
-}
-
 static bk_rc_t check_room(const bk_snapshot_db_t *db, const char *file, bk_err_t *err)
 {
     uint64_t bytes = db->page_count * db->page_size, room;
@@ -329,7 +313,7 @@ bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const cha
                           bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
 {
     image_t image = {.file = file, .db = db, .ctl = ctl};
-    bk_rc_t rc = check_geometry(db, err);
+    bk_rc_t rc = bk_db_check_geometry(db, err);
     if (rc == BK_OK)
         rc = check_room(db, file, err);
     if (rc != BK_OK)
@@ -380,4 +364,26 @@ bk_rc_t bk_db_check_file(const char *file, bool full, bk_ctl_t *ctl, bk_err_t *e
     sqlite3_finalize(statement);
     sqlite3_close_v2(db);
     return rc;
+}
+
+bk_rc_t bk_db_check_references(const char *file, uint64_t *orphans, bk_ctl_t *ctl, bk_err_t *err)
+{
+    sqlite3 *db;
+    sqlite3_stmt *statement = NULL;
+    *orphans = 0;
+    bk_rc_t rc = bk_db_open_image(file, &db, err);
+    if (rc != BK_OK)
+        return rc;
+    sqlite3_progress_handler(db, 100000, keep_going, ctl);
+    int code = sqlite3_prepare_v2(db, "PRAGMA foreign_key_check", -1, &statement, NULL);
+    while (code == SQLITE_OK && *orphans < BK_DB_ORPHANS_MAX &&
+           (code = sqlite3_step(statement)) == SQLITE_ROW) {
+        ++*orphans;
+        code = SQLITE_OK;
+    }
+    if (code == SQLITE_INTERRUPT)
+        rc = bk_ctl_check(ctl, err);
+    sqlite3_finalize(statement);
+    sqlite3_close_v2(db);
+    return rc; /* a schema that does not even allow the question is no damage */
 }

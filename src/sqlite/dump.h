@@ -28,5 +28,8 @@ bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const cha
                           bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err);
 /* The check alone, on any database file that nobody writes. */
 bk_rc_t bk_db_check_file(const char *file, bool full, bk_ctl_t *ctl, bk_err_t *err);
+/* How many rows of it refer to rows that are not there, at most BK_DB_ORPHANS_MAX. */
+#define BK_DB_ORPHANS_MAX 1000u
+bk_rc_t bk_db_check_references(const char *file, uint64_t *orphans, bk_ctl_t *ctl, bk_err_t *err);
 
 #endif

@@ -20,7 +20,8 @@ typedef struct {
     uint8_t epoch[BK_TXLOG_EPOCH];
     uint64_t txid; /* after this transaction; 0: before the first */
     bk_txlog_place_t place;
-    int64_t seen; /* ns: when the database was known to be so */
+    int64_t seen;   /* ns: when the database was known to be so */
+    uint64_t inode; /* of the database */
 } bk_hashes_state_t;
 
 void bk_hashes_init(bk_hashes_t *hashes, uint32_t page_size);

@@ -71,26 +71,39 @@ static kind_t match_one(const char *database, const char *path, char name[BK_WIR
     return database[path_len] == '/' ? ABOVE : OTHER;
 }
 
-/* The place is in use until leave(). */
+/* How near path is to the database of place, by either of its names. */
+static kind_t match_place(const place_t *place, const char *path, char name[BK_WIRE_NAME + 1])
+{
+    char other[BK_WIRE_NAME + 1];
+    kind_t kind = match_one(place->path, path, name);
+    kind_t real = place->real != NULL ? match_one(place->real, path, other) : OTHER;
+    if (real <= kind)
+        return kind;
+    bk_strcpy(name, sizeof other, other);
+    return real;
+}
+
+/*
+ * The nearest one: a directory above one database may be that of another.  The place is in use
+ * until leave().
+ */
 static bool enter(const char *path, match_t *match)
 {
-    bool found = false;
+    char name[BK_WIRE_NAME + 1];
+    match->kind = OTHER;
     pthread_mutex_lock(&lock);
-    for (size_t i = 0; i < PLACES && !found; i++) {
-        place_t *place = &places[i];
-        if (place->path == NULL)
+    for (size_t i = 0; i < PLACES; i++) {
+        kind_t kind = places[i].path != NULL ? match_place(&places[i], path, name) : OTHER;
+        if (kind <= match->kind)
             continue;
-        match->kind = match_one(place->path, path, match->name);
-        if (match->kind == OTHER && place->real != NULL)
-            match->kind = match_one(place->real, path, match->name);
-        found = match->kind != OTHER;
-        if (found) {
-            match->place = place;
-            place->users++;
-        }
+        match->kind = kind;
+        match->place = &places[i];
+        bk_strcpy(match->name, sizeof match->name, name);
     }
+    if (match->kind != OTHER)
+        match->place->users++;
     pthread_mutex_unlock(&lock);
-    return found;
+    return match->kind != OTHER;
 }
 
 static void leave(match_t *match)
@@ -228,7 +241,7 @@ static void put_in_front(void)
 
 /* --- the table --- */
 
-/* Lock held. */
+/* One that nobody else can see, or with the lock held. */
 static void clear(place_t *place)
 {
     bk_helper_root_close(place->root);
@@ -237,21 +250,33 @@ static void clear(place_t *place)
     *place = (place_t){0};
 }
 
-/* Lock held.  NULL: no such path. */
+/* Lock held, and given up while it waits until nobody asks about it.  NULL: no such path. */
 static place_t *find(const char *path)
 {
+    for (size_t i = 0; i < PLACES; i++) {
+        if (places[i].path == NULL || strcmp(places[i].path, path) != 0)
+            continue;
+        if (places[i].users == 0)
+            return &places[i];
+        pthread_cond_wait(&idle, &lock);
+        i = (size_t)-1; /* it may be gone by now */
+    }
+    return NULL;
+}
+
+/* Lock held. */
+static place_t *find_free(void)
+{
     for (size_t i = 0; i < PLACES; i++)
-        if (places[i].path != NULL && strcmp(places[i].path, path) == 0)
+        if (places[i].path == NULL)
             return &places[i];
     return NULL;
 }
 
 void bk_db_unhelp(const char *path)
 {
-    place_t *place;
     pthread_mutex_lock(&lock);
-    while ((place = find(path)) != NULL && place->users > 0)
-        pthread_cond_wait(&idle, &lock);
+    place_t *place = find(path);
     if (place != NULL)
         clear(place);
     pthread_mutex_unlock(&lock);
@@ -277,6 +302,17 @@ static bk_rc_t open_root(const char *path, bk_helper_t *client, bk_helper_root_t
     return rc;
 }
 
+static bool is_known(const char *path, const bk_helper_t *client)
+{
+    bool known = false;
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < PLACES; i++)
+        known = known || (places[i].path != NULL && places[i].client == client &&
+                          strcmp(places[i].path, path) == 0);
+    pthread_mutex_unlock(&lock);
+    return known;
+}
+
 bk_rc_t bk_db_help(const char *path, bk_helper_t *client, bk_err_t *err)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -287,11 +323,7 @@ bk_rc_t bk_db_help(const char *path, bk_helper_t *client, bk_err_t *err)
         return bk_err_set(err, BK_UNSUPPORTED,
                           "database %s: this SQLite does not let its system calls be replaced",
                           path);
-    pthread_mutex_lock(&lock);
-    place_t *place = find(path);
-    bool known = place != NULL && place->client == client;
-    pthread_mutex_unlock(&lock);
-    if (known)
+    if (is_known(path, client))
         return BK_OK;
     bk_rc_t rc = open_root(path, client, &new.root, err);
     if (rc != BK_OK)
@@ -299,20 +331,19 @@ bk_rc_t bk_db_help(const char *path, bk_helper_t *client, bk_err_t *err)
     new.path = bk_strdup(path);
     if (realpath(path, real) != NULL)
         new.real = bk_strdup(real);
-    bk_db_unhelp(path);
     pthread_mutex_lock(&lock);
-    place = NULL;
-    for (size_t i = 0; i < PLACES && place == NULL; i++)
-        if (places[i].path == NULL)
-            place = &places[i];
+    place_t *place = find(path), gone = new;
+    if (place == NULL)
+        place = find_free();
     if (new.path == NULL || place == NULL) {
         rc = bk_err_set(err, BK_FAILED, "database %s: more than %d databases, or no memory", path,
                         PLACES);
-        clear(&new);
     } else {
+        gone = *place; /* at once, so that nobody finds none in between */
         *place = new;
     }
     pthread_mutex_unlock(&lock);
+    clear(&gone);
     return rc;
 }
 

@@ -19,10 +19,10 @@
 #include "base/str.h"
 #include "sqlite/connect.h"
 #include "sqlite/opening.h"
-#include "sqlite/wal.h"
+#include "sqlite/walindex.h"
 
 #define LOCK_BYTE       0x40000000u
-#define HEADER_TRIES    1000
+#define HEADER_WAIT     1000 /* ms */
 #define EMPTY_PAGE_SIZE 4096u
 
 struct bk_db_source_s {
@@ -102,53 +102,6 @@ static bk_rc_t pages_of_file(bk_db_source_t *s, uint64_t *pages, bk_err_t *err)
     return BK_OK;
 }
 
-static void copy_shared(uint8_t *out, const volatile uint8_t *from, size_t len)
-{
-    for (size_t i = 0; i < len; i++)
-        out[i] = from[i];
-}
-
-/*
- * A wal-index header and the backfilled frames that belong to it.  Writers store the second copy,
- * then the first; a restart of the log stores a new header, then no backfilled frames.  So the
- * first copy is read before everything else and once more after it: unchanged, it vouches for what
- * was read in between.
- */
-static bool read_header_once(sqlite3_file *file, const volatile uint8_t *shared,
-                             bk_wal_header_t *header)
-{
-    uint8_t bytes[BK_WAL_INDEX_HEADER], again[BK_WAL_INDEX_COPY];
-    copy_shared(bytes, shared, BK_WAL_INDEX_COPY);
-    file->pMethods->xShmBarrier(file);
-    copy_shared(bytes + BK_WAL_INDEX_COPY, shared + BK_WAL_INDEX_COPY,
-                sizeof bytes - BK_WAL_INDEX_COPY);
-    file->pMethods->xShmBarrier(file);
-    copy_shared(again, shared, sizeof again);
-    return memcmp(bytes, again, sizeof again) == 0 && bk_wal_index_parse(bytes, header);
-}
-
-static bk_rc_t read_header(bk_db_source_t *s, bk_wal_header_t *header, bk_err_t *err)
-{
-    void volatile *shared = NULL;
-    sqlite3_file *file = s->c.file;
-    if (file->pMethods->iVersion < 2 || file->pMethods->xShmMap == NULL)
-        return bk_err_set(err, BK_UNSUPPORTED, "database %s: SQLite has no shared memory here",
-                          s->c.path);
-    int code = file->pMethods->xShmMap(file, 0, BK_WAL_INDEX_REGION, 0, &shared);
-    if (code != SQLITE_OK || shared == NULL)
-        return bk_db_failure(&s->c, code != SQLITE_OK ? code : SQLITE_BUSY, "map the wal-index",
-                             err);
-    for (int tries = 0; tries < HEADER_TRIES; tries++) {
-        if (read_header_once(file, shared, header))
-            return BK_OK;
-        bk_sleep_ms(1);
-    }
-    return bk_err_set(err, BK_BUSY,
-                      "database %s: its wal-index does not come to rest (a writer may have died "
-                      "there): try again",
-                      s->c.path);
-}
-
 /* Map each page to its newest frame up to the header's last one. */
 static bk_rc_t read_frames(bk_db_source_t *s, const bk_wal_header_t *header, bk_err_t *err)
 {
@@ -169,10 +122,12 @@ static bk_rc_t read_frames(bk_db_source_t *s, const bk_wal_header_t *header, bk_
 static bk_rc_t look_at_wal(bk_db_source_t *s, bk_err_t *err)
 {
     bk_wal_header_t header;
-    bk_rc_t rc = read_header(s, &header, err);
+    bk_rc_t rc = bk_db_wal_header(&s->c, HEADER_WAIT, &header, err);
     if (rc != BK_OK)
         return rc;
     s->info.wal_frames = header.frames;
+    memcpy(s->info.wal_salt, header.salt, sizeof header.salt);
+    memcpy(s->info.wal_checksum, header.checksum, sizeof header.checksum);
     if (header.frames == 0)
         return pages_of_file(s, &s->info.page_count, err);
     if (header.page_size != s->info.page_size)

@@ -28,8 +28,9 @@ typedef struct bk_db_source_s bk_db_source_t;
 
 typedef struct {
     uint32_t page_size;
-    uint64_t page_count; /* of the image */
-    uint64_t wal_frames; /* M, 0 outside WAL mode */
+    uint64_t page_count;                   /* of the image */
+    uint64_t wal_frames;                   /* M, 0 outside WAL mode */
+    uint32_t wal_salt[2], wal_checksum[2]; /* of M */
     char journal[16]; /* "wal"; "delete" for all others: only the application's own connections know
                             which of the rollback modes they use */
     int64_t instant;  /* bk_now when the pin was taken: the image holds every transaction committed

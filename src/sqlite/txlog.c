@@ -28,14 +28,8 @@ typedef struct {
     bool zstd;
 } part_t;
 
-/* A version of a page: which one, in which part. */
-typedef struct {
-    uint32_t pgno, part, slot;
-} version_t;
-
 struct bk_txlog_s {
     bk_txlog_source_t source;
-    int fd; /* of open_file; -1 */
     bk_txlog_info_t info;
     bool sealed;
     uint64_t whole; /* open: where the last whole transaction ends */
@@ -44,8 +38,6 @@ struct bk_txlog_s {
     size_t tx_count, tx_cap;
     part_t *parts;
     size_t part_count, part_cap;
-    version_t *versions; /* sorted by page, then part; made on first need */
-    size_t version_count;
     uint8_t *pages; /* of the part that is held */
     size_t held;    /* SIZE_MAX: none */
     bk_buf_t packed;
@@ -308,10 +300,12 @@ static bk_rc_t load(bk_txlog_t *log, bk_err_t *err)
 bk_rc_t bk_txlog_open(const bk_txlog_source_t *source, bk_txlog_t **result, bk_err_t *err)
 {
     bk_txlog_t *log = calloc(1, sizeof *log);
-    if (log == NULL)
+    if (log == NULL) {
+        if (source->close != NULL)
+            source->close(source->arg);
         return bk_err_set(err, BK_NO_MEMORY, "read transactions: out of memory");
+    }
     log->source = *source;
-    log->fd = -1;
     log->held = SIZE_MAX;
     bk_buf_init(&log->index, BK_TXLOG_INDEX_MAX + 64);
     bk_buf_init(&log->packed, 2 * BK_TXLOG_PART);
@@ -330,6 +324,11 @@ static bk_rc_t read_fd(void *arg, uint64_t offset, void *out, size_t len, bk_err
     return rc == BK_OK && got != len ? damaged("it is cut off", err) : rc;
 }
 
+static void close_fd(void *arg)
+{
+    close((int)(intptr_t)arg);
+}
+
 bk_rc_t bk_txlog_open_file(const char *path, bk_txlog_t **log, bk_err_t *err)
 {
     struct stat st;
@@ -340,28 +339,24 @@ bk_rc_t bk_txlog_open_file(const char *path, bk_txlog_t **log, bk_err_t *err)
             close(fd);
         return rc;
     }
-    bk_txlog_source_t source = {
-        .read = read_fd, .arg = (void *)(intptr_t)fd, .size = (uint64_t)st.st_size};
+    bk_txlog_source_t source = {.read = read_fd,
+                                .close = close_fd,
+                                .arg = (void *)(intptr_t)fd,
+                                .size = (uint64_t)st.st_size};
     bk_rc_t rc = bk_txlog_open(&source, log, err);
-    if (rc == BK_OK) {
-        (*log)->fd = fd;
-        return BK_OK;
-    }
-    close(fd);
-    return bk_err_wrap(err, "%s", path);
+    return rc == BK_OK ? rc : bk_err_wrap(err, "%s", path);
 }
 
 void bk_txlog_free(bk_txlog_t *log)
 {
     if (log == NULL)
         return;
-    if (log->fd >= 0)
-        close(log->fd);
+    if (log->source.close != NULL)
+        log->source.close(log->source.arg);
     bk_buf_free(&log->index);
     bk_buf_free(&log->packed);
     free(log->txs);
     free(log->parts);
-    free(log->versions);
     free(log->pages);
     free(log);
 }
@@ -447,57 +442,20 @@ bk_rc_t bk_txlog_pages(bk_txlog_t *log, size_t at, bk_txlog_page_fn fn, void *ar
     return rc;
 }
 
-static int by_page(const void *a, const void *b)
+bool bk_txlog_numbers(const bk_txlog_t *log, size_t at, bk_txlog_number_fn fn, void *arg)
 {
-    const version_t *x = a, *y = b;
-    if (x->pgno != y->pgno)
-        return x->pgno < y->pgno ? -1 : 1;
-    if (x->part != y->part)
-        return x->part < y->part ? -1 : 1;
-    return x->slot < y->slot ? -1 : x->slot > y->slot;
-}
-
-static bk_rc_t sort_versions(bk_txlog_t *log, bk_err_t *err)
-{
-    size_t count = 0;
-    if (log->versions != NULL)
-        return BK_OK;
-    for (size_t i = 0; i < log->part_count; i++)
-        count += log->parts[i].count;
-    log->versions = malloc((count + 1) * sizeof *log->versions);
-    if (log->versions == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "read transactions: out of memory");
-    for (size_t i = 0; i < log->part_count; i++)
+    for (size_t i = first_part(log, at); i < log->part_count && log->parts[i].tx == at; i++)
         for (uint32_t slot = 0; slot < log->parts[i].count; slot++)
-            log->versions[log->version_count++] =
-                (version_t){number_of(log, &log->parts[i], slot), (uint32_t)i, slot};
-    qsort(log->versions, count, sizeof *log->versions, by_page);
-    return BK_OK;
+            if (!fn(arg, number_of(log, &log->parts[i], slot),
+                    (bk_txlog_spot_t){(uint32_t)i, slot}))
+                return false;
+    return true;
 }
 
-bk_rc_t bk_txlog_find(bk_txlog_t *log, size_t at, uint32_t pgno, uint8_t *page, bool *found,
-                      bk_err_t *err)
+bk_rc_t bk_txlog_get(bk_txlog_t *log, bk_txlog_spot_t spot, uint8_t *page, bk_err_t *err)
 {
-    bk_rc_t rc = sort_versions(log, err);
-    size_t low = 0, high = log->version_count;
-    *found = false;
-    if (rc != BK_OK)
-        return rc;
-    while (low < high) { /* the first version that is of a later page or of a later transaction */
-        size_t middle = low + (high - low) / 2;
-        const version_t *v = &log->versions[middle];
-        if (v->pgno < pgno || (v->pgno == pgno && log->parts[v->part].tx <= at))
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    if (low == 0 || log->versions[low - 1].pgno != pgno)
-        return BK_OK;
-    const version_t *v = &log->versions[low - 1];
-    rc = hold(log, v->part, err);
-    if (rc == BK_OK) {
-        memcpy(page, log->pages + (size_t)v->slot * log->info.page_size, log->info.page_size);
-        *found = true;
-    }
+    bk_rc_t rc = hold(log, spot.part, err);
+    if (rc == BK_OK)
+        memcpy(page, log->pages + (size_t)spot.slot * log->info.page_size, log->info.page_size);
     return rc;
 }

@@ -24,7 +24,7 @@ typedef struct {
     uint32_t checksum[2];
 } bk_txlog_place_t;
 
-#define BK_TXLOG_GAP 1u /* not one transaction but all the changes of an interval that nobody saw */
+#define BK_TXLOG_GAP 1u /* all the changes of an interval that nobody saw */
 
 typedef struct {
     uint64_t txid; /* from 1, without holes */
@@ -80,6 +80,7 @@ typedef struct bk_txlog_s bk_txlog_t;
 /* Where the bytes come from; read gives exactly len bytes or fails. */
 typedef struct {
     bk_rc_t (*read)(void *arg, uint64_t offset, void *out, size_t len, bk_err_t *err);
+    void (*close)(void *arg); /* when the log is freed, or could not be opened; NULL: nothing */
     void *arg;
     uint64_t size;
 } bk_txlog_source_t;
@@ -99,8 +100,17 @@ const bk_tx_t *bk_txlog_tx(const bk_txlog_t *log, size_t at); /* in order of txi
 /* Every page of one transaction; page is valid during the call. */
 typedef bk_rc_t (*bk_txlog_page_fn)(void *arg, uint32_t pgno, const uint8_t *page, bk_err_t *err);
 bk_rc_t bk_txlog_pages(bk_txlog_t *log, size_t at, bk_txlog_page_fn fn, void *arg, bk_err_t *err);
-/* The newest version of a page in transactions 0 to at: *found false when none of them has it. */
-bk_rc_t bk_txlog_find(bk_txlog_t *log, size_t at, uint32_t pgno, uint8_t *page, bool *found,
-                      bk_err_t *err);
+
+/* Where a page lies in its log. */
+typedef struct {
+    uint32_t part, slot;
+} bk_txlog_spot_t;
+
+/* The numbers of the pages of one transaction, without their content: nothing is read for it. */
+typedef bool (*bk_txlog_number_fn)(void *arg, uint32_t pgno, bk_txlog_spot_t spot);
+/* False when fn gave it up by returning false. */
+bool bk_txlog_numbers(const bk_txlog_t *log, size_t at, bk_txlog_number_fn fn, void *arg);
+/* One page; a spot that numbers told of this log. */
+bk_rc_t bk_txlog_get(bk_txlog_t *log, bk_txlog_spot_t spot, uint8_t *page, bk_err_t *err);
 
 #endif

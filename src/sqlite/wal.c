@@ -96,19 +96,50 @@ static bk_rc_t check_log_header(int fd, const char *what, const bk_wal_header_t 
     return BK_OK;
 }
 
-bk_rc_t bk_wal_scan(int fd, const char *what, const bk_wal_header_t *header, uint32_t *frame_of,
-                    bk_ctl_t *ctl, bk_err_t *err)
+/* Frames n from frame on, which are at bytes. */
+static bk_rc_t check_frames(const uint8_t *bytes, uint32_t frame, size_t n, const char *what,
+                            const bk_wal_header_t *header, uint32_t sum[2], bk_wal_frame_fn fn,
+                            void *arg, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    for (size_t i = 0; i < n && rc == BK_OK; i++, frame++) {
+        const uint8_t *p = bytes + i * (FRAME_HEADER + header->page_size);
+        checksum(header->big_endian, p, 8, sum);
+        checksum(header->big_endian, p + FRAME_HEADER, header->page_size, sum);
+        if (memcmp(p + 8, header->salt, 8) != 0)
+            return bad(what, "is of another generation", frame, err);
+        if (sum[0] != big(p + 16) || sum[1] != big(p + 20))
+            return bad(what, "has a wrong checksum", frame, err);
+        if (big(p) == 0)
+            return bad(what, "has no page", frame, err);
+        bk_wal_frame_t one = {.frame = frame,
+                              .pgno = big(p),
+                              .commit = big(p + 4),
+                              .checksum = {sum[0], sum[1]},
+                              .page = p + FRAME_HEADER};
+        rc = fn(arg, &one, err);
+    }
+    return rc;
+}
+
+bk_rc_t bk_wal_frames(int fd, const char *what, const bk_wal_header_t *header, uint32_t after,
+                      const uint32_t start[2], bk_wal_frame_fn fn, void *arg, bk_ctl_t *ctl,
+                      bk_err_t *err)
 {
     size_t frame_bytes = FRAME_HEADER + header->page_size;
     size_t batch = READ_BYTES / frame_bytes > 0 ? READ_BYTES / frame_bytes : 1;
-    uint32_t sum[2];
-    if (batch > header->frames)
-        batch = header->frames > 0 ? header->frames : 1;
+    uint32_t sum[2] = {0, 0}, left = header->frames > after ? header->frames - after : 0;
+    if (batch > left)
+        batch = left > 0 ? left : 1;
     uint8_t *buffer = malloc(batch * frame_bytes);
     if (buffer == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", what);
-    bk_rc_t rc = check_log_header(fd, what, header, sum, err);
-    for (uint32_t frame = 1; rc == BK_OK && frame <= header->frames;) {
+    bk_rc_t rc = BK_OK;
+    if (after == 0)
+        rc = check_log_header(fd, what, header, sum, err);
+    else
+        memcpy(sum, start, sizeof sum);
+    for (uint32_t frame = after + 1; rc == BK_OK && frame <= header->frames;) {
         size_t n = header->frames - frame + 1 < batch ? header->frames - frame + 1 : batch, got;
         if ((rc = bk_ctl_check(ctl, err)) != BK_OK)
             break;
@@ -117,24 +148,46 @@ bk_rc_t bk_wal_scan(int fd, const char *what, const bk_wal_header_t *header, uin
                           err);
         if (rc == BK_OK && got != n * frame_bytes)
             rc = bad(what, "is cut off", frame, err);
-        for (size_t i = 0; i < n && rc == BK_OK; i++, frame++) {
-            const uint8_t *p = buffer + i * frame_bytes;
-            uint32_t pgno = big(p);
-            checksum(header->big_endian, p, 8, sum);
-            checksum(header->big_endian, p + FRAME_HEADER, header->page_size, sum);
-            if (memcmp(p + 8, header->salt, 8) != 0)
-                rc = bad(what, "is of another generation", frame, err);
-            else if (sum[0] != big(p + 16) || sum[1] != big(p + 20))
-                rc = bad(what, "has a wrong checksum", frame, err);
-            else if (pgno == 0)
-                rc = bad(what, "has no page", frame, err);
-            else if (pgno <= header->pages)
-                frame_of[pgno - 1] = frame;
-        }
+        if (rc == BK_OK)
+            rc = check_frames(buffer, frame, n, what, header, sum, fn, arg, err);
+        frame += (uint32_t)n;
     }
     if (rc == BK_OK && header->frames > 0 &&
         (sum[0] != header->checksum[0] || sum[1] != header->checksum[1]))
         rc = bad(what, "does not end as the wal-index says", header->frames, err);
     free(buffer);
     return rc;
+}
+
+bk_rc_t bk_wal_ends_with(int fd, const char *what, const bk_wal_header_t *header, uint32_t frame,
+                         const uint32_t sum[2], bool *does, bk_err_t *err)
+{
+    uint8_t p[FRAME_HEADER];
+    size_t got;
+    bk_rc_t rc =
+        bk_pread_all(fd, p, sizeof p, bk_wal_frame_offset(frame, header->page_size) - FRAME_HEADER,
+                     &got, what, err);
+    *does = rc == BK_OK && got == sizeof p && memcmp(p + 8, header->salt, 8) == 0 &&
+            big(p + 16) == sum[0] && big(p + 20) == sum[1];
+    return rc;
+}
+
+typedef struct {
+    uint32_t *frame_of, pages;
+} scan_t;
+
+static bk_rc_t note_frame(void *arg, const bk_wal_frame_t *frame, bk_err_t *err)
+{
+    scan_t *scan = arg;
+    (void)err;
+    if (frame->pgno <= scan->pages)
+        scan->frame_of[frame->pgno - 1] = frame->frame;
+    return BK_OK;
+}
+
+bk_rc_t bk_wal_scan(int fd, const char *what, const bk_wal_header_t *header, uint32_t *frame_of,
+                    bk_ctl_t *ctl, bk_err_t *err)
+{
+    scan_t scan = {frame_of, header->pages};
+    return bk_wal_frames(fd, what, header, 0, NULL, note_frame, &scan, ctl, err);
 }

@@ -34,11 +34,28 @@ bool bk_wal_index_parse(const uint8_t bytes[BK_WAL_INDEX_HEADER], bk_wal_header_
 /* Where the page of a frame (from 1) starts in the -wal. */
 uint64_t bk_wal_frame_offset(uint32_t frame, uint32_t page_size);
 
+/* One frame, as it is read. */
+typedef struct {
+    uint32_t frame; /* from 1 */
+    uint32_t pgno;
+    uint32_t commit;      /* pages of the database after it; 0: no transaction ends here */
+    uint32_t checksum[2]; /* running checksum at its end */
+    const uint8_t *page;  /* valid during the call */
+} bk_wal_frame_t;
+typedef bk_rc_t (*bk_wal_frame_fn)(void *arg, const bk_wal_frame_t *frame, bk_err_t *err);
+
 /*
- * Read the headers and pages of frames 1..header->frames, checking salts and the running checksum;
- * frame_of[pgno - 1] becomes the newest frame of each page up to header->pages.  BK_CORRUPT when
- * the log is not what the index says.
+ * Frames after+1..header->frames in order, salts and the running checksum checked up to the last
+ * one, which has to be the header's.  checksum: at the end of frame after, not needed for 0.
+ * BK_CORRUPT when the log is not what the index says; what fn returns ends it.
  */
+bk_rc_t bk_wal_frames(int fd, const char *what, const bk_wal_header_t *header, uint32_t after,
+                      const uint32_t checksum[2], bk_wal_frame_fn fn, void *arg, bk_ctl_t *ctl,
+                      bk_err_t *err);
+/* Does that frame of header's generation end with this checksum? */
+bk_rc_t bk_wal_ends_with(int fd, const char *what, const bk_wal_header_t *header, uint32_t frame,
+                         const uint32_t checksum[2], bool *does, bk_err_t *err);
+/* frame_of[pgno - 1] becomes the newest frame of each page up to header->pages. */
 bk_rc_t bk_wal_scan(int fd, const char *what, const bk_wal_header_t *header, uint32_t *frame_of,
                     bk_ctl_t *ctl, bk_err_t *err);
 

@@ -72,21 +72,27 @@ static bk_rc_t see_page(void *arg, uint32_t pgno, const uint8_t *page, bk_err_t 
     return BK_OK;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+static bool get_page(void *arg, uint32_t pgno, bk_txlog_spot_t spot)
 {
     static uint8_t page[65536];
+    bk_err_t err = {0};
+    (void)bk_txlog_get(arg, spot, page, &err);
+    return pgno % 8 != 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
     bytes_t bytes = {.data = data, .size = size};
     bk_txlog_source_t source = {.read = read_bytes, .arg = &bytes, .size = size};
     bk_txlog_t *log = NULL;
     bk_err_t err = {0};
     unsigned sum = 0;
-    bool found;
     bk_rc_t rc = bk_txlog_open(&source, &log, &err);
     FUZZ_CHECK(rc == BK_OK || rc == BK_CORRUPT || rc == BK_NO_MEMORY || rc == BK_UNSUPPORTED);
     for (size_t i = 0; rc == BK_OK && i < bk_txlog_count(log) && i < 100; i++) {
         FUZZ_CHECK(bk_txlog_tx(log, i)->txid == bk_txlog_info(log)->first + i);
         (void)bk_txlog_pages(log, i, see_page, &sum, &err);
-        (void)bk_txlog_find(log, i, 1 + (uint32_t)i, page, &found, &err);
+        (void)bk_txlog_numbers(log, i, get_page, log);
     }
     bk_txlog_free(log);
     return 0;

@@ -12,14 +12,18 @@ static void times_are_written_in_utc(void **state)
     (void)state;
     bk_time_format(text, AT(1760538600) + 250 * BK_MS);
     assert_string_equal(text, "2025-10-15T14:30:00Z");
-    bk_time_format_ms(text, AT(1760538600) + 250 * BK_MS + 999999);
+    bk_time_format_exact(text, AT(1760538600) + 250 * BK_MS + 999999);
+    assert_string_equal(text, "2025-10-15T14:30:00.250999999Z");
+    bk_time_format_exact(text, 1760538600250000000);
     assert_string_equal(text, "2025-10-15T14:30:00.250Z");
+    bk_time_format_exact(text, 1760538600000001000);
+    assert_string_equal(text, "2025-10-15T14:30:00.000001Z");
     bk_time_stamp(text, AT(1760538600));
     assert_string_equal(text, "20251015_143000");
     bk_time_format(text, 0);
     assert_string_equal(text, "1970-01-01T00:00:00Z");
-    bk_time_format_ms(text, -1); /* before: still the right side of the second */
-    assert_string_equal(text, "1969-12-31T23:59:59.999Z");
+    bk_time_format_exact(text, -1); /* before: still the right side of the second */
+    assert_string_equal(text, "1969-12-31T23:59:59.999999999Z");
     bk_time_format(text, INT64_MAX);
     assert_string_equal(text, "2262-04-11T23:47:16Z");
     bk_time_format(text, INT64_MIN);
@@ -97,7 +101,7 @@ static void what_is_written_is_read_as_the_same(void **state)
         char text[BK_TIME_TEXT];
         int64_t ns, at = (int64_t)(test_random(&seed) % 9214646400u) * BK_SEC +
                          (int64_t)(test_random(&seed) % 1000) * BK_MS;
-        bk_time_format_ms(text, at);
+        bk_time_format_exact(text, at);
         assert_true(bk_time_parse(text, &ns));
         assert_int_equal(ns, at);
     }

@@ -5,7 +5,9 @@
 #include "unit/helper/agent.h"
 
 #include <grp.h>
+#include <pthread.h>
 #include <sqlite3.h>
+#include <stdatomic.h>
 
 #include "base/str.h"
 #include "sqlite/connect.h"
@@ -16,7 +18,7 @@
 
 typedef struct {
     char *dir;
-    char path[400];
+    char path[400], below[420];
     agent_t agent;
     bk_helper_t *client;
     bk_err_t err;
@@ -83,9 +85,14 @@ static int set_up(void **state)
     assert_int_equal(chown(dir, OWNER, OWNER), 0);
     snprintf(d->path, sizeof d->path, "%s/app.db", dir);
     owner_does(d, "PRAGMA journal_mode=WAL; CREATE TABLE t(a); INSERT INTO t VALUES(1),(2)", false);
-    agent_root_t list[] = {
-        {d->path, BK_WIRE_DATABASE | BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE | BK_WIRE_MAY_WATCH}};
-    d->agent = agent_start(list, 1);
+    snprintf(d->below, sizeof d->below, "%s/below", dir);
+    assert_int_equal(mkdir(d->below, 0700), 0);
+    bk_fmt(d->below, sizeof d->below, "%s/below/app.db", dir);
+    run_sql(d->below, "CREATE TABLE t(a)");
+    const uint32_t may =
+        BK_WIRE_DATABASE | BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE | BK_WIRE_MAY_WATCH;
+    agent_root_t list[] = {{d->path, may}, {d->below, may}};
+    d->agent = agent_start(list, 2);
     OK(bk_helper_new(d->agent.broker, &d->client, &d->err), &d->err);
     assert_int_equal(setgroups(0, NULL), 0);
     become(NOBODY);
@@ -98,6 +105,7 @@ static int tear_down(void **state)
     if (d->dir != NULL) {
         become_root();
         bk_db_unhelp(d->path);
+        bk_db_unhelp(d->below);
         bk_helper_free(d->client);
         agent_stop(&d->agent);
         test_dir_remove(d->dir);
@@ -253,6 +261,67 @@ static void other_files_are_none_of_its_business(void **state)
     unlink(own);
 }
 
+/* The directory of one is above the other. */
+static void of_databases_below_each_other_the_nearest_answers(void **state)
+{
+    db_t *d = *state;
+    char dir[420], real[420];
+    struct stat st, wanted;
+    if (d->dir == NULL)
+        SKIP_TEST();
+    OK(bk_db_help(d->below, d->client, &d->err), &d->err);
+    help(d);
+    bk_fmt(dir, sizeof dir, "%s/closed/data", d->dir);
+    become_root();
+    assert_int_equal(stat(dir, &wanted), 0);
+    become(NOBODY);
+    assert_int_equal(bk_db_stat(dir, &st), 0);
+    assert_int_equal(st.st_ino, wanted.st_ino);
+    assert_int_equal(st.st_mode, wanted.st_mode);
+    bk_fmt(real, sizeof real, "%s/closed/data/below", d->dir);
+    assert_int_equal(bk_db_stat(real, &st), 0);
+    assert_true(st.st_ino != wanted.st_ino && S_ISDIR(st.st_mode));
+    assert_rows(d, 2);
+}
+
+typedef struct {
+    const char *path;
+    atomic_bool stop, denied;
+} asking_t;
+
+static void *ask_all_the_time(void *arg)
+{
+    asking_t *asking = arg;
+    struct stat st;
+    while (!atomic_load(&asking->stop))
+        if (bk_db_stat(asking->path, &st) != 0)
+            atomic_store(&asking->denied, true);
+    return NULL;
+}
+
+/* As after a reload, while a job reads. */
+static void another_client_takes_over_without_a_moment_in_between(void **state)
+{
+    db_t *d = *state;
+    bk_helper_t *other;
+    pthread_t thread;
+    if (d->dir == NULL)
+        SKIP_TEST();
+    asking_t asking = {.path = d->path};
+    become_root();
+    OK(bk_helper_new(d->agent.broker, &other, &d->err), &d->err);
+    become(NOBODY);
+    help(d);
+    assert_int_equal(pthread_create(&thread, NULL, ask_all_the_time, &asking), 0);
+    for (unsigned i = 0; i < 200; i++)
+        OK(bk_db_help(d->path, i % 2 == 0 ? other : d->client, &d->err), &d->err);
+    atomic_store(&asking.stop, true);
+    pthread_join(thread, NULL);
+    assert_false(atomic_load(&asking.denied));
+    assert_rows(d, 2);
+    bk_helper_free(other);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -264,6 +333,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_helper_that_is_gone_is_a_missing_right, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(other_files_are_none_of_its_business, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(of_databases_below_each_other_the_nearest_answers, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(another_client_takes_over_without_a_moment_in_between,
+                                        set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

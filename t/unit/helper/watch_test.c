@@ -221,20 +221,26 @@ static void many_new_directories_are_all_watched(void **state)
         snprintf(path, sizeof path, "d%u/e2", i);
         assert_true(bk_dirset_has(&box->w.roots[0].dirty, path));
     }
-    /* Once more for what was told after its watch was there. */
-    bk_sleep_ms(300);
-    watching_sync(&box->w);
-    watching_sync(&box->w);
-    bk_dirset_free(&box->w.roots[0].dirty);
-    for (unsigned i = 0; i < 400; i += 7) {
-        snprintf(path, sizeof path, "d%u/e1/x", i);
-        put(box, path);
+    /* What was told before its watch was there is told once more after it: then only what changes. */
+    bool exact = false;
+    for (unsigned tries = 0; tries < 100 && !exact; tries++) {
+        bk_sleep_ms(50);
+        watching_sync(&box->w);
+        bk_dirset_free(&box->w.roots[0].dirty);
+        exact = true;
+        for (unsigned i = 0; i < 400; i += 7) {
+            snprintf(path, sizeof path, "d%u/e1/x", i);
+            put(box, path);
+        }
+        watching_sync(&box->w);
+        for (unsigned i = 0; i < 400; i++) {
+            snprintf(path, sizeof path, "d%u/e1", i);
+            bool told = bk_dirset_has(&box->w.roots[0].dirty, path);
+            assert_true(told || i % 7 != 0);
+            exact = exact && told == (i % 7 == 0);
+        }
     }
-    watching_sync(&box->w);
-    for (unsigned i = 0; i < 400; i++) {
-        snprintf(path, sizeof path, "d%u/e1", i);
-        assert_true(bk_dirset_has(&box->w.roots[0].dirty, path) == (i % 7 == 0));
-    }
+    assert_true(exact);
 }
 
 static void a_directory_that_moves_tells_from_its_new_place(void **state)
@@ -289,7 +295,7 @@ static void a_directory_moves_between_roots_out_and_in(void **state)
     snprintf(out, sizeof out, "%s/outside", box->dir);
     assert_int_equal(rename(at(box, "b:x/d"), out), 0);
     told_of(box, 1, "x");
-    strcat(out, "/e/other");
+    snprintf(out, sizeof out, "%s/outside/e/other", box->dir);
     bk_sleep_ms(500);
     write_file(out, "x", 0, 0, 0644);
     watching_sync(&box->w);
@@ -605,7 +611,7 @@ static void what_happens_outside_the_roots_is_not_told(void **state)
     make_dir(box, "d");
     start(box, 1);
     assert_int_equal(mkdir(path, 0755) + mkdir(moved, 0755), 0);
-    strcat(moved, "/f");
+    snprintf(moved, sizeof moved, "%s/beside/d/f", box->dir);
     write_file(moved, "x", 0, 0, 0644);
     put(box, "b:f");
     watching_sync(&box->w);

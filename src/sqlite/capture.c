@@ -1,0 +1,383 @@
+/*
+ * sqlite/capture.c: keeps a live database pinned, moves the pin on, and helps checkpoints along so
+ * that the log does not grow.  Never writes to the database: checkpoints copy what the application
+ * committed.
+ */
+#include "sqlite/capture.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/str.h"
+#include "sqlite/capture_private.h"
+#include "sqlite/opening.h"
+
+#define SOFT       1000u /* frames, where SQLite itself begins to checkpoint */
+#define HARD       2u    /* times soft: then writers are kept out for a moment */
+#define BAR_MS     25u   /* how long to try to keep them out */
+#define BAR_EVERY  (50 * BK_MS)
+#define IDLE       (200 * BK_MS)
+#define NAME_EVERY BK_SEC
+#define HEADER_MS  5u
+#define WAIT_FIRST 1u /* ms: what is written shows in the index a little later */
+#define WAIT_MOST  1000u
+#define WAIT_PAUSE 2000u
+#define LOCK_MS    2000u
+#define SAVE_LEAST (4u << 20)
+
+/* --- the pin --- */
+
+static bk_rc_t begin_read(bk_db_connection_t *c, bk_err_t *err)
+{
+    bk_rc_t rc = bk_db_query(c, "BEGIN", NULL, 0, err);
+    /* Nothing is locked before the first read. */
+    if (rc == BK_OK)
+        rc = bk_db_query(c, "PRAGMA schema_version", NULL, 0, err);
+    if (rc != BK_OK)
+        (void)bk_db_query(c, "ROLLBACK", NULL, 0, NULL);
+    return rc;
+}
+
+static void end_read(bk_db_connection_t *c)
+{
+    if (c->db != NULL && !sqlite3_get_autocommit(c->db))
+        (void)bk_db_query(c, "ROLLBACK", NULL, 0, NULL);
+}
+
+/* Both are times of the wall clock: a transaction in header was committed after looked. */
+static bk_rc_t take_until_now(bk_capture_t *c, unsigned reader, bk_err_t *err)
+{
+    bk_wal_header_t header;
+    int64_t now = bk_now();
+    bk_rc_t rc = bk_db_wal_header(&c->readers[reader], HEADER_MS, &header, err);
+    if (rc != BK_OK)
+        return rc;
+    int64_t seen = bk_now();
+    c->seen = seen > c->at.seen ? seen : c->at.seen; /* never back, whatever the clock does */
+    rc = bk_capture_frames(c, &header, err);
+    c->looked = now;
+    return rc;
+}
+
+/*
+ * The other reader begins, everything up to there is taken in, the first one ends.  Between them
+ * the log cannot begin anew with something in it that was not read.
+ */
+static bk_rc_t advance(bk_capture_t *c, bk_err_t *err)
+{
+    unsigned other = 1 - c->reader;
+    bk_rc_t rc = begin_read(&c->readers[other], err);
+    if (rc != BK_OK)
+        return rc;
+    rc = take_until_now(c, other, err);
+    if (rc == BK_OK) {
+        end_read(&c->readers[c->reader]);
+        c->reader = other;
+    } else {
+        end_read(&c->readers[other]);
+    }
+    return rc;
+}
+
+/* --- checkpoints --- */
+
+/*
+ * Copy what is committed, then pin a state that needs nothing of the log: the next commit begins it
+ * anew.  What another reader still needs stays.
+ */
+static bk_rc_t help(bk_capture_t *c, bk_err_t *err)
+{
+    int frames = 0, copied = 0;
+    bk_rc_t rc = advance(c, err);
+    if (rc != BK_OK)
+        return rc;
+    int code = sqlite3_wal_checkpoint_v2(c->checkpointer.db, NULL, SQLITE_CHECKPOINT_PASSIVE,
+                                         &frames, &copied);
+    if ((code & 0xff) == SQLITE_BUSY || (code & 0xff) == SQLITE_LOCKED)
+        return BK_OK; /* the application does it itself */
+    if (code != SQLITE_OK)
+        return bk_db_failure(&c->checkpointer, code, "checkpoint", err);
+    c->state.blocked = copied < frames && (uint32_t)frames > c->soft;
+    c->helped = c->at.place;
+    return copied == frames ? advance(c, err) : BK_OK;
+}
+
+/* The same while nobody writes; not to be had at once is no failure. */
+static bk_rc_t help_alone(bk_capture_t *c, bk_err_t *err)
+{
+    bk_err_t why = {0};
+    c->barred = bk_mono();
+    if (c->writer.db == NULL &&
+        bk_db_connect(&c->writer, c->database, BAR_MS, c->ctl, &why) != BK_OK)
+        return BK_OK;
+    c->writer.found_wal = true;
+    if (bk_db_query(&c->writer, "BEGIN IMMEDIATE", NULL, 0, &why) != BK_OK)
+        return BK_OK;
+    bk_rc_t rc = help(c, err);
+    (void)bk_db_query(&c->writer, "ROLLBACK", NULL, 0, NULL);
+    return rc;
+}
+
+/* The pin keeps the application's own checkpoints one commit behind, so the log would never end. */
+static bk_rc_t help_when_needed(bk_capture_t *c, bk_err_t *err)
+{
+    uint32_t frames = c->state.wal_frames;
+    int64_t now = bk_mono();
+    bool done = memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
+    if (frames > HARD * c->soft && now - c->barred >= BAR_EVERY)
+        return help_alone(c, err);
+    if (frames == 0 || done || (frames <= c->soft && now - c->idle < IDLE))
+        return BK_OK;
+    return help(c, err);
+}
+
+/* --- a pin alone --- */
+
+/*
+ * The first look.  In another mode the application's commits would wait for it, so that is asked
+ * before anything of the log is touched.
+ */
+static bk_rc_t pin_wal(bk_db_connection_t *reader, bk_err_t *err)
+{
+    char mode[16];
+    bk_rc_t rc = begin_read(reader, err);
+    bk_db_share_companions(reader);
+    if (rc == BK_OK)
+        rc = bk_db_query(reader, "PRAGMA journal_mode", mode, sizeof mode, err);
+    if (rc == BK_OK && strcmp(mode, "wal") != 0)
+        rc = bk_err_set(err, BK_UNSUPPORTED,
+                        "database %s is in journal mode %s: single transactions can only be told "
+                        "apart in WAL mode (PRAGMA journal_mode=WAL, once)",
+                        reader->path, mode);
+    return rc;
+}
+
+void bk_capture_hold_end(bk_capture_hold_t *hold)
+{
+    if (hold == NULL)
+        return;
+    end_read(&hold->reader);
+    bk_db_disconnect(&hold->reader);
+    free(hold);
+}
+
+bk_rc_t bk_capture_hold(const char *database, unsigned busy_ms, bk_ctl_t *ctl,
+                        bk_capture_hold_t **result, bk_err_t *err)
+{
+    bk_capture_hold_t *hold = calloc(1, sizeof *hold);
+    *result = NULL;
+    if (hold == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", database);
+    bk_rc_t rc = bk_db_connect(&hold->reader, database, busy_ms, ctl, err);
+    if (rc == BK_OK)
+        rc = pin_wal(&hold->reader, err);
+    if (rc == BK_OK) {
+        hold->reader.found_wal = true;
+        rc = bk_db_wal_header(&hold->reader, LOCK_MS, &hold->header, err);
+    }
+    if (rc == BK_OK)
+        *result = hold;
+    else
+        bk_capture_hold_end(hold);
+    return rc;
+}
+
+/* --- life --- */
+
+/* Hold nothing any more; what is durable stays so. */
+static void let_go(bk_capture_t *c)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        end_read(&c->readers[i]);
+        bk_db_disconnect(&c->readers[i]);
+    }
+    bk_db_disconnect(&c->checkpointer);
+    bk_db_disconnect(&c->writer);
+    if (c->wal_fd >= 0)
+        close(c->wal_fd);
+    c->wal_fd = -1;
+    bk_txlog_close(c->log);
+    c->log = NULL;
+    bk_hashes_free(&c->hashes);
+    c->pinned = false;
+}
+
+static bk_rc_t pin_first(bk_capture_t *c, bk_err_t *err)
+{
+    bk_db_connection_t *reader = &c->readers[0];
+    c->reader = 0;
+    bk_rc_t rc = pin_wal(reader, err);
+    /* The log stays when we are the last to leave: it tells the next capture that nothing is
+     * missing. */
+    c->readers[0].found_wal = c->readers[1].found_wal = c->checkpointer.found_wal = true;
+    if (rc == BK_OK && (c->wal_fd = bk_db_open_file(reader->wal)) < 0)
+        rc = bk_err_sys(err, errno, "database %s: open %s", c->database, reader->wal);
+    return rc;
+}
+
+static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
+{
+    bk_wal_header_t header;
+    bk_rc_t rc = bk_db_connect(&c->readers[0], c->database, c->busy_ms, c->ctl, err);
+    if (rc == BK_OK)
+        rc = bk_db_connect(&c->readers[1], c->database, c->busy_ms < LOCK_MS ? c->busy_ms : LOCK_MS,
+                           c->ctl, err);
+    if (rc == BK_OK)
+        rc = bk_db_connect(&c->checkpointer, c->database, 0, c->ctl, err);
+    /* Before its first look a connection knows of no log, and would copy nothing. */
+    if (rc == BK_OK)
+        rc = bk_db_query(&c->checkpointer, "PRAGMA schema_version", NULL, 0, err);
+    if (rc == BK_OK)
+        rc = pin_first(c, err);
+    if (rc == BK_OK)
+        rc = bk_db_wal_header(&c->readers[0], LOCK_MS, &header, err);
+    if (rc == BK_OK)
+        rc = bk_capture_begin(c, &header, err);
+    if (rc == BK_OK)
+        rc = advance(c, err);
+    if (rc == BK_OK && c->log != NULL)
+        rc = bk_txlog_sync(c->log, err);
+    c->pinned = rc == BK_OK;
+    c->idle = c->named = bk_mono();
+    c->wait = WAIT_FIRST;
+    if (rc != BK_OK)
+        let_go(c);
+    return rc;
+}
+
+static void tell(bk_capture_t *c)
+{
+    bk_capture_state_t *s = &c->state;
+    s->paused = !c->pinned;
+    if (!c->pinned)
+        return;
+    memcpy(s->epoch, c->at.epoch, sizeof s->epoch);
+    s->txid = c->at.txid;
+    s->page_count = c->hashes.count;
+    s->page_size = c->hashes.page_size;
+    s->digest = c->hashes.digest;
+    s->as_of = c->looked;
+    s->bytes = c->log != NULL ? bk_txlog_size(c->log) : 0;
+}
+
+bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_capture_t **capture,
+                        bk_err_t *err)
+{
+    bk_capture_t *c = calloc(1, sizeof *c);
+    *capture = NULL;
+    if (c == NULL || (c->database = bk_strdup(options->database)) == NULL ||
+        (c->dir = bk_strdup(options->dir)) == NULL) {
+        bk_capture_close(c);
+        return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", options->database);
+    }
+    c->busy_ms = options->busy_ms;
+    c->hold = options->hold;
+    c->soft = options->soft != 0 ? options->soft : SOFT;
+    c->ctl = ctl;
+    c->wal_fd = -1;
+    bk_rc_t rc = start(c, err);
+    c->hold = NULL;
+    tell(c);
+    if (rc == BK_OK)
+        *capture = c;
+    else
+        bk_capture_close(c);
+    return rc;
+}
+
+void bk_capture_close(bk_capture_t *c)
+{
+    bk_err_t why = {0};
+    if (c == NULL)
+        return;
+    if (c->pinned && (c->log == NULL || bk_txlog_sync(c->log, &why) == BK_OK))
+        (void)bk_capture_save(c, &why); /* without it the segments are replayed */
+    let_go(c);
+    free(c->pages);
+    free(c->page);
+    free(c->database);
+    free(c->dir);
+    free(c);
+}
+
+void bk_capture_state(const bk_capture_t *c, bk_capture_state_t *state)
+{
+    *state = c->state;
+}
+
+bk_rc_t bk_capture_roll(bk_capture_t *c, bk_err_t *err)
+{
+    if (!c->pinned || c->log == NULL)
+        return BK_OK;
+    bk_txlog_writer_t *log = c->log;
+    bk_tx_t last;
+    if (!bk_txlog_last(log, &last))
+        return BK_OK;
+    c->log = NULL;
+    bk_rc_t rc = bk_txlog_seal(log, err);
+    /* Not each time: of a large database they are much more than what changes. */
+    if (rc == BK_OK && c->unsaved >= SAVE_LEAST && c->unsaved >= c->hashes.count * 8)
+        rc = bk_capture_save(c, err);
+    if (rc != BK_OK)
+        let_go(c);
+    tell(c);
+    return rc;
+}
+
+/* --- step --- */
+
+static bk_rc_t check_name(bk_capture_t *c, bk_err_t *err)
+{
+    struct stat st;
+    const bk_db_connection_t *reader = &c->readers[c->reader];
+    if (bk_mono() - c->named < NAME_EVERY)
+        return BK_OK;
+    c->named = bk_mono();
+    if (bk_db_stat(reader->path, &st) != 0 || st.st_dev != reader->st.st_dev ||
+        st.st_ino != reader->st.st_ino)
+        return bk_err_set(err, BK_CHANGED, "database %s was replaced or removed while it was open",
+                          c->database);
+    return BK_OK;
+}
+
+static bk_rc_t look(bk_capture_t *c, bk_err_t *err)
+{
+    bk_rc_t rc = check_name(c, err);
+    if (rc == BK_OK)
+        rc = take_until_now(c, c->reader, err);
+    /* The next reader to begin repairs what a writer left that died. */
+    if (rc == BK_BUSY || (rc == BK_OK && c->at.txid != c->state.txid))
+        rc = advance(c, err);
+    if (rc == BK_OK && c->at.txid != c->state.txid)
+        c->idle = bk_mono();
+    return rc == BK_OK ? help_when_needed(c, err) : rc;
+}
+
+bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *err)
+{
+    bk_err_t why = {0};
+    bk_rc_t rc = c->pinned ? look(c, &why) : start(c, &why);
+    if (rc == BK_BUSY && c->pinned)
+        rc = BK_OK; /* what could not be had now is tried again; the pin is held */
+    bool news = rc == BK_OK && c->at.txid != c->state.txid;
+    if (news && c->log != NULL)
+        rc = bk_txlog_sync(c->log, &why);
+    if (rc == BK_OK && news)
+        c->state.durable = bk_now();
+    if (rc != BK_OK) {
+        let_go(c);
+        c->wait = WAIT_PAUSE;
+        if (err != NULL)
+            *err = why;
+    } else if (woken || news) {
+        c->wait = WAIT_FIRST;
+    } else {
+        c->wait = c->wait * 2 < WAIT_MOST ? c->wait * 2 : WAIT_MOST;
+    }
+    tell(c);
+    *again = c->wait;
+    return rc;
+}

@@ -1,0 +1,410 @@
+/*
+ * sqlite/capture_begin.c: where a capture goes on: from the hashes and segments that the one before
+ * left, by the log when it still tells what came after, else by comparing all pages.  Files of the
+ * capture's directory, and the database through sqlite/source.h.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/publish.h"
+#include "base/str.h"
+#include "crypto/hash.h"
+#include "sqlite/capture_private.h"
+#include "sqlite/source.h"
+
+#define READ_BYTES (1u << 20)
+
+/* --- files --- */
+
+static void path_of(const bk_capture_t *c, const char *name, char out[PATH_MAX])
+{
+    bk_fmt(out, PATH_MAX, "%s/%s", c->dir, name);
+}
+
+bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err)
+{
+    char path[PATH_MAX];
+    path_of(c, "hashes", path);
+    bk_rc_t rc = bk_hashes_save(&c->hashes, &c->at, path, err);
+    if (rc == BK_OK) {
+        c->unsaved = 0;
+        c->state.saved = c->at.txid;
+    }
+    return rc;
+}
+
+static void segment_path(const bk_capture_t *c, uint64_t first, char out[PATH_MAX])
+{
+    char epoch[2 * BK_TXLOG_EPOCH + 1], name[BK_CAPTURE_NAME];
+    bk_hex(epoch, c->at.epoch, BK_TXLOG_EPOCH);
+    bk_fmt(name, sizeof name, "%s-%020llu.tx", epoch, (unsigned long long)first);
+    path_of(c, name, out);
+}
+
+bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err)
+{
+    char path[PATH_MAX];
+    bk_txlog_info_t info = {.page_size = c->hashes.page_size, .first = c->at.txid + 1};
+    memcpy(info.epoch, c->at.epoch, BK_TXLOG_EPOCH);
+    segment_path(c, info.first, path);
+    return bk_txlog_create(path, &info, &c->log, err);
+}
+
+typedef struct {
+    uint64_t *first; /* sorted */
+    size_t count, room;
+} segments_t;
+
+static int by_number(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* The segments of this epoch. */
+static bk_rc_t list_segments(const bk_capture_t *c, segments_t *list, bk_err_t *err)
+{
+    char epoch[2 * BK_TXLOG_EPOCH + 1];
+    *list = (segments_t){0};
+    bk_hex(epoch, c->at.epoch, BK_TXLOG_EPOCH);
+    DIR *dir = opendir(c->dir);
+    if (dir == NULL)
+        return bk_err_sys(err, errno, "open %s", c->dir);
+    bk_rc_t rc = BK_OK;
+    for (const struct dirent *entry; rc == BK_OK && (entry = readdir(dir)) != NULL;) {
+        const char *name = entry->d_name;
+        if (strlen(name) != BK_CAPTURE_NAME - 1 || strncmp(name, epoch, sizeof epoch - 1) != 0)
+            continue;
+        if (list->count == list->room) {
+            size_t room = list->room * 2 + 16;
+            uint64_t *more = realloc(list->first, room * sizeof *more);
+            if (more == NULL) {
+                rc = bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", c->dir);
+                break;
+            }
+            list->first = more;
+            list->room = room;
+        }
+        list->first[list->count++] = strtoull(name + sizeof epoch, NULL, 10);
+    }
+    closedir(dir);
+    if (list->count > 1)
+        qsort(list->first, list->count, sizeof *list->first, by_number);
+    return rc;
+}
+
+/* --- what the one before left --- */
+
+static bk_rc_t set_hash(void *arg, uint32_t pgno, const uint8_t *page, bk_err_t *err)
+{
+    bk_hashes_t *hashes = arg;
+    if (pgno == 0 || pgno > hashes->count)
+        return bk_err_set(err, BK_CORRUPT, "a transaction has a page behind its end");
+    bk_hashes_set(hashes, pgno, bk_db_page_hash(pgno, page, hashes->page_size));
+    return BK_OK;
+}
+
+/* The transactions of one segment that are newer than the hashes. */
+static bk_rc_t replay(bk_capture_t *c, bk_txlog_t *log, bk_err_t *err)
+{
+    const bk_txlog_info_t *info = bk_txlog_info(log);
+    bk_rc_t rc = BK_OK;
+    if (memcmp(info->epoch, c->at.epoch, BK_TXLOG_EPOCH) != 0 ||
+        info->page_size != c->hashes.page_size || info->first > c->at.txid + 1)
+        return bk_err_set(err, BK_CORRUPT, "its segments do not follow its hashes");
+    for (size_t i = 0; i < bk_txlog_count(log) && rc == BK_OK; i++) {
+        const bk_tx_t *tx = bk_txlog_tx(log, i);
+        if (tx->txid <= c->at.txid)
+            continue;
+        rc = tx->before == c->hashes.digest
+                 ? bk_hashes_resize(&c->hashes, tx->page_count, err)
+                 : bk_err_set(err, BK_CORRUPT, "transaction %llu begins with another content",
+                              (unsigned long long)tx->txid);
+        if (rc == BK_OK)
+            rc = bk_txlog_pages(log, i, set_hash, &c->hashes, err);
+        if (rc == BK_OK && tx->after != c->hashes.digest)
+            rc = bk_err_set(err, BK_CORRUPT, "transaction %llu ends with another content",
+                            (unsigned long long)tx->txid);
+        c->at.txid = tx->txid;
+        c->at.place = tx->place;
+        c->at.seen = tx->t_hi;
+    }
+    return rc;
+}
+
+/* All segments; the last one is gone on with when it is open. */
+static bk_rc_t replay_all(bk_capture_t *c, bk_err_t *err)
+{
+    segments_t list;
+    char path[PATH_MAX];
+    bk_rc_t rc = list_segments(c, &list, err);
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++) {
+        bool last = i + 1 == list.count;
+        if (!last && list.first[i + 1] <= c->at.txid + 1)
+            continue; /* wholly in the hashes */
+        bk_txlog_t *log = NULL;
+        segment_path(c, list.first[i], path);
+        rc = bk_txlog_open_file(path, &log, err);
+        bool sealed = rc == BK_OK && bk_txlog_sealed(log);
+        if (rc == BK_OK)
+            rc = replay(c, log, err);
+        bk_txlog_free(log);
+        if (rc == BK_OK && last && !sealed)
+            rc = bk_txlog_reopen(path, &c->log, err);
+        if (rc != BK_OK)
+            bk_err_wrap(err, "%s", path);
+    }
+    free(list.first);
+    return rc;
+}
+
+/* False: a new epoch has to begin; err says why, when there was something. */
+static bk_rc_t load(bk_capture_t *c, uint32_t page_size, bool *fits, bk_err_t *err)
+{
+    char path[PATH_MAX];
+    bk_err_t why = {0};
+    path_of(c, "hashes", path);
+    bk_rc_t rc = bk_hashes_load(&c->hashes, &c->at, path, &why);
+    if (rc == BK_OK && c->hashes.page_size != page_size)
+        rc = bk_err_set(&why, BK_CORRUPT, "its page size changed from %u to %u",
+                        c->hashes.page_size, page_size);
+    c->state.saved = c->at.txid;
+    if (rc == BK_OK)
+        rc = replay_all(c, &why);
+    *fits = rc == BK_OK;
+    if (rc == BK_CORRUPT)
+        bk_ctl_note(c->ctl, "database %s: what was captured before ends here: %s", c->database,
+                    why.text);
+    if (rc == BK_OK || rc == BK_NOT_FOUND || rc == BK_CORRUPT)
+        return BK_OK;
+    *err = why;
+    return rc;
+}
+
+/* --- by comparing --- */
+
+static bk_rc_t open_source(bk_capture_t *c, bk_db_source_t **source, bk_err_t *err)
+{
+    bk_rc_t rc = bk_db_source_open(c->database, c->busy_ms, c->ctl, source, err);
+    if (rc == BK_OK && strcmp(bk_db_source_info(*source)->journal, "wal") != 0) {
+        bk_db_source_close(*source);
+        *source = NULL;
+        rc = bk_err_set(err, BK_UNSUPPORTED, "database %s is not in WAL mode", c->database);
+    }
+    return rc;
+}
+
+/* Pages first..first+n-1: those that differ from the hashes, into the log when there is one. */
+static bk_rc_t compare_some(bk_capture_t *c, bool log, const uint8_t *pages, uint64_t first,
+                            unsigned n, bk_err_t *err)
+{
+    uint32_t size = c->hashes.page_size;
+    bk_rc_t rc = BK_OK;
+    for (unsigned i = 0; i < n && rc == BK_OK; i++) {
+        uint64_t pgno = first + i;
+        uint64_t hash = bk_db_page_hash(pgno, pages + (size_t)i * size, size);
+        if (pgno == bk_db_lock_page(size) || hash == bk_hashes_get(&c->hashes, pgno))
+            continue;
+        bk_hashes_set(&c->hashes, pgno, hash);
+        if (log)
+            rc = bk_txlog_page(c->log, (uint32_t)pgno, pages + (size_t)i * size, err);
+    }
+    return rc;
+}
+
+static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
+{
+    const bk_db_info_t *info = bk_db_source_info(source);
+    unsigned batch = READ_BYTES / info->page_size;
+    uint8_t *pages = malloc(READ_BYTES);
+    bk_rc_t rc = pages != NULL
+                     ? bk_hashes_resize(&c->hashes, info->page_count, err)
+                     : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    for (uint64_t first = 1; first <= info->page_count && rc == BK_OK; first += batch) {
+        uint64_t left = info->page_count - first + 1;
+        unsigned n = left < batch ? (unsigned)left : batch;
+        rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = bk_db_source_read(source, first, n, pages, err);
+        if (rc == BK_OK)
+            rc = compare_some(c, log, pages, first, n, err);
+    }
+    free(pages);
+    return rc;
+}
+
+static void place_of(const bk_db_info_t *info, bk_txlog_place_t *place)
+{
+    place->frame = (uint32_t)info->wal_frames;
+    memcpy(place->salt, info->wal_salt, sizeof place->salt);
+    memcpy(place->checksum, info->wal_checksum, sizeof place->checksum);
+}
+
+/*
+ * The difference between what is known and what is there, as one transaction; or nothing, when
+ * there is none.
+ */
+static bk_rc_t bridge(bk_capture_t *c, bk_err_t *err)
+{
+    bk_db_source_t *source = NULL;
+    bk_tx_t tx = {.flags = BK_TXLOG_GAP,
+                  .txid = c->at.txid + 1,
+                  .t_lo = c->at.seen,
+                  .before = c->hashes.digest};
+    uint64_t count = c->hashes.count;
+    bk_rc_t rc = open_source(c, &source, err);
+    if (rc == BK_OK && c->log == NULL)
+        rc = bk_capture_next_segment(c, err);
+    if (rc == BK_OK)
+        rc = bk_txlog_begin(c->log, err);
+    if (rc == BK_OK)
+        rc = compare(c, source, true, err);
+    if (rc == BK_OK) {
+        tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;
+        tx.page_count = c->hashes.count;
+        tx.after = c->hashes.digest;
+        place_of(bk_db_source_info(source), &tx.place);
+        c->at.place = tx.place;
+        c->at.seen = tx.t_hi;
+    }
+    if (rc == BK_OK && (tx.after != tx.before || tx.page_count != count)) {
+        rc = bk_txlog_end(c->log, &tx, err);
+        if (rc == BK_OK)
+            rc = bk_txlog_sync(c->log, err);
+        c->at.txid += rc == BK_OK;
+        c->state.gaps += rc == BK_OK;
+    }
+    bk_db_source_close(source);
+    return rc == BK_OK ? bk_capture_save(c, err) : rc;
+}
+
+static bk_rc_t begin_epoch(bk_capture_t *c, bk_err_t *err)
+{
+    bk_db_source_t *source = NULL;
+    uint64_t inode = c->at.inode;
+    bk_rc_t rc = open_source(c, &source, err);
+    if (rc != BK_OK)
+        return rc;
+    const bk_db_info_t *info = bk_db_source_info(source);
+    bk_txlog_close(c->log);
+    c->log = NULL;
+    bk_hashes_free(&c->hashes);
+    bk_hashes_init(&c->hashes, info->page_size);
+    c->at = (bk_hashes_state_t){.seen = bk_now(), .inode = inode};
+    bk_random(c->at.epoch, sizeof c->at.epoch);
+    place_of(info, &c->at.place);
+    rc = compare(c, source, false, err);
+    bk_db_source_close(source);
+    c->state.new_epoch = true;
+    return rc == BK_OK ? bk_capture_save(c, err) : rc;
+}
+
+/* --- where to go on --- */
+
+/* Before anything is written to a new log its salts are zeros, each time. */
+static bool is_named(const bk_txlog_place_t *place)
+{
+    return place->salt[0] != 0 || place->salt[1] != 0;
+}
+
+/*
+ * Somebody captured up to just where a hold of ours began, and the log is another one now: with a
+ * hold on it, it can only have begun anew when nothing of it was needed, once, with what follows
+ * (docs/sqlite.md).
+ */
+static bool is_bridged(const bk_capture_t *c, const bk_wal_header_t *header)
+{
+    const bk_txlog_place_t *place = &c->at.place;
+    if (c->hold == NULL || !is_named(place))
+        return false;
+    const bk_wal_header_t *held = &c->hold->header;
+    return memcmp(place->salt, held->salt, sizeof held->salt) == 0 &&
+           place->frame == held->frames &&
+           (place->frame == 0 ||
+            memcmp(place->checksum, held->checksum, sizeof held->checksum) == 0) &&
+           memcmp(header->salt, held->salt, sizeof held->salt) != 0;
+}
+
+/* Is what the log holds behind our last place all that happened since? */
+static bk_rc_t continues(bk_capture_t *c, const bk_wal_header_t *header, bool *does, bk_err_t *err)
+{
+    bk_txlog_place_t *place = &c->at.place;
+    if (is_bridged(c, header)) {
+        *place = (bk_txlog_place_t){.frame = 0};
+        memcpy(place->salt, header->salt, sizeof header->salt);
+    }
+    *does = is_named(place) && place->frame <= header->frames &&
+            memcmp(place->salt, header->salt, sizeof header->salt) == 0;
+    if (!*does || place->frame == 0)
+        return BK_OK;
+    return bk_wal_ends_with(c->wal_fd, c->database, header, place->frame, place->checksum, does,
+                            err);
+}
+
+static bk_rc_t page_size_of(bk_capture_t *c, uint32_t *page_size, bk_err_t *err)
+{
+    uint8_t header[20];
+    sqlite3_file *file = c->readers[c->reader].file;
+    int code = file->pMethods->xRead(file, header, sizeof header, 0);
+    if (code != SQLITE_OK && code != SQLITE_IOERR_SHORT_READ)
+        return bk_db_failure(&c->readers[c->reader], code, "read", err);
+    *page_size = code == SQLITE_OK ? bk_db_header_page_size(header) : 0;
+    if (*page_size == 0)
+        return bk_err_set(err, BK_UNSUPPORTED,
+                          "database %s is empty: its transactions are captured from its first "
+                          "checkpoint on",
+                          c->database);
+    return BK_OK;
+}
+
+/*
+ * What the log holds behind our last place up to header.  A reader that found all of the log in the
+ * database file (mark 0) does not keep it from beginning anew, and no older pin does: then this is
+ * gone while it is read.  *does: it was all there; else what was known before is known again.
+ */
+static bk_rc_t take_rest(bk_capture_t *c, uint32_t page_size, const bk_wal_header_t *header,
+                         bool *fits, bool *does, bk_err_t *err)
+{
+    bk_err_t why = {0};
+    int64_t now = bk_now();
+    c->looked = c->at.seen;
+    c->seen = now > c->at.seen ? now : c->at.seen;
+    bk_rc_t rc = bk_capture_frames(c, header, &why);
+    *does = rc == BK_OK;
+    if (rc != BK_CORRUPT) {
+        if (rc != BK_OK && err != NULL)
+            *err = why;
+        return rc;
+    }
+    bk_txlog_close(c->log);
+    c->log = NULL;
+    bk_hashes_free(&c->hashes);
+    return load(c, page_size, fits, err);
+}
+
+bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err)
+{
+    uint64_t inode = c->readers[c->reader].st.st_ino;
+    uint32_t page_size = 0;
+    bool fits = false, goes_on = false;
+    bk_rc_t rc = page_size_of(c, &page_size, err);
+    if (rc == BK_OK)
+        rc = load(c, page_size, &fits, err);
+    if (rc == BK_OK && (c->page = realloc(c->page, page_size)) == NULL)
+        rc = bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    if (rc == BK_OK && fits && c->at.inode == inode)
+        rc = continues(c, header, &goes_on, err);
+    if (rc == BK_OK && goes_on)
+        rc = take_rest(c, page_size, header, &fits, &goes_on, err);
+    c->at.inode = inode;
+    if (rc == BK_OK && !fits)
+        rc = begin_epoch(c, err);
+    else if (rc == BK_OK && !goes_on)
+        rc = bridge(c, err);
+    c->looked = c->at.seen;
+    return rc;
+}

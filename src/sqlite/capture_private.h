@@ -1,0 +1,63 @@
+/*
+ * sqlite/capture_private.h: what capture.c (pinning), capture_read.c (the log) and capture_begin.c
+ * (where to go on) share of one capture.
+ */
+#ifndef BK_SQLITE_CAPTURE_PRIVATE_H
+#define BK_SQLITE_CAPTURE_PRIVATE_H
+
+#include "sqlite/capture.h"
+#include "sqlite/hashes.h"
+#include "sqlite/walindex.h"
+
+#define BK_CAPTURE_NAME (2 * BK_TXLOG_EPOCH + 1 + 20 + sizeof ".tx")
+
+/* A page of the transaction that is being read. */
+typedef struct {
+    uint32_t pgno, frame;
+    uint64_t hash;
+} bk_capture_page_t;
+
+struct bk_capture_hold_s {
+    bk_db_connection_t reader;
+    bk_wal_header_t header; /* as seen after the pin */
+};
+
+struct bk_capture_s {
+    const bk_capture_hold_t *hold; /* while it begins */
+    char *database, *dir;
+    unsigned busy_ms;
+    uint32_t soft;
+    bk_ctl_t *ctl;
+    bk_db_connection_t readers[2], checkpointer, writer;
+    bool pinned;     /* one of the readers is */
+    unsigned reader; /* which */
+    int wal_fd;
+    bk_hashes_t hashes;
+    bk_hashes_state_t at;   /* what they are of: the last transaction that is in the log */
+    bk_txlog_writer_t *log; /* NULL: the next transaction begins a segment */
+    uint64_t unsaved;       /* bytes of log since the hashes were saved */
+    bk_capture_state_t state;
+    int64_t looked;          /* ns: when the log was looked at before */
+    int64_t seen;            /* ns: when the present look was over */
+    int64_t idle;            /* bk_mono since when nothing is new */
+    int64_t named;           /* bk_mono when the file was last compared with its name */
+    int64_t barred;          /* bk_mono when writers were last kept out */
+    bk_txlog_place_t helped; /* up to where checkpoints were helped along */
+    unsigned wait;           /* ms, what step said last */
+    bk_capture_page_t *pages;
+    size_t page_count, page_room;
+    uint8_t *page; /* one, of page_size bytes */
+};
+
+/* capture_read.c */
+/* Take in everything up to header, which was seen at c->seen; c->at is then its end. */
+bk_rc_t bk_capture_frames(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err);
+
+/* capture_begin.c */
+/* Hashes and log of dir, or a new epoch; and a gap when there is one.  A reader is pinned. */
+bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err);
+/* A segment for the next transaction. */
+bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);
+bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
+
+#endif

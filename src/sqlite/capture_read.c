@@ -1,0 +1,166 @@
+/*
+ * sqlite/capture_read.c: frames of the write-ahead log become transactions of the segment.  Reads
+ * the -wal through a descriptor of its own, which carries no locks; writes the open segment.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/publish.h"
+#include "sqlite/capture_private.h"
+#include "sqlite/source.h"
+
+static bk_rc_t add_page(bk_capture_t *c, const bk_wal_frame_t *frame, bk_err_t *err)
+{
+    if (c->page_count == c->page_room) {
+        size_t room = c->page_room == 0 ? 1024 : c->page_room * 2;
+        bk_capture_page_t *more = realloc(c->pages, room * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY,
+                              "database %s: a transaction of %zu pages: out of "
+                              "memory",
+                              c->database, c->page_count);
+        c->pages = more;
+        c->page_room = room;
+    }
+    c->pages[c->page_count++] =
+        (bk_capture_page_t){.pgno = frame->pgno,
+                            .frame = frame->frame,
+                            .hash = bk_db_page_hash(frame->pgno, frame->page, c->hashes.page_size)};
+    return BK_OK;
+}
+
+/* By page; of one page the newest version first. */
+static int by_page(const void *a, const void *b)
+{
+    const bk_capture_page_t *x = a, *y = b;
+    if (x->pgno != y->pgno)
+        return x->pgno < y->pgno ? -1 : 1;
+    return x->frame > y->frame ? -1 : x->frame < y->frame;
+}
+
+/*
+ * What of the pages is in the database after the transaction: of each its last version, none behind
+ * the end (VACUUM writes some), and not the lock page.
+ */
+static void keep_what_counts(bk_capture_t *c, uint32_t commit)
+{
+    uint64_t lock_page = bk_db_lock_page(c->hashes.page_size);
+    size_t kept = 0;
+    qsort(c->pages, c->page_count, sizeof *c->pages, by_page);
+    for (size_t i = 0; i < c->page_count; i++) {
+        uint32_t pgno = c->pages[i].pgno;
+        if (pgno <= commit && pgno != lock_page && (kept == 0 || c->pages[kept - 1].pgno != pgno))
+            c->pages[kept++] = c->pages[i];
+    }
+    c->page_count = kept;
+}
+
+/*
+ * Some file systems make SQLite repeat the last frame of a commit to fill up a sector: that is no
+ * transaction of its own.
+ */
+static bool is_padding(const bk_capture_t *c, uint32_t commit)
+{
+    return c->page_count == 1 && commit == c->hashes.count &&
+           c->pages[0].hash == bk_hashes_get(&c->hashes, c->pages[0].pgno);
+}
+
+static bk_rc_t write_pages(bk_capture_t *c, bk_err_t *err)
+{
+    uint32_t size = c->hashes.page_size;
+    bk_rc_t rc = bk_txlog_begin(c->log, err);
+    for (size_t i = 0; i < c->page_count && rc == BK_OK; i++) {
+        size_t got;
+        const bk_capture_page_t *page = &c->pages[i];
+        rc = bk_pread_all(c->wal_fd, c->page, size, bk_wal_frame_offset(page->frame, size), &got,
+                          c->database, err);
+        if (rc == BK_OK && got != size)
+            rc = bk_err_set(err, BK_CORRUPT, "database %s: its -wal became shorter", c->database);
+        if (rc == BK_OK && bk_db_page_hash(page->pgno, c->page, size) != page->hash)
+            rc = bk_err_set(err, BK_CORRUPT, "database %s: its -wal changed while it was read",
+                            c->database);
+        if (rc == BK_OK)
+            rc = bk_txlog_page(c->log, page->pgno, c->page, err);
+    }
+    return rc;
+}
+
+/*
+ * The hashes are changed first: when writing fails, the capture is paused and begins again with
+ * what is on the disk.
+ */
+static bk_rc_t end_transaction(bk_capture_t *c, const bk_wal_frame_t *last, bk_err_t *err)
+{
+    bk_tx_t tx = {.txid = c->at.txid + 1,
+                  .page_count = last->commit,
+                  .t_lo = c->looked < c->seen ? c->looked : c->seen,
+                  .t_hi = c->seen,
+                  .before = c->hashes.digest};
+    memcpy(tx.place.salt, c->at.place.salt, sizeof tx.place.salt);
+    tx.place.frame = last->frame;
+    memcpy(tx.place.checksum, last->checksum, sizeof tx.place.checksum);
+    keep_what_counts(c, last->commit);
+    if (is_padding(c, last->commit)) {
+        c->at.place = tx.place;
+        return BK_OK;
+    }
+    bk_rc_t rc = c->log == NULL ? bk_capture_next_segment(c, err) : BK_OK;
+    uint64_t size = rc == BK_OK ? bk_txlog_size(c->log) : 0;
+    if (rc == BK_OK)
+        rc = bk_hashes_resize(&c->hashes, last->commit, err);
+    for (size_t i = 0; i < c->page_count && rc == BK_OK; i++)
+        bk_hashes_set(&c->hashes, c->pages[i].pgno, c->pages[i].hash);
+    tx.after = c->hashes.digest;
+    if (rc == BK_OK)
+        rc = write_pages(c, err);
+    if (rc == BK_OK)
+        rc = bk_txlog_end(c->log, &tx, err);
+    if (rc != BK_OK)
+        return rc;
+    c->at.txid = tx.txid;
+    c->at.place = tx.place;
+    c->at.seen = tx.t_hi;
+    c->unsaved += bk_txlog_size(c->log) - size;
+    return BK_OK;
+}
+
+static bk_rc_t take_frame(void *arg, const bk_wal_frame_t *frame, bk_err_t *err)
+{
+    bk_capture_t *c = arg;
+    bk_rc_t rc = add_page(c, frame, err);
+    if (rc != BK_OK || frame->commit == 0)
+        return rc;
+    rc = end_transaction(c, frame, err);
+    c->page_count = 0;
+    return rc;
+}
+
+bk_rc_t bk_capture_frames(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err)
+{
+    bk_txlog_place_t *place = &c->at.place;
+    c->state.wal_frames = header->frames;
+    /* Pinned all the time, so a new generation begins where the old one ended. */
+    if (memcmp(place->salt, header->salt, sizeof header->salt) != 0) {
+        *place = (bk_txlog_place_t){.frame = 0};
+        memcpy(place->salt, header->salt, sizeof header->salt);
+    }
+    if (header->frames < place->frame)
+        return bk_err_set(err, BK_CORRUPT,
+                          "database %s: its -wal has %u frames, of which %u were read before",
+                          c->database, header->frames, place->frame);
+    if (header->frames == place->frame)
+        return BK_OK;
+    if (header->page_size != c->hashes.page_size)
+        return bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
+                          c->database, c->hashes.page_size, header->page_size);
+    c->page_count = 0;
+    uint32_t start[2] = {place->checksum[0], place->checksum[1]};
+    bk_rc_t rc = bk_wal_frames(c->wal_fd, c->database, header, place->frame, start, take_frame, c,
+                               c->ctl, err);
+    if (rc == BK_OK && c->page_count > 0)
+        rc = bk_err_set(err, BK_CORRUPT,
+                        "database %s: the last frame of its -wal ends no "
+                        "transaction",
+                        c->database);
+    return rc;
+}

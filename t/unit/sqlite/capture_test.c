@@ -1,0 +1,735 @@
+/*
+ * t/unit/sqlite/capture_test.c: every commit of live writers is a transaction of the segments, and
+ * what these make of the base is the database after that commit; a capture goes on where the one
+ * before ended, or says that something is missing.
+ */
+#include <dirent.h>
+#include <sys/mount.h>
+
+#include "base/publish.h"
+#include "base/str.h"
+#include "sqlite/attached.h"
+#include "sqlite/capture.h"
+#include "sqlite/connect.h"
+#include "sqlite/source.h"
+#include "unit/sqlite/sqlite_testing.h"
+
+typedef struct {
+    char *dir, db[300], log[300];
+    bk_capture_t *capture;
+    bk_ctl_t ctl;
+    bk_err_t err;
+    uint8_t *image; /* the database after transaction txid, as the segments tell */
+    uint64_t pages, txid, digest;
+    uint32_t page_size;
+    unsigned gaps;
+} box_t;
+
+static int set_up(void **state)
+{
+    box_t *box = calloc(1, sizeof *box);
+    box->dir = test_dir();
+    snprintf(box->db, sizeof box->db, "%s/app.db", box->dir);
+    snprintf(box->log, sizeof box->log, "%s/log", box->dir);
+    assert_int_equal(mkdir(box->log, 0700), 0);
+    bk_ctl_init(&box->ctl);
+    *state = box;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    box_t *box = *state;
+    bk_capture_close(box->capture);
+    bk_ctl_free(&box->ctl);
+    umount2(box->log, MNT_DETACH); /* if a test mounted it */
+    test_dir_remove(box->dir);
+    free(box->image);
+    free(box);
+    return 0;
+}
+
+static bk_rc_t try_open(box_t *box)
+{
+    bk_capture_options_t options = {.database = box->db, .dir = box->log, .busy_ms = 20000};
+    bk_err_clear(&box->err);
+    return bk_capture_open(&options, &box->ctl, &box->capture, &box->err);
+}
+
+static void start(box_t *box)
+{
+    OK(try_open(box), &box->err);
+}
+
+static void stop(box_t *box)
+{
+    bk_capture_close(box->capture);
+    box->capture = NULL;
+}
+
+static void step(box_t *box)
+{
+    unsigned again;
+    OK(bk_capture_step(box->capture, true, &again, &box->err), &box->err);
+}
+
+static bk_capture_state_t state_of(const box_t *box)
+{
+    bk_capture_state_t state;
+    bk_capture_state(box->capture, &state);
+    return state;
+}
+
+/* --- what the segments tell --- */
+
+static bk_db_source_t *open_source(box_t *box)
+{
+    bk_db_source_t *source;
+    OK(bk_db_source_open(box->db, 20000, &box->ctl, &source, &box->err), &box->err);
+    return source;
+}
+
+static uint64_t digest_of(const uint8_t *image, uint64_t pages, uint32_t size)
+{
+    uint64_t digest = 0;
+    for (uint64_t p = 1; p <= pages; p++)
+        if (p != bk_db_lock_page(size))
+            digest ^= bk_db_page_hash(p, image + (p - 1) * size, size);
+    return digest;
+}
+
+/* The database as it is now becomes what the transactions are put on. */
+static void take_base(box_t *box)
+{
+    bk_db_source_t *source = open_source(box);
+    const bk_db_info_t *info = bk_db_source_info(source);
+    free(box->image);
+    box->page_size = info->page_size;
+    box->pages = info->page_count;
+    box->image = malloc(box->pages * box->page_size);
+    OK(bk_db_source_read(source, 1, (unsigned)box->pages, box->image, &box->err), &box->err);
+    bk_db_source_close(source);
+    box->digest = digest_of(box->image, box->pages, box->page_size);
+}
+
+static bk_rc_t put_page(void *arg, uint32_t pgno, const uint8_t *page, bk_err_t *err)
+{
+    box_t *box = arg;
+    (void)err;
+    assert_in_range(pgno, 1, box->pages);
+    uint8_t *at = box->image + (uint64_t)(pgno - 1) * box->page_size;
+    box->digest ^=
+        bk_db_page_hash(pgno, at, box->page_size) ^ bk_db_page_hash(pgno, page, box->page_size);
+    memcpy(at, page, box->page_size);
+    return BK_OK;
+}
+
+typedef void (*after_fn)(box_t *box, const bk_tx_t *tx, void *arg);
+
+static void replay_one(box_t *box, bk_txlog_t *log, size_t at)
+{
+    const bk_tx_t *tx = bk_txlog_tx(log, at);
+    assert_int_equal(tx->txid, box->txid + 1);
+    assert_true(tx->t_lo <= tx->t_hi);
+    assert_int_equal(tx->before, box->digest);
+    uint64_t before = box->pages;
+    for (uint64_t p = tx->page_count + 1; p <= before; p++)
+        box->digest ^= bk_db_page_hash(p, box->image + (p - 1) * box->page_size, box->page_size);
+    if (tx->page_count > before) {
+        box->image = realloc(box->image, tx->page_count * box->page_size);
+        memset(box->image + before * box->page_size, 0, (tx->page_count - before) * box->page_size);
+    }
+    box->pages = tx->page_count;
+    for (uint64_t p = before + 1; p <= box->pages; p++)
+        box->digest ^= bk_db_page_hash(p, box->image + (p - 1) * box->page_size, box->page_size);
+    OK(bk_txlog_pages(log, at, put_page, box, &box->err), &box->err);
+    assert_int_equal(tx->after, box->digest);
+    box->txid = tx->txid;
+    box->gaps += (tx->flags & BK_TXLOG_GAP) != 0;
+}
+
+static int only_segments(const struct dirent *entry)
+{
+    return strstr(entry->d_name, ".tx") != NULL && entry->d_name[0] != '.';
+}
+
+/* All segments, which are of one epoch; after is asked after each transaction. */
+static unsigned replay(box_t *box, after_fn after, void *arg)
+{
+    struct dirent **names;
+    int count = scandir(box->log, &names, only_segments, alphasort);
+    assert_true(count >= 0);
+    for (int i = 0; i < count; i++) {
+        char path[700];
+        bk_txlog_t *log;
+        snprintf(path, sizeof path, "%s/%s", box->log, names[i]->d_name);
+        OK(bk_txlog_open_file(path, &log, &box->err), &box->err);
+        for (size_t at = 0; at < bk_txlog_count(log); at++) {
+            if (bk_txlog_tx(log, at)->txid <= box->txid)
+                continue;
+            replay_one(box, log, at);
+            if (after != NULL)
+                after(box, bk_txlog_tx(log, at), arg);
+        }
+        bk_txlog_free(log);
+        free(names[i]);
+    }
+    free(names);
+    return (unsigned)count;
+}
+
+/* What was replayed is what is there, page for page. */
+static void assert_is_now(box_t *box)
+{
+    uint8_t *replayed = box->image;
+    uint64_t pages = box->pages;
+    box->image = NULL;
+    take_base(box);
+    assert_int_equal(pages, box->pages);
+    for (uint64_t p = 0; p < pages; p++)
+        if (memcmp(replayed + p * box->page_size, box->image + p * box->page_size,
+                   box->page_size) != 0)
+            fail_msg("page %llu differs", (unsigned long long)p + 1);
+    free(replayed);
+}
+
+/* --- quiet --- */
+
+static void each_commit_is_a_transaction(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    take_base(box);
+    start(box);
+    assert_int_equal(state_of(box).txid, 0);
+    assert_true(state_of(box).new_epoch);
+    for (int i = 0; i < 20; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(9000))");
+        step(box);
+        assert_int_equal(state_of(box).txid, i + 1);
+    }
+    run_sql(db, "BEGIN; DELETE FROM t; ROLLBACK");
+    step(box);
+    assert_int_equal(state_of(box).txid, 20);
+    run_sql(db, "DELETE FROM t; VACUUM");
+    step(box);
+    assert_int_equal(state_of(box).txid, 22);
+    assert_int_equal(replay(box, NULL, NULL), 1);
+    assert_int_equal(box->txid, 22);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
+static void segments_follow_each_other(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 1024, "none"));
+    sqlite3 *db = open_db(box->db);
+    take_base(box);
+    start(box);
+    for (int i = 0; i < 9; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+        step(box);
+        if (i % 3 == 2)
+            OK(bk_capture_roll(box->capture, &box->err), &box->err);
+    }
+    OK(bk_capture_roll(box->capture, &box->err), &box->err); /* nothing to seal */
+    assert_int_equal(replay(box, NULL, NULL), 3);
+    assert_int_equal(box->txid, 9);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
+/* The pin must not keep the log from beginning anew. */
+static void the_log_does_not_grow_without_end(void **state)
+{
+    box_t *box = *state;
+    char wal[320];
+    struct stat st;
+    unsigned again;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "PRAGMA synchronous=OFF");
+    start(box);
+    for (int i = 0; i < 6000; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+        if (i % 10 == 0)
+            OK(bk_capture_step(box->capture, true, &again, &box->err), &box->err);
+    }
+    snprintf(wal, sizeof wal, "%s-wal", box->db);
+    assert_int_equal(stat(wal, &st), 0);
+    assert_in_range(st.st_size, 1, 3000 * 4120);
+    step(box);
+    assert_int_equal(state_of(box).txid, 6000);
+    sqlite3_close(db);
+}
+
+/* --- live writers --- */
+
+typedef struct {
+    char logs[3][300];
+    int64_t number; /* of the last commit */
+    long commits, others;
+} oracle_t;
+
+/* The content of the image, as SQLite sees it, is what a writer said it would be. */
+static void judge(box_t *box, const bk_tx_t *tx, void *arg)
+{
+    oracle_t *oracle = arg;
+    char file[320];
+    int64_t number = 0;
+    uint64_t digest = 0;
+    sqlite3 *db;
+    const char *logs[] = {oracle->logs[0], oracle->logs[1]};
+    if (tx->flags & BK_TXLOG_GAP)
+        oracle->number = -1;
+    snprintf(file, sizeof file, "%s/image", box->dir);
+    int fd = open(file, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    OK(bk_write_all(fd, box->image, box->pages * box->page_size, file, &box->err), &box->err);
+    close(fd);
+    OK(bk_db_open_image(file, &db, &box->err), &box->err);
+    assert_true(chaos_content(db, &number, &digest));
+    sqlite3_close(db);
+    /* A commit, or what changes no content: VACUUM. */
+    if (oracle->number >= 0 && number != oracle->number)
+        assert_int_equal(number, oracle->number + 1);
+    oracle->commits += number != oracle->number;
+    oracle->others += number == oracle->number;
+    oracle->number = number;
+    const char *wrong = chaos_judge(logs, 2, number, digest, 0, tx->t_hi);
+    if (wrong != NULL)
+        fail_msg("transaction %llu, commit %lld: %s", (unsigned long long)tx->txid,
+                 (long long)number, wrong);
+}
+
+static pid_t writer(const box_t *box, oracle_t *oracle, unsigned i, int autocheckpoint,
+                    long commits)
+{
+    snprintf(oracle->logs[i], sizeof oracle->logs[i], "%s/writer%u", box->dir, i);
+    chaos_t chaos = {.path = box->db,
+                     .log = oracle->logs[i],
+                     .seed = (uint64_t)bk_mono() + i,
+                     .autocheckpoint = autocheckpoint,
+                     .commits = commits};
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(chaos_run(&chaos) ? 0 : 1);
+    assert_true(pid > 0);
+    return pid;
+}
+
+static bool is_over(pid_t *pid)
+{
+    int status;
+    if (*pid == 0)
+        return true;
+    if (waitpid(*pid, &status, WNOHANG) != *pid)
+        return false;
+    assert_int_equal(status, 0);
+    *pid = 0;
+    return true;
+}
+
+static void chaos(box_t *box, int page_size, const char *vacuum, int autocheckpoint, long commits)
+{
+    oracle_t oracle = {.number = 0};
+    unsigned again = 1, roll = 0;
+    assert_true(chaos_make(box->db, "wal", page_size, vacuum));
+    take_base(box);
+    start(box);
+    pid_t pids[2] = {writer(box, &oracle, 0, autocheckpoint, commits),
+                     writer(box, &oracle, 1, autocheckpoint, commits)};
+    for (bool over = false; !over;) {
+        over = is_over(&pids[0]) && is_over(&pids[1]);
+        OK(bk_capture_step(box->capture, false, &again, &box->err), &box->err);
+        if (++roll % 100 == 0)
+            OK(bk_capture_roll(box->capture, &box->err), &box->err);
+        bk_sleep_ms(again < 3 ? again : 3);
+    }
+    replay(box, judge, &oracle);
+    assert_is_now(box);
+    assert_int_equal(oracle.number, 2 * commits);
+    assert_int_equal(oracle.commits, 2 * commits);
+    assert_int_equal(box->gaps, 0);
+    assert_int_equal(state_of(box).txid, box->txid);
+    assert_int_equal(state_of(box).digest, box->digest);
+}
+
+static void all_commits_of_two_writers(void **state)
+{
+    chaos(*state, 4096, "none", 20, 150);
+}
+
+static void all_commits_with_small_pages(void **state)
+{
+    chaos(*state, 512, "full", 1000, 100);
+}
+
+static void all_commits_with_large_pages(void **state)
+{
+    chaos(*state, 65536, "incremental", 5, 60);
+}
+
+/* --- going on --- */
+
+static void what_the_log_still_tells_is_no_gap(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    take_base(box);
+    for (int i = 0; i < 5; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+        start(box);
+        if (i == 0)
+            take_base(box);
+        run_sql(db, "UPDATE t SET v = v + 1");
+        if (i % 2)
+            step(box);
+        stop(box);
+    }
+    start(box);
+    assert_int_equal(state_of(box).gaps, 0);
+    assert_false(state_of(box).new_epoch);
+    replay(box, NULL, NULL);
+    assert_int_equal(box->txid, 9);
+    assert_int_equal(box->gaps, 0);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
+static void what_nobody_saw_is_one_gap(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    take_base(box);
+    start(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+    step(box);
+    stop(box);
+    for (int i = 0; i < 3; i++)
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(9000));"
+                    "PRAGMA wal_checkpoint(TRUNCATE)");
+    start(box);
+    assert_int_equal(state_of(box).gaps, 1);
+    assert_false(state_of(box).new_epoch);
+    run_sql(db, "DELETE FROM t WHERE id > 2");
+    step(box);
+    replay(box, NULL, NULL);
+    assert_int_equal(box->txid, 3);
+    assert_int_equal(box->gaps, 1);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
+/* The application ends, empties its log and begins again: nothing happened, nothing is said. */
+static void a_restart_of_the_application_is_no_gap(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    sqlite3 *db = open_db(box->db);
+    start(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+    step(box);
+    stop(box);
+    run_sql(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+    sqlite3_close(db);
+    start(box);
+    assert_int_equal(state_of(box).gaps, 0);
+    stop(box);
+    db = open_db(box->db);
+    run_sql(db, "UPDATE t SET v = 7");
+    sqlite3_close(db);
+    start(box);
+    assert_int_equal(state_of(box).gaps, 1);
+    replay(box, NULL, NULL);
+    assert_is_now(box);
+}
+
+/* Everything is copied and nobody needs the log: the next commit begins it anew. */
+static void come_to_rest(box_t *box)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        bk_sleep_ms(210);
+        step(box);
+    }
+}
+
+static void a_hold_bridges_the_time_between_two(void **state)
+{
+    box_t *box = *state;
+    bk_capture_hold_t *hold = NULL;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    sqlite3 *db = open_db(box->db);
+    start(box);
+    for (unsigned round = 0; round < 2; round++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+        step(box);
+        come_to_rest(box);
+        if (round == 0)
+            OK(bk_capture_hold(box->db, 1000, &box->ctl, &hold, &box->err), &box->err);
+        stop(box);
+        run_sql(db, "UPDATE t SET v = v + 1; UPDATE t SET v = v + 1");
+        bk_capture_options_t options = {
+            .database = box->db, .dir = box->log, .busy_ms = 20000, .hold = hold};
+        OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+        bk_capture_hold_end(hold);
+        hold = NULL;
+        step(box);
+        assert_int_equal(state_of(box).gaps, round); /* the second time nobody held it */
+        assert_int_equal(state_of(box).txid, round == 0 ? 3 : 5);
+    }
+    replay(box, NULL, NULL);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
+/* An empty log has no name of its own: one is as good as another, so it proves nothing. */
+static void a_hold_on_an_empty_log_bridges_nothing(void **state)
+{
+    box_t *box = *state;
+    bk_capture_hold_t *hold;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    start(box);
+    stop(box);
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "UPDATE t SET v = 5");
+    sqlite3_close(db); /* and the log is gone */
+    OK(bk_capture_hold(box->db, 1000, &box->ctl, &hold, &box->err), &box->err);
+    db = open_db(box->db);
+    run_sql(db, "UPDATE t SET v = 6");
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .hold = hold};
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    bk_capture_hold_end(hold);
+    step(box);
+    assert_int_equal(state_of(box).gaps, 1);
+    replay(box, NULL, NULL);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
+/* There a pin would keep the application from committing. */
+static void outside_wal_mode_nothing_is_held(void **state)
+{
+    box_t *box = *state;
+    bk_capture_hold_t *hold;
+    assert_true(chaos_make(box->db, "delete", 4096, "none"));
+    assert_int_equal(bk_capture_hold(box->db, 1000, &box->ctl, &hold, &box->err), BK_UNSUPPORTED);
+    assert_null(hold);
+    assert_false(exists(box->db, "-shm"));
+    sqlite3 *db = open_db(box->db);
+    sqlite3_busy_timeout(db, 0);
+    run_sql(db, "INSERT INTO t(v) VALUES(1)");
+    sqlite3_close(db);
+}
+
+static void capture_until_killed(box_t *box, unsigned steps)
+{
+    unsigned again;
+    if (try_open(box) != BK_OK)
+        _exit(1);
+    for (unsigned i = 0; i < steps; i++) {
+        if (bk_capture_step(box->capture, true, &again, &box->err) != BK_OK)
+            _exit(2);
+        if (i % 20 == 19 && bk_capture_roll(box->capture, &box->err) != BK_OK)
+            _exit(3);
+        usleep(500);
+    }
+    raise(SIGKILL);
+}
+
+/* Whoever is killed, the application's writers or we: at worst a gap is said, never a wrong state.
+ */
+static void kills_leave_a_gap_at_worst(void **state)
+{
+    box_t *box = *state;
+    oracle_t oracle = {.number = 0};
+    uint64_t seed = 1;
+    assert_true(chaos_make(box->db, "wal", 1024, "full"));
+    take_base(box);
+    start(box);
+    stop(box);
+    for (unsigned round = 0; round < 12; round++) {
+        int status;
+        pid_t pids[2] = {writer(box, &oracle, 0, 20, 0), writer(box, &oracle, 1, 1000, 0)};
+        pid_t us = fork();
+        if (us == 0)
+            capture_until_killed(box, 5 + (unsigned)(chaos_random(&seed) % 60));
+        assert_int_equal(waitpid(us, &status, 0), us);
+        assert_true(WIFSIGNALED(status));
+        for (unsigned i = 0; i < 2; i++)
+            kill_hard(pids[i]);
+    }
+    start(box);
+    replay(box, judge, &oracle);
+    assert_is_now(box);
+    assert_true(box->txid > 30);
+}
+
+/* What is copied needs no pin any more, so the log begins anew just while it is asked what it
+ * holds. */
+static void where_to_go_on_is_found_while_the_log_begins_anew(void **state)
+{
+    box_t *box = *state;
+    oracle_t oracle = {.number = 0};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    start(box);
+    stop(box);
+    pid_t pid = writer(box, &oracle, 0, 1, 0); /* a checkpoint after each commit */
+    for (unsigned round = 0; round < 60; round++) {
+        usleep(round % 7 * 300);
+        start(box);
+        step(box);
+        stop(box);
+    }
+    kill_hard(pid);
+    start(box);
+    step(box);
+    replay(box, judge, &oracle);
+    assert_is_now(box);
+    assert_true(box->txid > 20);
+}
+
+/* --- what cannot be --- */
+
+static void outside_wal_mode_it_says_what_to_do(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "delete", 4096, "none"));
+    assert_int_equal(try_open(box), BK_UNSUPPORTED);
+    assert_non_null(strstr(box->err.text, "journal_mode=WAL"));
+    assert_null(box->capture);
+}
+
+static void a_database_that_was_replaced_is_noticed(void **state)
+{
+    box_t *box = *state;
+    char aside[320];
+    unsigned again;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    start(box);
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    memcpy(epoch, state_of(box).epoch, sizeof epoch);
+    snprintf(aside, sizeof aside, "%s.old", box->db);
+    assert_int_equal(rename(box->db, aside), 0);
+    snprintf(aside, sizeof aside, "%s-wal", box->db);
+    unlink(aside);
+    snprintf(aside, sizeof aside, "%s-shm", box->db);
+    unlink(aside);
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    bk_rc_t rc = BK_OK;
+    for (unsigned i = 0; i < 300 && rc == BK_OK; i++) {
+        bk_sleep_ms(10);
+        rc = bk_capture_step(box->capture, false, &again, &box->err);
+    }
+    assert_int_equal(rc, BK_CHANGED);
+    assert_true(state_of(box).paused);
+    step(box); /* the new one is compared with what was there */
+    assert_false(state_of(box).paused);
+    assert_memory_equal(epoch, state_of(box).epoch, sizeof epoch);
+}
+
+static void another_page_size_begins_an_epoch(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    start(box);
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    memcpy(epoch, state_of(box).epoch, sizeof epoch);
+    stop(box);
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=1024; VACUUM;"
+                "PRAGMA journal_mode=WAL; INSERT INTO t(v) VALUES(3)");
+    start(box);
+    assert_true(state_of(box).new_epoch);
+    assert_int_equal(state_of(box).page_size, 1024);
+    assert_memory_not_equal(epoch, state_of(box).epoch, sizeof epoch);
+    run_sql(db, "INSERT INTO t(v) VALUES(4)");
+    step(box);
+    assert_int_equal(state_of(box).txid, 1);
+    sqlite3_close(db);
+}
+
+static void without_its_hashes_an_epoch_begins(void **state)
+{
+    box_t *box = *state;
+    char path[320];
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    start(box);
+    stop(box);
+    snprintf(path, sizeof path, "%s/hashes", box->log);
+    spoil(path, 100, "damage");
+    start(box);
+    assert_true(state_of(box).new_epoch);
+    assert_int_equal(box->ctl.notes_total, 1);
+    assert_non_null(strstr(box->ctl.notes[0], "damaged"));
+}
+
+/* The application's disk must not fill because ours is full. */
+static void a_full_disk_releases_the_pin(void **state)
+{
+    box_t *box = *state;
+    unsigned again;
+    if (geteuid() != 0 || mount("none", box->log, "tmpfs", 0, "size=256k") != 0)
+        skip();
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    take_base(box);
+    start(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+    step(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900000))");
+    bk_rc_t rc = bk_capture_step(box->capture, true, &again, &box->err);
+    assert_int_equal(rc, BK_NO_SPACE);
+    assert_true(state_of(box).paused);
+    assert_in_range(again, 500, 10000);
+    run_sql(db, "PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t(v) VALUES(9)");
+    rc = bk_capture_step(box->capture, true, &again, &box->err);
+    assert_int_equal(rc, BK_NO_SPACE);
+    assert_int_equal(mount("none", box->log, "tmpfs", MS_REMOUNT, "size=16m"), 0);
+    step(box);
+    assert_int_equal(state_of(box).gaps, 1);
+    run_sql(db, "UPDATE t SET v = v + 1");
+    step(box);
+    replay(box, NULL, NULL);
+    assert_int_equal(box->txid, 3);
+    assert_is_now(box);
+    stop(box);
+    sqlite3_close(db);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(each_commit_is_a_transaction),
+        TEST(segments_follow_each_other),
+        TEST(the_log_does_not_grow_without_end),
+        TEST(all_commits_of_two_writers),
+        TEST(all_commits_with_small_pages),
+        TEST(all_commits_with_large_pages),
+        TEST(what_the_log_still_tells_is_no_gap),
+        TEST(what_nobody_saw_is_one_gap),
+        TEST(a_restart_of_the_application_is_no_gap),
+        TEST(a_hold_bridges_the_time_between_two),
+        TEST(a_hold_on_an_empty_log_bridges_nothing),
+        TEST(outside_wal_mode_nothing_is_held),
+        TEST(kills_leave_a_gap_at_worst),
+        TEST(where_to_go_on_is_found_while_the_log_begins_anew),
+        TEST(outside_wal_mode_it_says_what_to_do),
+        TEST(a_database_that_was_replaced_is_noticed),
+        TEST(another_page_size_begins_an_epoch),
+        TEST(without_its_hashes_an_epoch_begins),
+        TEST(a_full_disk_releases_the_pin),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
