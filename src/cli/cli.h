@@ -32,6 +32,10 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTE
     X(TAG, "tag", "TAG", "tag of the backup; list: only backups with it; may be repeated")         \
     X(NO_UPLOAD, "no-upload", NULL, "keep the backup in the spool for now")                        \
     X(BACKUP_ID, "backup-id", "ID", "backup to use (default: latest)")                             \
+    X(AT, "at", "TIME", "as of this time, like 2025-10-15T14:30:00Z (pitr_window)")                \
+    X(TRANSACTION, "transaction", "N", "as of this transaction of the database (pitr_window)")     \
+    X(SINCE, "since", "TIME", "timeline: transactions from this time on (default: the last day)")  \
+    X(UNTIL, "until", "TIME", "timeline: transactions up to this time (default: now)")             \
     X(DATABASE, "database", "NAME", "only this database")                                          \
     X(PATTERN, "pattern", "GLOB", "only files that match; may be repeated")                        \
     X(PATH, "path", "PATH", "only this file or directory; may be repeated")                        \
@@ -101,6 +105,9 @@ void cli_print_jobs(const json_t *list);
 void cli_print_job(const json_t *job); /* result of a finished one */
 void cli_print_status(const json_t *status);
 void cli_print_plan(const json_t *plan);
+/* Rows of a query, one a line, columns divided by "|". */
+void cli_print_rows(const json_t *answer);
+void cli_print_timeline(const json_t *timeline);
 /* One redrawn line on a terminal, else a plain line at most every 5 s.  job: has progress_detail.
  * NULL: end the line. */
 void cli_print_progress(const cli_t *cli, const json_t *job);
@@ -125,6 +132,9 @@ int cli_show(const cli_t *cli);
 int cli_backup(const cli_t *cli);
 int cli_recover(const cli_t *cli);
 int cli_validate(const cli_t *cli);
+int cli_query(const cli_t *cli);
+int cli_timeline(const cli_t *cli);
+int cli_detach(const cli_t *cli); /* and attach */
 int cli_verify(const cli_t *cli);
 int cli_test(const cli_t *cli);
 int cli_cleanup(const cli_t *cli);
@@ -133,6 +143,7 @@ int cli_cancel(const cli_t *cli);
 int cli_offline_list(const cli_t *cli);
 int cli_offline_show(const cli_t *cli);
 int cli_offline_recover(const cli_t *cli);
+int cli_offline_query(const cli_t *cli);
 int cli_offline_verify(const cli_t *cli);
 int cli_key(const cli_t *cli);
 int cli_token(const cli_t *cli);

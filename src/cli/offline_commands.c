@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -232,11 +233,10 @@ static bk_rc_t run_recovery(recover_t *recover, bk_err_t *err)
     return rc;
 }
 
-static int print_recovery(recover_t *recover, const bk_snapshot_t *snapshot)
+static int print_recovery(recover_t *recover, const bk_point_t *point)
 {
     bool incomplete = json_is_true(json_object_get(recover->result, "incomplete"));
-    json_object_set_new(recover->result, "source_backup", json_string(snapshot->backup_id));
-    json_object_set_new(recover->result, "recovery_point", bk_json_time(snapshot->instant));
+    bk_point_describe(point, recover->result);
     if (recover->cli->value[OPT_JSON] != NULL)
         cli_print_json(recover->result);
     else
@@ -245,15 +245,37 @@ static int print_recovery(recover_t *recover, const bk_snapshot_t *snapshot)
     return incomplete ? EXIT_WARNING : notes;
 }
 
-static int recover_snapshot(recover_t *recover, bk_err_t *err)
+/* The point that the options name; a usage message otherwise. */
+static int read_point(const cli_t *cli, bk_point_wish_t *wish)
+{
+    const char *at = cli->value[OPT_AT], *number = cli->value[OPT_TRANSACTION];
+    char *end;
+    wish->backup_id = cli->value[OPT_BACKUP_ID];
+    wish->database = cli->value[OPT_DATABASE];
+    if ((at != NULL) + (number != NULL) + (wish->backup_id != NULL) > 1)
+        return cli_usage("--backup-id, --at and --transaction exclude each other");
+    if (at != NULL && !bk_time_parse(at, &wish->time))
+        return cli_usage("--at is a time like 2025-10-15T14:30:00Z");
+    if (number != NULL) {
+        wish->transaction = strtoull(number, &end, 10);
+        if (*number < '1' || *number > '9' || *end != '\0')
+            return cli_usage("--transaction is a number from 1 on");
+    }
+    return EXIT_OK;
+}
+
+static int recover_point(recover_t *recover, bk_err_t *err)
 {
     const cli_t *cli = recover->cli;
-    const char *id = cli->value[OPT_BACKUP_ID] != NULL ? cli->value[OPT_BACKUP_ID] : "latest";
-    bk_snapshot_list_t list = {0};
-    int code;
-    bk_rc_t rc = bk_snapshot_list(recover->offline->repo, NULL, recover->ctl, &list, err);
-    if (rc == BK_OK)
-        rc = bk_snapshot_find(&list, id, &recover->options.snapshot, err);
+    bk_recover_options_t *o = &recover->options;
+    bk_point_wish_t wish = {.databases = o->databases, .files = o->files};
+    bk_point_t point = {0};
+    int code = read_point(cli, &wish);
+    if (code != EXIT_OK)
+        return code;
+    bk_rc_t rc = bk_point_find(recover->offline->repo, &wish, recover->ctl, &point, err);
+    o->point = &point;
+    o->snapshot = point.snapshot;
     if (rc == BK_OK)
         rc = cli->value[OPT_DRY_RUN] != NULL
                  ? bk_root_open_nearest(cli->value[OPT_TARGET], NULL, recover->ctl,
@@ -261,9 +283,9 @@ static int recover_snapshot(recover_t *recover, bk_err_t *err)
                  : bk_root_open(cli->value[OPT_TARGET], true, &recover->target, err);
     if (rc == BK_OK)
         rc = run_recovery(recover, err);
-    code = rc == BK_OK ? print_recovery(recover, recover->options.snapshot) : cli_fail(err);
+    code = rc == BK_OK ? print_recovery(recover, &point) : cli_fail(err);
     bk_root_close(recover->target);
-    bk_snapshot_list_free(&list);
+    bk_point_close(&point);
     return code;
 }
 
@@ -315,12 +337,71 @@ int cli_offline_recover(const cli_t *cli)
         recover.result = json_object();
         bk_ctl_init(&ctl);
         cli_interrupts(&ctl);
-        code = recover_snapshot(&recover, &err);
+        code = recover_point(&recover, &err);
         cli_interrupts(NULL);
         bk_ctl_free(&ctl);
         json_decref(recover.result);
         cli_offline_close(&offline);
     }
     bk_patterns_free(&patterns);
+    return code;
+}
+
+/* --- query --- */
+
+/* The only database of the backup, when none is named. */
+static bk_rc_t choose_database(const bk_snapshot_t *s, const char **name, bk_err_t *err)
+{
+    if (*name == NULL && s->db_count != 1)
+        return bk_err_set(err, BK_INVALID,
+                          "backup %s holds %zu databases: name one with --database", s->backup_id,
+                          s->db_count);
+    if (*name == NULL)
+        *name = s->dbs[0].name;
+    return BK_OK;
+}
+
+static int query(const cli_t *cli, bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ctl)
+{
+    bk_point_t point;
+    bk_err_t err = {0};
+    json_t *answer = NULL;
+    const char *name = wish->database, *limit = cli->value[OPT_LIMIT];
+    bk_db_select_t how = {.sql = cli->argument[0],
+                          .max_rows = limit != NULL ? strtoull(limit, NULL, 10) : 0,
+                          .max_ms = 3600000};
+    bk_rc_t rc = bk_point_find(repo, wish, ctl, &point, &err);
+    if (rc == BK_OK)
+        rc = choose_database(point.snapshot, &name, &err);
+    if (rc == BK_OK)
+        rc = bk_point_ask(&point, name, &how, &answer, &err);
+    bk_point_close(&point);
+    if (rc != BK_OK)
+        return cli_fail(&err);
+    if (cli->value[OPT_JSON] != NULL)
+        cli_print_json(answer);
+    else
+        cli_print_rows(answer);
+    json_decref(answer);
+    return print_notes(ctl);
+}
+
+int cli_offline_query(const cli_t *cli)
+{
+    cli_offline_t offline;
+    bk_point_wish_t wish = {.databases = true};
+    bk_err_t err = {0};
+    bk_ctl_t ctl;
+    int code = read_point(cli, &wish);
+    if (code != EXIT_OK)
+        return code;
+    if (cli_offline_open(cli, &offline, &err) != BK_OK)
+        return cli_fail(&err);
+    bk_ctl_init(&ctl);
+    cli_interrupts(&ctl);
+    code = query(cli, offline.repo, &wish, &ctl);
+    cli_interrupts(NULL);
+    bk_ctl_free(&ctl);
+    cli_offline_close(&offline);
     return code;
 }

@@ -169,12 +169,31 @@ int cli_backup(const cli_t *cli)
     return start(cli, "/create", body);
 }
 
-json_t *cli_recovery_body(const cli_t *cli)
+/* A number as one, so that what is none is refused by who knows the members. */
+static void put_number(json_t *body, const char *name, const char *value)
+{
+    char *end;
+    if (value == NULL)
+        return;
+    long long number = strtoll(value, &end, 10);
+    json_object_set_new(body, name, *end == '\0' ? json_integer(number) : json_string(value));
+}
+
+/* The backup or the moment that is meant. */
+static json_t *point_body(const cli_t *cli)
 {
     json_t *body = json_object();
-    put_text(body, "recovery_type", given(cli, OPT_TYPE) ? cli->value[OPT_TYPE] : "full");
     put_text(body, "backup_id", cli->value[OPT_BACKUP_ID]);
+    put_text(body, "point_in_time", cli->value[OPT_AT]);
+    put_number(body, "transaction", cli->value[OPT_TRANSACTION]);
     put_text(body, "database", cli->value[OPT_DATABASE]);
+    return body;
+}
+
+json_t *cli_recovery_body(const cli_t *cli)
+{
+    json_t *body = point_body(cli);
+    put_text(body, "recovery_type", given(cli, OPT_TYPE) ? cli->value[OPT_TYPE] : "full");
     put_text(body, "overwrite", cli->value[OPT_OVERWRITE]);
     put_text(body, "target_directory", cli->value[OPT_TARGET]);
     json_object_set_new(body, "restore_to_original", json_boolean(!given(cli, OPT_TARGET)));
@@ -194,10 +213,70 @@ int cli_recover(const cli_t *cli)
     return start(cli, "/recovery", cli_recovery_body(cli));
 }
 
+int cli_query(const cli_t *cli)
+{
+    cli_answer_t answer;
+    bk_err_t err = {0};
+    json_t *body = point_body(cli);
+    put_text(body, "sql", cli->argument[0]);
+    put_number(body, "limit", cli->value[OPT_LIMIT]);
+    bk_rc_t rc = cli_request(cli, "POST", "/query", body, &answer, &err);
+    json_decref(body);
+    if (rc != BK_OK)
+        return cli_fail(&err);
+    if (given(cli, OPT_JSON))
+        cli_print_json(answer.body);
+    else
+        cli_print_rows(answer.body);
+    cli_answer_free(&answer);
+    return EXIT_OK;
+}
+
+/* "&name=value" behind path. */
+static bool add_parameter(char *path, size_t size, const char *name, const char *value)
+{
+    size_t len = strlen(path);
+    char *escaped = value != NULL ? cli_escape(value) : NULL;
+    bool fits = value == NULL || (escaped != NULL && snprintf(path + len, size - len, "&%s=%s",
+                                                              name, escaped) < (int)(size - len));
+    free(escaped);
+    return fits;
+}
+
+int cli_timeline(const cli_t *cli)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "/timeline?limit=%s",
+             given(cli, OPT_LIMIT) ? cli->value[OPT_LIMIT] : "20");
+    if (!add_parameter(path, sizeof path, "database", cli->value[OPT_DATABASE]) ||
+        !add_parameter(path, sizeof path, "since", cli->value[OPT_SINCE]) ||
+        !add_parameter(path, sizeof path, "until", cli->value[OPT_UNTIL]))
+        return cli_usage("an option of timeline is too long");
+    return show(cli, path, cli_print_timeline);
+}
+
+int cli_detach(const cli_t *cli)
+{
+    char path[1024];
+    cli_answer_t answer;
+    bk_err_t err = {0};
+    if (!join(path, sizeof path - 8, "/databases/", cli->argument[0]))
+        return cli_usage("'%s' is not a database", cli->argument[0]);
+    snprintf(path + strlen(path), sizeof path - strlen(path), "/%s", cli->command->name);
+    if (cli_request(cli, "POST", path, NULL, &answer, &err) != BK_OK)
+        return cli_fail(&err);
+    if (given(cli, OPT_JSON))
+        cli_print_json(answer.body);
+    else
+        printf("%s: %s\n", cli->argument[0],
+               json_is_true(json_object_get(answer.body, "detached")) ? "detached" : "attached");
+    cli_answer_free(&answer);
+    return EXIT_OK;
+}
+
 int cli_validate(const cli_t *cli)
 {
-    json_t *body = json_object();
-    put_text(body, "backup_id", cli->value[OPT_BACKUP_ID]);
+    json_t *body = point_body(cli);
     if (given(cli, OPT_DEEP))
         json_object_set_new(body, "deep", json_true());
     return start(cli, "/validate-recovery", body);

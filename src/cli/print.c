@@ -109,6 +109,89 @@ void cli_print_plan(const json_t *plan)
     print_members(plan, 0);
 }
 
+/* Bytes that no text can be are in hex already. */
+static void print_value(const json_t *value)
+{
+    if (json_is_null(value)) {
+        fputs("NULL", stdout);
+    } else if (json_is_string(value)) {
+        for (const char *p = json_string_value(value); *p != '\0'; p++)
+            if ((unsigned char)*p >= ' ' && *p != 0x7f)
+                putchar(*p);
+            else /* nothing that would end the line, or move a terminal's cursor */
+                printf("\\x%02x", (unsigned)*p);
+    } else if (json_is_object(value)) { /* {"blob_hex": "…"} and its like */
+        const json_t *only = json_object_iter_value(json_object_iter((json_t *)(uintptr_t)value));
+        fputs(json_string_value(only) != NULL ? json_string_value(only) : "", stdout);
+    } else {
+        json_dumpf(value, stdout, JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
+    }
+}
+
+void cli_print_rows(const json_t *answer)
+{
+    size_t i, n;
+    json_t *column, *row, *value;
+    const char *cut = json_string_value(json_object_get(answer, "truncated"));
+    json_array_foreach(json_object_get(answer, "columns"), i, column)
+    {
+        printf("%s%s", i > 0 ? "|" : "", text(column, "name"));
+    }
+    putchar('\n');
+    json_array_foreach(json_object_get(answer, "rows"), i, row)
+    {
+        json_array_foreach(row, n, value)
+        {
+            if (n > 0)
+                putchar('|');
+            print_value(value);
+        }
+        putchar('\n');
+    }
+    fflush(stdout);
+    fprintf(stderr, "as of %s", text(answer, "recovery_point"));
+    if (json_is_integer(json_object_get(answer, "transaction")))
+        fprintf(stderr, ", transaction %.0f", number(answer, "transaction"));
+    fprintf(stderr, "%s\n", cut == NULL ? "" : "; there are more rows: --limit N");
+}
+
+static void print_transactions(const json_t *database)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(json_object_get(database, "transactions"), i, one)
+    {
+        if (i == 0)
+            printf("  %11s  %-30s %8s\n", "TRANSACTION", "AS OF", "PAGES");
+        printf("  %11.0f  %-30s %8.0f%s\n", number(one, "transaction"), text(one, "until"),
+               number(one, "pages"), json_is_true(json_object_get(one, "gap")) ? "  gap" : "");
+    }
+    if (json_is_string(json_object_get(database, "next_cursor")))
+        puts("  … there are more: --limit N, --until TIME");
+}
+
+void cli_print_timeline(const json_t *timeline)
+{
+    size_t i, n;
+    json_t *database, *one;
+    json_array_foreach(json_object_get(timeline, "databases"), i, database)
+    {
+        printf("database %s\n", text(database, "database"));
+        json_array_foreach(json_object_get(database, "windows"), n, one) printf(
+            "  any moment from %s to %s, transactions %.0f to %.0f%s\n", text(one, "from"),
+            text(one, "to"), number(one, "first_transaction"), number(one, "last_transaction"),
+            json_is_true(json_object_get(one, "recoverable"))
+                ? ""
+                : ": not to be had, no backup to begin from");
+        json_array_foreach(json_object_get(database, "gaps"), n, one)
+            printf("  but nobody saw %s to %s (transaction %.0f)\n", text(one, "from"),
+                   text(one, "to"), number(one, "transaction"));
+        print_transactions(database);
+    }
+    if (json_array_size(json_object_get(timeline, "databases")) == 0)
+        puts("No database is captured: set pitr_window in its block.");
+}
+
 void cli_print_jobs(const json_t *list)
 {
     size_t i;
@@ -139,10 +222,10 @@ void cli_print_job(const json_t *job)
         else
             fprintf(stderr, "warning: %s: %s\n", text(item, "path"), text(item, "error"));
     }
-    static const char *const facts[] = {"stats",         "source_backup",     "recovery_point",
-                                        "target",        "files_restored",    "files_failed",
-                                        "safety_backup", "validation_result", "validation",
-                                        "test_result",   "cleanup_result",    "verify_result"};
+    static const char *const facts[] = {
+        "stats",      "source_backup",  "recovery_point", "transaction",   "files_recovery_point",
+        "target",     "files_restored", "files_failed",   "safety_backup", "validation_result",
+        "validation", "test_result",    "cleanup_result", "verify_result"};
     for (i = 0; i < sizeof facts / sizeof *facts; i++) {
         json_t *value = json_object_get(job, facts[i]);
         if (value == NULL || json_is_null(value) ||

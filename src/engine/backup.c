@@ -418,8 +418,7 @@ static bk_rc_t make_snapshot(backup_t *b, json_t *result, bk_err_t *err)
     if (rc == BK_OK && !empty)
         report(s, result);
     for (size_t i = 0; b->plans != NULL && b->trees != NULL && i < engine->set->files_count; i++)
-        bk_watching_settle(engine->watching, &b->plans[i],
-                           rc == BK_OK && !empty ? s->backup_id : NULL, &b->trees[i]);
+        bk_watching_settle(&b->plans[i], rc == BK_OK && !empty ? s->backup_id : NULL, &b->trees[i]);
     free(b->plans);
     free(b->trees);
     bk_session_abort(b->session);

@@ -73,22 +73,37 @@ static void remove_image(const char *image)
     }
 }
 
-static bk_rc_t prove(bk_job_t *job, bk_opened_t *opened, const bk_snapshot_db_t *db, json_t *facts,
-                     bk_err_t *err)
+static bk_rc_t prove(bk_job_t *job, const bk_point_t *point, const bk_snapshot_db_t *db,
+                     json_t *facts, uint64_t *orphans, bk_err_t *err)
 {
     char image[PATH_MAX];
     if (!bk_fmt(image, sizeof image, "%s/%s-%s.db", job->engine->scratch_dir, job->id, db->name))
         return bk_err_set(err, BK_CONFIG, "base_dir: the path is too long");
-    bk_rc_t rc = bk_db_materialise(opened->repo, db, image, true, job->team, job->ctl, err);
+    bk_rc_t rc = bk_point_image(point, db, image, true, job->team, err);
+    if (rc == BK_OK)
+        rc = bk_db_check_references(image, orphans, job->ctl, err);
     if (rc == BK_OK && facts != NULL && json_object_get(facts, "tables") == NULL)
         json_object_set_new(facts, "tables", table_names(image));
     remove_image(image);
     return rc;
 }
 
-bk_rc_t bk_prove_databases(bk_job_t *job, bk_opened_t *opened, const bk_snapshot_t *s, uint64_t max,
-                           json_t *checks, json_t *facts, bk_err_t *err)
+/* Applications that do not switch foreign keys on may live with such rows. */
+static void add_orphans(json_t *checks, const bk_snapshot_db_t *db, uint64_t orphans)
 {
+    char name[128], text[128];
+    if (orphans == 0)
+        return;
+    bk_fmt(name, sizeof name, "foreign keys of database %s", db->name);
+    bk_fmt(text, sizeof text, "%s%llu rows refer to rows that are not there",
+           orphans == BK_DB_ORPHANS_MAX ? "at least " : "", (unsigned long long)orphans);
+    bk_add_check(checks, name, "warn", text);
+}
+
+bk_rc_t bk_prove_databases(bk_job_t *job, const bk_point_t *point, uint64_t max, json_t *checks,
+                           json_t *facts, bk_err_t *err)
+{
+    const bk_snapshot_t *s = point->snapshot;
     bk_rc_t first = BK_OK;
     bk_ctl_phase(job->ctl, "database");
     for (size_t i = 0; i < s->db_count; i++) {
@@ -102,9 +117,11 @@ bk_rc_t bk_prove_databases(bk_job_t *job, bk_opened_t *opened, const bk_snapshot
             continue;
         }
         bk_ctl_current(job->ctl, db->name);
-        bk_rc_t rc = prove(job, opened, db, facts, &why);
+        uint64_t orphans = 0;
+        bk_rc_t rc = prove(job, point, db, facts, &orphans, &why);
         if (!is_stop(rc))
             bk_add_result(checks, name, &why, "rebuilt; its digest and SQLite's check are right");
+        add_orphans(checks, db, orphans);
         if (rc != BK_OK && (first == BK_OK || is_stop(rc))) {
             first = rc;
             if (err != NULL)
@@ -162,7 +179,8 @@ static bk_rc_t prove_all(bk_job_t *job, bk_opened_t *opened, json_t *checks, bk_
         bk_err_t why = {0};
         json_t *one = json_array(), *check;
         size_t n;
-        rc = bk_prove_databases(job, opened, &list.items[i], 0, one, NULL, &why);
+        bk_point_t point = {.snapshot = &list.items[i], .repo = opened->repo, .ctl = job->ctl};
+        rc = bk_prove_databases(job, &point, 0, one, NULL, &why);
         json_array_foreach(one, n, check)
         {
             json_object_set_new(check, "backup_id", json_string(list.items[i].backup_id));
@@ -313,16 +331,17 @@ static bk_rc_t check_files(bk_job_t *job, bk_opened_t *opened, const bk_snapshot
     return rc;
 }
 
-static bk_rc_t validate(bk_job_t *job, bk_opened_t *opened, const bk_snapshot_t *s, json_t *result,
+static bk_rc_t validate(bk_job_t *job, bk_opened_t *opened, const bk_point_t *point, json_t *result,
                         bk_err_t *err)
 {
+    const bk_snapshot_t *s = point->snapshot;
     json_t *checks = json_array(), *facts = json_object();
     bool paths = true, deep = json_is_true(json_object_get(job->body, "deep"));
     bk_err_t why = {0};
     json_object_set_new(result, "backup_id", json_string(s->backup_id));
-    json_object_set_new(result, "recovery_point", bk_json_time(s->instant));
+    bk_point_describe(point, result);
     json_object_set_new(result, "checks", checks);
-    bk_rc_t rc = bk_prove_databases(job, opened, s, 0, checks, facts, err);
+    bk_rc_t rc = bk_prove_databases(job, point, 0, checks, facts, err);
     json_object_set_new(result, "database_validation", database_facts(s, facts, rc == BK_OK));
     if (!is_stop(rc)) {
         bk_rc_t files = check_files(job, opened, s, deep, checks, result, &why);
@@ -342,22 +361,22 @@ static bk_rc_t validate(bk_job_t *job, bk_opened_t *opened, const bk_snapshot_t 
 
 bk_rc_t bk_job_validate(bk_job_t *job, bk_err_t *err)
 {
-    const char *id = json_string_value(json_object_get(job->body, "backup_id"));
-    const bk_snapshot_t *snapshot;
-    bk_snapshot_list_t list = {0};
+    bk_point_wish_t wish;
+    bk_point_t point = {0};
     bk_opened_t opened;
     json_t *result = json_object();
     json_object_set_new(job->result, "validation_result", result);
     json_object_set_new(result, "timestamp", bk_json_time(bk_now()));
     json_object_set_new(result, "valid", json_false());
+    bk_request_point(job->engine, job->body, &wish);
+    /* A moment is one of databases: the files are those of backups, which have their own ids. */
+    wish.databases = true;
     bk_rc_t rc = bk_engine_open_repo(job->engine, false, job->ctl, &opened, err);
     if (rc == BK_OK) {
-        rc = bk_snapshot_list(opened.repo, job->engine->cache_dir, job->ctl, &list, err);
+        rc = bk_point_find(opened.repo, &wish, job->ctl, &point, err);
         if (rc == BK_OK)
-            rc = bk_engine_find(job->engine, &list, id, &snapshot, err);
-        if (rc == BK_OK)
-            rc = validate(job, &opened, snapshot, result, err);
-        bk_snapshot_list_free(&list);
+            rc = validate(job, &opened, &point, result, err);
+        bk_point_close(&point);
         bk_engine_close_repo(&opened);
     }
     return rc;

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/str.h"
 #include "engine/engine_private.h"
+#include "engine/moments.h"
 
 #define NOT_COLLECTED                                                                              \
     "space of removed backups is not freed by this version: their data stays on the storage"
@@ -51,9 +52,39 @@ static void add_reason(json_t *reasons, bool holds, const char *text)
         json_array_append_new(reasons, json_string(text));
 }
 
+/* The moment from which on transactions are needed: the newest backup that is older than the
+ * window. */
+static int64_t needed_since(const bk_set_t *set, const bk_set_db_t *db,
+                            const bk_snapshot_list_t *list)
+{
+    int64_t since = INT64_MIN, edge = bk_now() - (int64_t)db->pitr_window * BK_MS;
+    for (size_t i = 0; i < list->count; i++) {
+        const bk_snapshot_t *s = &list->items[i];
+        for (size_t n = 0; n < s->db_count && strcmp(s->set, set->name) == 0; n++)
+            if (strcmp(s->dbs[n].name, db->name) == 0 && s->dbs[n].instant < edge &&
+                s->dbs[n].instant > since)
+                since = s->dbs[n].instant;
+    }
+    return since;
+}
+
+static bool begins_window(const bk_set_t *set, const bk_snapshot_t *s,
+                          const bk_snapshot_list_t *list)
+{
+    bool begins = false;
+    for (size_t i = 0; i < set->db_count; i++) {
+        const bk_set_db_t *db = &set->dbs[i];
+        int64_t since = db->pitr_window > 0 ? needed_since(set, db, list) : INT64_MIN;
+        for (size_t n = 0; n < s->db_count && since != INT64_MIN; n++)
+            begins =
+                begins || (strcmp(s->dbs[n].name, db->name) == 0 && s->dbs[n].instant == since);
+    }
+    return begins;
+}
+
 /* Why it stays, as an array; empty: it may go. */
 static json_t *reasons_of(const bk_set_t *set, const bk_snapshot_t *s, const keepers_t *k,
-                          int64_t now)
+                          const bk_snapshot_list_t *list, int64_t now)
 {
     json_t *reasons = json_array();
     bool dbs = s->db_count > 0, files = s->tree_count > 0;
@@ -68,6 +99,7 @@ static json_t *reasons_of(const bk_set_t *set, const bk_snapshot_t *s, const kee
     add_reason(reasons, s == k->newest, "the newest backup");
     add_reason(reasons, s == k->newest_whole, "the newest backup without warnings");
     add_reason(reasons, s == k->newest_full, "the newest full backup without warnings");
+    add_reason(reasons, begins_window(set, s, list), "the moments of pitr_window begin with it");
     add_reason(reasons, for_ever, "retention keeps it for ever");
     add_reason(reasons, !for_ever && age_ms < (int64_t)keep, "younger than retention");
     return reasons;
@@ -85,7 +117,7 @@ static bk_rc_t clean_backups(bk_job_t *job, bk_opened_t *opened, bool dry_run, j
     keepers_t keepers = find_keepers(engine->set, &list);
     for (size_t i = 0; i < list.count && rc == BK_OK; i++) {
         const bk_snapshot_t *s = &list.items[i];
-        json_t *reasons = reasons_of(engine->set, s, &keepers, now);
+        json_t *reasons = reasons_of(engine->set, s, &keepers, &list, now);
         rc = bk_ctl_check(job->ctl, err);
         if (rc == BK_OK && json_array_size(reasons) > 0) {
             json_array_append_new(kept, json_pack("{ss so sO}", "id", s->backup_id, "completed",
@@ -152,6 +184,29 @@ static void clean_leftovers(const bk_set_t *set, bool dry_run, json_t *removed)
     }
 }
 
+/* --- transactions --- */
+
+static bk_rc_t clean_transactions(bk_job_t *job, bk_opened_t *opened, bool dry_run, json_t *result,
+                                  bk_err_t *err)
+{
+    const bk_set_t *set = job->engine->set;
+    bk_snapshot_list_t list;
+    uint64_t segments = 0;
+    bk_rc_t rc = bk_snapshot_list(opened->repo, job->engine->cache_dir, job->ctl, &list, err);
+    if (rc != BK_OK)
+        return rc;
+    for (size_t i = 0; i < set->db_count && rc == BK_OK; i++) {
+        const bk_set_db_t *db = &set->dbs[i];
+        int64_t since = needed_since(set, db, &list);
+        if (db->pitr_window > 0 && since != INT64_MIN)
+            rc = bk_moments_remove(opened->repo, set->name, db->name, since, dry_run, &segments,
+                                   job->ctl, err);
+    }
+    bk_snapshot_list_free(&list);
+    json_object_set_new(result, "segments_deleted", json_integer((json_int_t)segments));
+    return rc;
+}
+
 /* --- the whole --- */
 
 bk_rc_t bk_cleanup_run(bk_job_t *job, bool dry_run, json_t *result, bk_err_t *err)
@@ -169,6 +224,8 @@ bk_rc_t bk_cleanup_run(bk_job_t *job, bool dry_run, json_t *result, bk_err_t *er
     bk_rc_t rc = bk_engine_open_repo(engine, false, job->ctl, &opened, err);
     if (rc == BK_OK) {
         rc = clean_backups(job, &opened, dry_run, kept, deleted, err);
+        if (rc == BK_OK)
+            rc = clean_transactions(job, &opened, dry_run, result, err);
         if (json_array_size(deleted) > 0 && !dry_run &&
             bk_engine_sync_from(engine, &opened, NULL, NULL) != BK_OK)
             bk_ctl_note(job->ctl, "the list of backups could not be refreshed");

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "engine/capturing.h"
 #include "engine/ending.h"
 #include "engine/engine_private.h"
 #include "engine/metrics.h"
@@ -109,6 +110,8 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     if (replaced)
         tell_replaced(engine);
     rc = bk_watching_new(set, &engine->watching, err);
+    if (rc == BK_OK)
+        rc = bk_capturing_new(set, &engine->capturing, err);
     if (rc != BK_OK) {
         bk_engine_close(engine);
         return rc;
@@ -122,6 +125,7 @@ void bk_engine_close(bk_engine_t *engine)
     if (engine == NULL)
         return;
     bk_engine_disown(engine);
+    bk_capturing_free(engine->capturing);
     bk_watching_free(engine->watching);
     bk_catalog_close(engine->catalog);
     free(engine->cache_dir);
@@ -236,6 +240,8 @@ bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
         return BK_OK;
     bk_fmt(path, sizeof path, "%s/lock", engine->set->base_dir);
     bk_rc_t rc = bk_lock_file(path, &engine->lock_fd, err);
+    if (rc != BK_OK)
+        bk_capturing_tire(engine->capturing);
     if (rc == BK_OK)
         rc = bk_remove_tree(engine->scratch_dir, false, err);
     if (rc == BK_OK)
@@ -244,6 +250,10 @@ bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
         bk_watching_load(engine->watching);
     else
         unlock(engine);
+    if (rc == BK_OK) {
+        bk_engine_obey_detach(engine);
+        bk_capturing_allow(engine->capturing, true);
+    }
     return rc;
 }
 
@@ -251,6 +261,7 @@ void bk_engine_disown(bk_engine_t *engine)
 {
     if (engine->lock_fd < 0)
         return;
+    bk_capturing_allow(engine->capturing, false);
     if (bk_engine_watched(engine))
         bk_watching_save(engine->watching);
     unlock(engine);

@@ -77,6 +77,43 @@ void bk_engine_disown(bk_engine_t *engine);
 bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, json_t **problems,
                          bk_err_t *err);
 
+/*
+ * Can the moment that a checked request names be had?  BK_INVALID, before a job is made of it, when
+ * it can't; the message names the nearest.  [short, but for the storage]
+ */
+bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, bk_ctl_t *ctl,
+                        bk_err_t *err);
+
+/*
+ * POST /query: check as bk_request_check does, and ask: SQL that only reads, of a database as of a
+ * backup or a moment.  [short, but for the storage and what the query takes: timeout, at most 60 s]
+ */
+bk_rc_t bk_query_check(const bk_set_t *set, json_t *body, json_t **problems, bk_err_t *err);
+bk_rc_t bk_engine_query(bk_engine_t *engine, json_t *body, bk_ctl_t *ctl, json_t **answer,
+                        bk_err_t *err);
+
+/*
+ * POST /databases/{name}/detach and attach: whether its transactions are captured, from now on and
+ * over restarts; the owner obeys within seconds.  BK_NOT_FOUND: no such database, or it has no
+ * pitr_window.  [short]
+ */
+bk_rc_t bk_engine_detach(bk_engine_t *engine, const char *name, bool detached, json_t **answer,
+                         bk_err_t *err);
+
+typedef struct {
+    const char *database; /* NULL: each captured one */
+    const char *cursor;   /* NULL: from the newest */
+    int64_t since, until; /* ns; 0: a day before until; now */
+    unsigned limit;       /* transactions, 1..500; 0: 100 */
+} bk_timeline_filter_t;
+
+/*
+ * GET /timeline: from when to when each database can be had as of any moment, what nobody saw, and
+ * its transactions, newest first.  [short, but for the storage]
+ */
+bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *filter, bk_ctl_t *ctl,
+                           json_t **answer, bk_err_t *err);
+
 typedef struct {
     bk_job_kind_t kind;
     json_t *body;             /* checked request, borrowed; may be NULL */
@@ -168,6 +205,19 @@ bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err);
 void bk_engine_watch_end(bk_engine_t *engine);
 /* Is a tree of it watched now, or is there none? */
 bool bk_engine_watched(bk_engine_t *engine);
+/* Counts what was told of databases: it changed, so something was written to one. */
+unsigned bk_engine_written(bk_engine_t *engine);
+
+/*
+ * Owner only: take in what was committed to the databases that have a pitr_window.  woken:
+ * something was written; *again: call again after so many ms at the latest.  A failure is in the
+ * log and in the status, and tried again.  [short], but for the first time: then it reads them
+ * whole. ship: what was sealed since, to the storage; every 10 s.  [job]
+ */
+/* Once, before the set is owned and the one who owns it lets go: nothing is missed in between. */
+void bk_engine_capture_hold(bk_engine_t *engine);
+bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_err_t *err);
+bk_rc_t bk_engine_ship(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err);
 
 /*
  * What jobs ask for files that this process has no right to; NULL, as at first: nobody.  Borrowed,
@@ -185,6 +235,9 @@ void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper)
 bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *running,
                          json_t **status, bk_err_t *err);
 bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err);
+
+/* Take out of a status what changes although nothing happened. */
+void bk_engine_timeless(json_t *status);
 
 /*
  * GET /metrics in Prometheus' text format, appended to out; status and health as computed just

@@ -10,6 +10,7 @@
 
 #include "engine/catalog.h"
 #include "engine/engine.h"
+#include "engine/point.h"
 #include "repo/repo.h"
 #include "repo/snapshot.h"
 
@@ -24,6 +25,7 @@ struct bk_engine_s {
     bk_engine_helper_t helper;   /* as last told; under helper_lock */
     bk_helper_t *_Atomic client; /* NULL: jobs have their own rights only */
     struct bk_watching_s *watching;
+    struct bk_capturing_s *capturing;
     /* Owner: the job that was taken and has no end in the catalog yet, "" when there is none; its
      * end once it has one (engine/ending.h). */
     char taken[BK_JOB_ID];
@@ -57,6 +59,9 @@ void bk_engine_close_repo(bk_opened_t *opened);
 /* Free space of base_dir and of a local storage against min_free: BK_NO_SPACE. */
 bk_rc_t bk_engine_check_space(bk_engine_t *engine, bk_err_t *err);
 
+/* The owner: what is detached now.  What cannot be read changes nothing. */
+void bk_engine_obey_detach(bk_engine_t *engine);
+
 /* One job each; result members are added to job->result, warnings go through ctl notes. */
 bk_rc_t bk_job_backup(bk_job_t *job, bk_err_t *err);
 bk_rc_t bk_job_recovery(bk_job_t *job, bk_err_t *err);
@@ -78,12 +83,8 @@ typedef struct {
 bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_t *scope,
                       json_t *result, bk_err_t *err);
 
-/*
- * By exact id; the newest of this set when id is NULL or "latest" (the storage may hold those of
- * other sets).  BK_NOT_FOUND.
- */
-bk_rc_t bk_engine_find(const bk_engine_t *engine, const bk_snapshot_list_t *list, const char *id,
-                       const bk_snapshot_t **found, bk_err_t *err);
+/* The point that a checked request is about.  Its strings are body's and the engine's. */
+void bk_request_point(const bk_engine_t *engine, const json_t *body, bk_point_wish_t *wish);
 
 /* GET /backups/{id} from a snapshot; with "completed_ns" for the catalog. */
 json_t *bk_describe_snapshot(const bk_snapshot_t *snapshot, const char *storage);

@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/str.h"
+#include "engine/capturing.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
@@ -326,6 +327,43 @@ static void put_databases(const text_t *t, const bk_set_t *set)
     }
 }
 
+static void put_capture(const text_t *t, const json_t *captures, const char *member,
+                        const char *name, const char *type, const char *help)
+{
+    size_t i;
+    json_t *one;
+    family(t, name, type, help);
+    json_array_foreach(captures, i, one)
+    {
+        const json_t *value = json_object_get(one, member);
+        const char *database = json_string_value(json_object_get(one, "name"));
+        if (json_is_number(value))
+            sample(t, name, json_number_value(value), "database", database, NULL);
+        else if (json_is_boolean(value))
+            sample(t, name, json_is_true(value), "database", database, NULL);
+    }
+}
+
+static void put_captures(const text_t *t, bk_engine_t *engine)
+{
+    json_t *captures = bk_capturing_describe(engine->capturing);
+    if (json_array_size(captures) > 0) {
+        put_capture(t, captures, "capturing", "capture_up", "gauge",
+                    "1: every transaction of the database is captured.");
+        put_capture(t, captures, "transaction", "captured_transactions_total", "counter",
+                    "Transactions that are durable; begins anew when the database is another.");
+        put_capture(t, captures, "gaps", "capture_gaps", "gauge",
+                    "Intervals that nobody saw, since this worker has the set.");
+        put_capture(t, captures, "durable_age_seconds", "durable_age_seconds", "gauge",
+                    "So long ago all that was committed was durable in base_dir.");
+        put_capture(t, captures, "shipped_age_seconds", "shipped_age_seconds", "gauge",
+                    "So long ago all that was committed was on the storage.");
+        put_capture(t, captures, "wal_frames", "wal_frames", "gauge",
+                    "Frames in the write-ahead log.");
+    }
+    json_decref(captures);
+}
+
 static void put_watch(const text_t *t, bk_engine_t *engine, const json_t *totals)
 {
     json_t *trees = bk_watching_describe(engine->watching), *one, *count;
@@ -383,6 +421,7 @@ bk_rc_t bk_engine_metrics(bk_engine_t *engine, const json_t *status, const json_
         put_progress(&t, status);
         put_repository(&t, summary, status);
         put_databases(&t, engine->set);
+        put_captures(&t, engine);
         put_watch(&t, engine, totals);
         put_helper(&t, engine);
         if (!bk_buf_ok(out))

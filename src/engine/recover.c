@@ -278,7 +278,7 @@ bk_rc_t bk_recover_into(bk_repo_t *repo, const bk_recover_options_t *options, bk
     bk_rc_t rc = options->files ? check_paths(options, err) : BK_OK;
     bk_ctl_phase(ctl, "database");
     if (rc == BK_OK && options->databases)
-        rc = bk_recover_databases(repo, options, target, subdir, team, result, ctl, err);
+        rc = bk_recover_databases(options, target, subdir, team, result, ctl, err);
     bk_ctl_phase(ctl, "files");
     for (size_t i = 0; options->files && i < s->tree_count && rc == BK_OK; i++) {
         char below[PATH_MAX];

@@ -9,6 +9,7 @@
 #define BK_ENGINE_RECOVER_H
 
 #include "base/team.h"
+#include "engine/point.h"
 #include "engine/protect.h"
 #include "files/fsaccess.h"
 #include "files/restore.h"
@@ -16,6 +17,7 @@
 
 typedef struct {
     const bk_snapshot_t *snapshot;
+    const bk_point_t *point; /* that the snapshot is of */
     bool databases, files;
     const char *database;          /* only this one; NULL: all */
     const bk_patterns_t *patterns; /* NULL or empty: all files */
@@ -44,9 +46,9 @@ bk_rc_t bk_recover_files(bk_repo_t *repo, const bk_recover_options_t *options,
                          bk_ctl_t *ctl, bk_err_t *err);
 
 /* The databases alone, each as a file below target: recover_db.c. */
-bk_rc_t bk_recover_databases(bk_repo_t *repo, const bk_recover_options_t *options,
-                             bk_root_t *target, const char *subdir, bk_team_t *team, json_t *result,
-                             bk_ctl_t *ctl, bk_err_t *err);
+bk_rc_t bk_recover_databases(const bk_recover_options_t *options, bk_root_t *target,
+                             const char *subdir, bk_team_t *team, json_t *result, bk_ctl_t *ctl,
+                             bk_err_t *err);
 
 /*
  * A configured directory to recover into, made with mode where it is missing and own rights allow

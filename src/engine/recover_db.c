@@ -271,8 +271,8 @@ static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ct
     return rc;
 }
 
-static bk_rc_t recover_database(bk_repo_t *repo, const place_t *place, bk_team_t *team,
-                                json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *result,
+                                bk_ctl_t *ctl, bk_err_t *err)
 {
     char image[PATH_MAX];
     const bk_recover_options_t *options = place->options;
@@ -285,7 +285,7 @@ static bk_rc_t recover_database(bk_repo_t *repo, const place_t *place, bk_team_t
     if (rc == BK_OK)
         rc = make_way(place, &skip, err);
     if (rc == BK_OK && !skip) {
-        rc = bk_db_materialise(repo, db, image, options->check, team, ctl, err);
+        rc = bk_point_image(options->point, db, image, options->check, team, err);
         if (rc == BK_OK)
             rc = place_image(image, place, ctl, err);
         unlink(image);
@@ -310,9 +310,9 @@ static void plan_database(const bk_snapshot_db_t *db, const char *where, const c
                                     (json_int_t)(db->page_count * db->page_size)));
 }
 
-static bk_rc_t recover_one(bk_repo_t *repo, const bk_recover_options_t *options, bk_road_t *road,
-                           const char *subdir, const bk_snapshot_db_t *db, bk_team_t *team,
-                           json_t *result, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t recover_one(const bk_recover_options_t *options, bk_road_t *road, const char *subdir,
+                           const bk_snapshot_db_t *db, bk_team_t *team, json_t *result,
+                           bk_ctl_t *ctl, bk_err_t *err)
 {
     char name[NAME_MAX + 1], where[PATH_MAX];
     place_t place = {.options = options, .db = db, .name = name, .where = where};
@@ -329,22 +329,22 @@ static bk_rc_t recover_one(bk_repo_t *repo, const bk_recover_options_t *options,
     if (rc != BK_OK)
         return rc;
     int errnum = bk_at_open(road, subdir, false, &place.at);
-    rc = errnum == 0 ? recover_database(repo, &place, team, result, ctl, err)
+    rc = errnum == 0 ? recover_database(&place, team, result, ctl, err)
                      : failed(&place, errnum, "open the directory of", err);
     bk_at_close(&place.at);
     return rc;
 }
 
-bk_rc_t bk_recover_databases(bk_repo_t *repo, const bk_recover_options_t *options,
-                             bk_root_t *target, const char *subdir, bk_team_t *team, json_t *result,
-                             bk_ctl_t *ctl, bk_err_t *err)
+bk_rc_t bk_recover_databases(const bk_recover_options_t *options, bk_root_t *target,
+                             const char *subdir, bk_team_t *team, json_t *result, bk_ctl_t *ctl,
+                             bk_err_t *err)
 {
     const bk_snapshot_t *s = options->snapshot;
     bk_road_t road = {0};
     bk_rc_t rc = bk_road_init(&road, target, ctl, err);
     for (size_t i = 0; i < s->db_count && rc == BK_OK; i++)
         if (options->database == NULL || strcmp(options->database, s->dbs[i].name) == 0)
-            rc = recover_one(repo, options, &road, subdir, &s->dbs[i], team, result, ctl, err);
+            rc = recover_one(options, &road, subdir, &s->dbs[i], team, result, ctl, err);
     bk_road_free(&road);
     return rc;
 }

@@ -12,16 +12,16 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/str.h"
+#include "engine/capturing.h"
 #include "engine/cleanup.h"
 #include "engine/engine_private.h"
 #include "engine/recover.h"
-#include "sqlite/dump.h"
 #include "sqlite/recover.h"
 
 typedef struct {
     bk_job_t *job;
     bk_opened_t opened;
-    bk_snapshot_list_t list;
+    bk_point_t point;
     bk_patterns_t patterns;
     bk_protected_t skip;
     bk_recover_options_t options;
@@ -94,27 +94,23 @@ static bk_rc_t check_content(const bk_recover_options_t *o, bk_err_t *err)
 
 static bk_rc_t open_backup(recovery_t *r, bk_err_t *err)
 {
-    const char *id = text_of(r->job->body, "backup_id");
-    bk_engine_t *engine = r->job->engine;
+    bk_point_wish_t wish;
     bk_ctl_phase(r->job->ctl, "prepare");
-    bk_rc_t rc = bk_engine_open_repo(engine, false, r->job->ctl, &r->opened, err);
+    bk_request_point(r->job->engine, r->job->body, &wish);
+    bk_rc_t rc = bk_engine_open_repo(r->job->engine, false, r->job->ctl, &r->opened, err);
     if (rc == BK_OK)
-        rc = bk_snapshot_list(r->opened.repo, engine->cache_dir, r->job->ctl, &r->list, err);
-    if (rc == BK_OK)
-        rc = bk_engine_find(engine, &r->list, id, &r->options.snapshot, err);
-    if (rc == BK_OK) {
-        const bk_snapshot_t *s = r->options.snapshot;
-        json_t *result = r->job->result;
-        json_object_set_new(result, "source_backup", json_string(s->backup_id));
-        json_object_set_new(result, "recovery_point", bk_json_time(s->instant));
-        rc = check_content(&r->options, err);
-    }
-    return rc;
+        rc = bk_point_find(r->opened.repo, &wish, r->job->ctl, &r->point, err);
+    if (rc != BK_OK)
+        return rc;
+    r->options.point = &r->point;
+    r->options.snapshot = r->point.snapshot;
+    bk_point_describe(&r->point, r->job->result);
+    return check_content(&r->options, err);
 }
 
 static void close_recovery(recovery_t *r)
 {
-    bk_snapshot_list_free(&r->list);
+    bk_point_close(&r->point);
     bk_patterns_free(&r->patterns);
     bk_protected_free(&r->skip);
     bk_engine_close_repo(&r->opened);
@@ -164,6 +160,25 @@ static bk_rc_t safety_backup(recovery_t *r, bk_err_t *err)
     return rc;
 }
 
+/*
+ * A live database stays captured, so that the recovery is in its history as well.  A file that is
+ * to be replaced must not be open in this process.
+ */
+static bk_rc_t put_back(bk_job_t *job, const bk_db_recover_t *how, bk_db_method_t *method,
+                        bk_err_t *err)
+{
+    bk_capturing_t *capturing = job->engine->capturing;
+    const char *reason = NULL;
+    bk_err_t why = {0};
+    bk_db_method_t planned = BK_DB_OFFLINE;
+    if (bk_db_recover_plan(how, &planned, &reason, &why) == BK_OK && planned == BK_DB_LIVE)
+        return bk_db_recover(how, method, job->ctl, err);
+    bk_capturing_suspend(capturing, how->target);
+    bk_rc_t rc = bk_db_recover(how, method, job->ctl, err);
+    bk_capturing_resume(capturing, how->target);
+    return rc;
+}
+
 static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
                                 const bk_set_db_t *target, json_t *done, bk_err_t *err)
 {
@@ -173,7 +188,7 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
     bk_ctl_phase(job->ctl, "database");
     bk_ctl_current(job->ctl, db->name);
     bk_fmt(image, sizeof image, "%s/%s-%s.db", r->options.scratch, job->id, db->name);
-    bk_rc_t rc = bk_db_materialise(r->opened.repo, db, image, true, job->team, job->ctl, err);
+    bk_rc_t rc = bk_point_image(&r->point, db, image, true, job->team, err);
     if (rc == BK_OK) {
         bk_db_recover_t how = {.image = image,
                                .target = target->path,
@@ -183,7 +198,7 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
                                .mode = db->mode,
                                .busy_ms = (unsigned)target->busy_timeout,
                                .helper = r->options.helper};
-        rc = bk_db_recover(&how, &method, job->ctl, err);
+        rc = put_back(job, &how, &method, err);
     }
     if (rc == BK_OK)
         json_array_append_new(done,

@@ -88,22 +88,6 @@ bk_rc_t bk_engine_sync_from(bk_engine_t *engine, bk_opened_t *opened, bk_ctl_t *
     return rc;
 }
 
-bk_rc_t bk_engine_find(const bk_engine_t *engine, const bk_snapshot_list_t *list, const char *id,
-                       const bk_snapshot_t **found, bk_err_t *err)
-{
-    if (id != NULL && strcmp(id, "latest") != 0)
-        return bk_snapshot_find(list, id, found, err);
-    for (size_t i = list->count; i-- > 0;) {
-        const bk_snapshot_t *s = &list->items[i];
-        if (strcmp(s->set, engine->set->name) == 0 && strcmp(s->kind, "safety") != 0) {
-            *found = s;
-            return BK_OK;
-        }
-    }
-    return bk_err_set(err, BK_NOT_FOUND, "there is no backup of %s yet%s", engine->set->name,
-                      list->count > 0 ? "; recover one of the others by its backup_id" : "");
-}
-
 /* --- lists --- */
 
 /* When a verification that began after the backup found everything right, or null. */

@@ -12,9 +12,13 @@
 #include "base/str.h"
 #include "engine/engine_private.h"
 #include "engine/protect.h"
+#include "sqlite/query.h"
 
 #define TAGS_MAX 32
 #define TEXT_MAX 1024
+
+#define QUERY_ROWS_MAX    100000
+#define QUERY_SECONDS_MAX 60 /* a thread that answers requests is busy meanwhile */
 
 static bool one_of(const char *text, const char *const *words)
 {
@@ -152,22 +156,54 @@ static void want_patterns(bk_want_t *want, const char *name)
     }
 }
 
-static void want_moment(bk_want_t *want)
+/* A backup, or a moment; whether there is one shows when it is looked for. */
+static void want_point(bk_want_t *want)
+{
+    const char *text = "";
+    bool has_id = json_is_string(json_object_get(want->object, "backup_id"));
+    int64_t ns;
+    uint64_t transaction = 0;
+    bool has_time = bk_want_string(want, "point_in_time", &text);
+    bool has_number = bk_want_uint(want, "transaction", INT64_MAX, &transaction);
+    want_backup_id(want);
+    if (has_time && !bk_time_parse(text, &ns))
+        bk_want_problem(want, "point_in_time", "must be a time like 2025-10-15T14:30:00Z");
+    else if (has_number && transaction == 0)
+        bk_want_problem(want, "transaction", "must be at least 1");
+    else if (has_time + has_number + has_id > 1)
+        bk_want_problem(want, has_time ? "point_in_time" : "transaction",
+                        "excludes the others of \"backup_id\", \"point_in_time\" and "
+                        "\"transaction\"");
+}
+
+void bk_request_point(const bk_engine_t *engine, const json_t *body, bk_point_wish_t *wish)
+{
+    const char *type = json_string_value(json_object_get(body, "recovery_type"));
+    const char *time = json_string_value(json_object_get(body, "point_in_time"));
+    *wish = (bk_point_wish_t){
+        .set = engine->set->name,
+        .base_dir = engine->set->base_dir,
+        .cache_dir = engine->cache_dir,
+        .backup_id = json_string_value(json_object_get(body, "backup_id")),
+        .transaction = (uint64_t)json_integer_value(json_object_get(body, "transaction")),
+        .database = json_string_value(json_object_get(body, "database")),
+        .databases = type == NULL || strcmp(type, "files") != 0,
+        .files = type != NULL && strcmp(type, "database") != 0};
+    if (time != NULL && !bk_time_parse(time, &wish->time))
+        wish->time = INT64_MAX; /* never the newest backup instead */
+}
+
+/* Of a database block. */
+static void want_database(bk_want_t *want, const bk_set_t *set)
 {
     const char *text;
-    int64_t ns;
-    bool wrong = bk_want_string(want, "point_in_time", &text) && !bk_time_parse(text, &ns);
-    if (wrong)
-        bk_want_problem(want, "point_in_time", "must be a time like 2025-10-15T14:30:00Z");
-    else if (json_is_string(json_object_get(want->object, "point_in_time")))
-        bk_want_problem(
-            want, "point_in_time",
-            "this version recovers to backups, not to moments between them: use \"backup_id\"; GET "
-            "…/list shows the instant of each");
-    uint64_t transaction;
-    if (bk_want_uint(want, "transaction", INT64_MAX, &transaction))
-        bk_want_problem(want, "transaction",
-                        "this version recovers to backups only: use \"backup_id\"");
+    bool found = false;
+    if (!bk_want_string(want, "database", &text))
+        return;
+    for (size_t i = 0; i < set->db_count; i++)
+        found = found || strcmp(set->dbs[i].name, text) == 0;
+    if (!found)
+        bk_want_problem(want, "database", "there is no database block of that name");
 }
 
 static void want_tables(bk_want_t *want)
@@ -186,7 +222,7 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
     static const char *const policies[] = {"always", "if-newer", "never", "rename", NULL};
     const char *text, *root, *below;
     char resolved[PATH_MAX];
-    bool original = true, flag, found = false;
+    bool original = true, flag;
     json_t *paths, *item;
     size_t n;
 
@@ -194,17 +230,13 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
         bk_want_problem(want, "recovery_type", "is needed: \"database\", \"files\" or \"full\"");
     else if (!one_of(text, types))
         bk_want_problem(want, "recovery_type", "must be \"database\", \"files\" or \"full\"");
-    want_backup_id(want);
-    want_moment(want);
+    want_point(want);
     want_tables(want);
     /* Into a directory also what the configuration no longer has: the backup knows it. */
-    if (bk_want_string(want, "database", &text) &&
-        !json_is_string(json_object_get(want->object, "target_directory"))) {
-        for (size_t i = 0; i < set->db_count; i++)
-            found = found || strcmp(set->dbs[i].name, text) == 0;
-        if (!found)
-            bk_want_problem(want, "database", "there is no database block of that name");
-    }
+    if (json_is_string(json_object_get(want->object, "target_directory")))
+        bk_want_string(want, "database", &text);
+    else
+        want_database(want, set);
     want_patterns(want, "file_patterns");
     if (bk_want_strings(want, "paths", &paths)) {
         json_array_foreach(paths, n, item) if (json_string_length(item) == 0 ||
@@ -236,6 +268,16 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
     return BK_OK;
 }
 
+static bk_rc_t refuse(const json_t *problems, bk_err_t *err)
+{
+    const json_t *first = json_array_get(problems, 0);
+    if (first == NULL)
+        return BK_OK;
+    return bk_err_set(err, BK_INVALID, "the request is not valid: %s %s",
+                      json_string_value(json_object_get(first, "pointer")),
+                      json_string_value(json_object_get(first, "detail")));
+}
+
 bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, json_t **problems,
                          bk_err_t *err)
 {
@@ -256,8 +298,8 @@ bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, 
         rc = check_recovery(set, &want, err);
         break;
     case BK_JOB_VALIDATE:
-        want_backup_id(&want);
-        want_moment(&want);
+        want_point(&want);
+        want_database(&want, set);
         bk_want_bool(&want, "deep", &flag);
         break;
     case BK_JOB_VERIFY:
@@ -278,10 +320,31 @@ bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, 
     }
     *problems = bk_want_done(&want);
     json_decref(object);
-    if (*problems == NULL)
-        return rc;
-    const json_t *first = json_array_get(*problems, 0);
-    return bk_err_set(err, BK_INVALID, "the request is not valid: %s %s",
-                      json_string_value(json_object_get(first, "pointer")),
-                      json_string_value(json_object_get(first, "detail")));
+    return *problems == NULL ? rc : refuse(*problems, err);
+}
+
+bk_rc_t bk_query_check(const bk_set_t *set, json_t *body, json_t **problems, bk_err_t *err)
+{
+    bk_want_t want;
+    const char *sql;
+    uint64_t number = 1;
+    *problems = NULL;
+    if (!json_is_object(body))
+        return bk_err_set(err, BK_INVALID, "the request body must be a JSON object");
+    bk_want_begin(&want, body);
+    if (!bk_want_string(&want, "sql", &sql))
+        bk_want_problem(&want, "sql", "is needed: one SELECT");
+    else if (strlen(sql) > BK_QUERY_SQL)
+        bk_want_problem(&want, "sql", "must have at most %u bytes", BK_QUERY_SQL);
+    want_point(&want);
+    want_database(&want, set);
+    if (set->db_count != 1 && !json_is_string(json_object_get(body, "database")))
+        bk_want_problem(&want, "database", "is needed: the name of a database block");
+    if (bk_want_uint(&want, "limit", QUERY_ROWS_MAX, &number) && number == 0)
+        bk_want_problem(&want, "limit", "must be at least 1");
+    number = 1;
+    if (bk_want_uint(&want, "timeout", QUERY_SECONDS_MAX, &number) && number == 0)
+        bk_want_problem(&want, "timeout", "must be at least 1 second");
+    *problems = bk_want_done(&want);
+    return refuse(*problems, err);
 }

@@ -241,12 +241,13 @@ static bk_rc_t test_recovery(bk_job_t *job, bk_opened_t *opened, json_t *checks,
     bk_err_t why = {0};
     json_t *dbs = json_object(), *files = json_object();
     bk_rc_t first = bk_snapshot_list(opened->repo, job->engine->cache_dir, job->ctl, &list, err);
-    if (first == BK_OK && bk_engine_find(job->engine, &list, NULL, &s, NULL) != BK_OK) {
+    if (first == BK_OK && bk_point_backup(&list, job->engine->set->name, NULL, &s, NULL) != BK_OK) {
         bk_add_check(checks, "recover a sample", "skip", "there is no backup yet");
         bk_ctl_note(job->ctl, "there is no backup yet, so no recovery could be tested");
     } else if (first == BK_OK) {
         json_object_set_new(result, "source_backup", json_string(s->backup_id));
-        first = bk_prove_databases(job, opened, s, DATABASE_MAX, checks, dbs, err);
+        bk_point_t point = {.snapshot = s, .repo = opened->repo, .ctl = job->ctl};
+        first = bk_prove_databases(job, &point, DATABASE_MAX, checks, dbs, err);
         json_object_set_new(dbs, "success", json_boolean(first == BK_OK));
         bk_rc_t rc = is_stop(first) ? first : recover_sample(job, opened, s, files, &why);
         if (!is_stop(rc) && s->tree_count > 0)

@@ -217,6 +217,24 @@ static void warn(json_t *warnings, const char *fmt, ...)
     json_array_append_new(warnings, json_string(text));
 }
 
+/* Both names become part of the names of objects. */
+static bk_rc_t check_captured(const bk_set_t *set, const bk_set_db_t *db, bk_err_t *err)
+{
+    if (strpbrk(db->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != NULL)
+        return bk_err_set(err, BK_CONFIG,
+                          "database %s: with pitr_window its name must be in lower case", db->name);
+    if (strpbrk(set->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != NULL)
+        return bk_err_set(err, BK_CONFIG,
+                          "backup %s: with a pitr_window its name must be in lower case",
+                          set->name);
+    if (db->wal == BK_WAL_OFF)
+        return bk_err_set(err, BK_CONFIG,
+                          "database %s: pitr_window needs write-ahead logging: remove \"wal off\", "
+                          "or pitr_window",
+                          db->name);
+    return BK_OK;
+}
+
 static bk_rc_t check_dbs(bk_set_t *set, bk_err_t *err)
 {
     for (size_t i = 0; i < set->db_count; i++) {
@@ -231,6 +249,8 @@ static bk_rc_t check_dbs(bk_set_t *set, bk_err_t *err)
         if (rc == BK_OK && db->busy_timeout > 3600000)
             rc = bk_err_set(err, BK_CONFIG, "database %s: busy_timeout must be at most 1h",
                             db->name);
+        if (rc == BK_OK && db->pitr_window > 0)
+            rc = check_captured(set, db, err);
         if (rc != BK_OK)
             return rc;
     }
@@ -418,10 +438,11 @@ json_t *bk_set_describe(const bk_set_t *set)
     json_t *dbs = json_array(), *files = json_array(), *storages = json_array(),
            *keys = json_array();
     for (size_t i = 0; i < set->db_count; i++)
-        json_array_append_new(dbs, json_pack("{ss so ss sf}", "name", set->dbs[i].name, "path",
-                                             path_json(set->dbs[i].path), "wal",
-                                             wal[set->dbs[i].wal], "busy_timeout_seconds",
-                                             (double)set->dbs[i].busy_timeout / 1000));
+        json_array_append_new(
+            dbs, json_pack("{ss so ss sf sf}", "name", set->dbs[i].name, "path",
+                           path_json(set->dbs[i].path), "wal", wal[set->dbs[i].wal],
+                           "busy_timeout_seconds", (double)set->dbs[i].busy_timeout / 1000,
+                           "pitr_window_seconds", (double)set->dbs[i].pitr_window / 1000));
     for (size_t i = 0; i < set->files_count; i++) {
         const bk_set_files_t *f = &set->files[i];
         json_array_append_new(files, json_pack("{ss so so so sI sb sb}", "name", f->name, "path",

@@ -23,6 +23,7 @@ typedef struct {
     bk_wal_t
         wal; /* on: WAL is expected, status says when it is not; require: backup fails otherwise */
     uint64_t busy_timeout; /* ms */
+    uint64_t pitr_window;  /* ms; 0: transactions are not captured */
 } bk_set_db_t;
 
 typedef struct {

@@ -11,11 +11,14 @@
 #include "base/json.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "engine/capturing.h"
 #include "engine/engine_private.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
-#define DAY (86400 * BK_SEC)
+#define DAY          (86400 * BK_SEC)
+#define DURABLE_LATE 30  /* s: a step that finds nothing takes one at most every second */
+#define SHIPPED_LATE 300 /* s: ten times what it takes when all is well */
 
 /* A figure of the summary that bk_engine_sync_from left in the catalog; 0 before the first. */
 static json_int_t figure(const json_t *summary, const char *name)
@@ -41,12 +44,13 @@ static json_t *database_status(const bk_engine_t *engine, const json_t *summary)
     bool wal_mode = bk_fmt(wal, sizeof wal, "%s-wal", path) && bk_db_stat(wal, &st) == 0;
     wal_mode = set->db_count > 0 && (wal_mode || (journal != NULL && strcmp(journal, "wal") == 0));
     return json_pack(
-        "{so sb sb sI sI sI sI so sn so}", "database_path", bk_json_name(path, strlen(path)),
-        "database_exists", (int)(set->db_count > 0 && bk_db_stat(path, &st) == 0),
-        "wal_mode_enabled", (int)wal_mode, "total_backups", figure(summary, "with_database"),
-        "full_backups", figure(summary, "full"), "wal_backups", (json_int_t)0, "total_backup_size",
-        figure(summary, "database_size"), "last_full_backup", or_null(summary, "last_database"),
-        "last_wal_backup", "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
+        "{so so sb sb sI sI sI sI so sn so}", "captures", bk_capturing_describe(engine->capturing),
+        "database_path", bk_json_name(path, strlen(path)), "database_exists",
+        (int)(set->db_count > 0 && bk_db_stat(path, &st) == 0), "wal_mode_enabled", (int)wal_mode,
+        "total_backups", figure(summary, "with_database"), "full_backups", figure(summary, "full"),
+        "wal_backups", (json_int_t)0, "total_backup_size", figure(summary, "database_size"),
+        "last_full_backup", or_null(summary, "last_database"), "last_wal_backup",
+        "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
 }
 
 static json_t *files_status(const bk_engine_t *engine, const json_t *summary)
@@ -209,6 +213,8 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
     const bk_set_t *set = engine->set;
     uint64_t counts[8];
     json_t *summary = NULL;
+    if (engine->lock_fd >= 0)
+        bk_engine_obey_detach(engine);
     bk_rc_t rc = bk_catalog_counts(engine->catalog, counts, err);
     if (rc == BK_OK)
         rc = bk_catalog_value(engine->catalog, "summary", &summary, err);
@@ -238,6 +244,19 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
         "backups", figure(summary, "total"), "last_successful_backup", or_null(summary, "newest"));
     json_decref(summary);
     return *status != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "status: out of memory");
+}
+
+void bk_engine_timeless(json_t *status)
+{
+    const json_t *system = json_object_get(status, "backup_system");
+    json_t *captures = json_object_get(json_object_get(system, "database"), "captures"), *one;
+    size_t i;
+    json_object_del(status, "timestamp");
+    json_array_foreach(captures, i, one)
+    {
+        json_object_del(one, "durable_age_seconds");
+        json_object_del(one, "shipped_age_seconds");
+    }
 }
 
 /* --- health --- */
@@ -351,6 +370,32 @@ static void check_helper(bk_engine_t *engine, json_t *checks, verdict_t *worst)
                   json_string(bk_engine_helper_name(helper.state)), NULL, helper.text, worst);
 }
 
+/* What would be lost now: of the machine's disk, and with the machine. */
+static void check_captures(const bk_engine_t *engine, json_t *checks, verdict_t *worst)
+{
+    json_t *list = bk_capturing_describe(engine->capturing), *one;
+    size_t i;
+    json_array_foreach(list, i, one)
+    {
+        const char *name = json_string_value(json_object_get(one, "name"));
+        const char *problem = json_string_value(json_object_get(one, "problem"));
+        json_t *durable = json_object_get(one, "durable_age_seconds");
+        json_t *shipped = json_object_get(one, "shipped_age_seconds");
+        char check[128];
+        bk_fmt(check, sizeof check, "database_%s:durable_age", name);
+        add_check(checks, check,
+                  problem != NULL || json_number_value(durable) > DURABLE_LATE ? WARN : PASS,
+                  json_incref(durable), "s",
+                  problem != NULL ? problem : "transactions are not captured", worst);
+        bk_fmt(check, sizeof check, "database_%s:shipped_age", name);
+        if (json_is_number(shipped))
+            add_check(checks, check, json_number_value(shipped) > SHIPPED_LATE ? WARN : PASS,
+                      json_incref(shipped), "s",
+                      "transactions are in base_dir, but not on the storage", worst);
+    }
+    json_decref(list);
+}
+
 bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
 {
     verdict_t worst = PASS;
@@ -368,6 +413,7 @@ bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
     check_snapshots(summary, checks, &worst);
     check_catalog(engine, checks, &worst);
     check_helper(engine, checks, &worst);
+    check_captures(engine, checks, &worst);
     bk_fmt(description, sizeof description, "backup of %s", engine->set->name);
     *health = json_pack("{ss ss ss ss ss so sb sb sI so so}", "status", verdicts[worst], "version",
                         "1", "releaseId", BK_VERSION, "serviceId", engine->set->name, "description",

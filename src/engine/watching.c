@@ -91,6 +91,18 @@ static void say_reason(bk_watching_t *w, char out[256], const char *text)
 
 /* --- events --- */
 
+/* 0: who knows */
+static unsigned watches_of_a_user(void)
+{
+    unsigned most = 0;
+    FILE *file = fopen("/proc/sys/fs/inotify/max_user_watches", "re");
+    if (file != NULL && fscanf(file, "%u", &most) != 1)
+        most = 0;
+    if (file != NULL)
+        fclose(file);
+    return most;
+}
+
 static void tell(bk_watching_t *w, const bk_watch_event_t *event)
 {
     static const bk_changes_kind_t kinds[] = {
@@ -109,7 +121,12 @@ static void tell(bk_watching_t *w, const bk_watch_event_t *event)
         if (event->kind == BK_WIRE_LIMIT)
             bk_log(BK_LOG_WARN,
                    "backup %s: files %s: below \"%s\" changes are not noticed, so every backup "
-                   "walks it; raise fs.inotify.max_user_watches, or see the system's log",
+                   "walks it; raise fs.inotify.max_user_watches (now %u), or see the system's log",
+                   w->set->name, w->set->files[i].name, event->path, watches_of_a_user());
+        else if (event->kind == BK_WIRE_MOUNT && !w->set->files[i].one_file_system)
+            bk_log(BK_LOG_NOTICE,
+                   "backup %s: files %s: what is mounted at \"%s\" is not watched, so every "
+                   "backup walks it; as a files block of its own it would be",
                    w->set->name, w->set->files[i].name, event->path);
         else if (event->kind == BK_WIRE_LOST)
             bk_log(BK_LOG_NOTICE,
@@ -258,6 +275,11 @@ void bk_engine_watch_end(bk_engine_t *engine)
     say_reason(w, w->reason, "the privileged helper does not answer");
 }
 
+unsigned bk_engine_written(bk_engine_t *engine)
+{
+    return atomic_load(&engine->watching->data);
+}
+
 bool bk_engine_watched(bk_engine_t *engine)
 {
     return bk_watching_any(engine->watching);
@@ -271,34 +293,57 @@ static bool is_below(const char *path, const char *root)
     return strncmp(path, root, len) == 0 && (path[len] == '/' || path[len] == '\0');
 }
 
-/* The mounts in and below a tree: what is mounted over a directory makes no event. */
-static uint64_t hash_mounts(const char *root, uint64_t seed)
+/* In place: \040 and the like, as the kernel writes blanks, tabs, line ends and backslashes. */
+static void unescape(char *text)
+{
+    char *out = text;
+    for (const char *in = text; *in != '\0'; out++) {
+        bool octal = in[0] == '\\' && in[1] >= '0' && in[1] <= '3' && in[2] >= '0' &&
+                     in[2] <= '7' && in[3] >= '0' && in[3] <= '7';
+        *out = octal ? (char)((in[1] - '0') << 6 | (in[2] - '0') << 3 | (in[3] - '0')) : *in;
+        in += octal ? 4 : 1;
+    }
+    *out = '\0';
+}
+
+/*
+ * The mounts in and below a tree: what happens in one below makes no event, so it is listed by
+ * every backup.  The watcher tells this only of those that it meets in its first look.
+ */
+static uint64_t look_at_mounts(const char *root, bk_changes_t *journal, uint64_t hash)
 {
     char line[8192];
+    size_t len = strlen(root);
     FILE *file = fopen("/proc/self/mountinfo", "re");
     if (file == NULL)
-        return seed;
+        return hash;
     while (fgets(line, sizeof line, file) != NULL) {
-        /* id, parent, device, root, mount point: octal escapes stay, they are equal each time. */
+        /* id, parent, device, root, mount point */
         char *field = line, *rest = line;
         for (unsigned i = 0; i < 5 && rest != NULL; i++)
             field = strsep(&rest, " ");
-        if (rest != NULL && is_below(field, root))
-            seed = XXH3_64bits_withSeed(field, strlen(field), seed + 1);
+        if (rest == NULL)
+            continue;
+        unescape(field);
+        if (!is_below(field, root))
+            continue;
+        hash = XXH3_64bits_withSeed(field, strlen(field), hash + 1);
+        if (field[len] == '/')
+            bk_changes_tell(journal, BK_CHANGES_LIMIT, field + len + 1);
     }
     fclose(file);
-    return seed;
+    return hash;
 }
 
-/* Of everything but the files that decides what a walk would find. */
-static uint64_t fingerprint(const bk_set_t *set, const bk_set_files_t *files)
+/* Of everything but the files and mounts that decides what a walk would find. */
+static uint64_t fingerprint(const bk_set_t *set)
 {
     json_t *config = bk_set_describe(set);
     char *text = config != NULL ? json_dumps(config, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
     uint64_t hash = text != NULL ? XXH3_64bits(text, strlen(text)) : (uint64_t)bk_now();
     free(text);
     json_decref(config);
-    return hash_mounts(files->path, hash + geteuid());
+    return hash + geteuid();
 }
 
 void bk_watching_take(bk_watching_t *w, size_t at, const char *previous, bool full, bk_ctl_t *ctl,
@@ -306,7 +351,7 @@ void bk_watching_take(bk_watching_t *w, size_t at, const char *previous, bool fu
 {
     *plan = (bk_watching_plan_t){.journal = w->trees[at].journal};
     bk_dirset_init(&plan->again);
-    plan->fingerprint = fingerprint(w->set, &w->set->files[at]);
+    plan->fingerprint = look_at_mounts(w->set->files[at].path, plan->journal, fingerprint(w->set));
     plan->walk = true;
     if (!hold(w, ctl))
         return;
@@ -329,10 +374,8 @@ void bk_watching_explain(bk_watching_t *w, const bk_watching_plan_t *plan, const
     pthread_mutex_unlock(&w->lock);
 }
 
-void bk_watching_settle(bk_watching_t *w, bk_watching_plan_t *plan, const char *id,
-                        const bk_files_stats_t *stats)
+void bk_watching_settle(bk_watching_plan_t *plan, const char *id, const bk_files_stats_t *stats)
 {
-    (void)w;
     if (plan->journal != NULL && id != NULL) {
         bk_changes_base_t base = {.fingerprint = plan->fingerprint,
                                   .walked = stats->walked ? bk_now() : plan->base.walked,

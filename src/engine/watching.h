@@ -40,8 +40,7 @@ void bk_watching_take(bk_watching_t *watching, size_t at, const char *previous, 
 void bk_watching_explain(bk_watching_t *watching, const bk_watching_plan_t *plan,
                          const bk_dirset_t *where, bk_dirset_t *rest, bk_ctl_t *ctl);
 /* The backup exists (stats: of the tree), or does not (id NULL).  Frees what the plan holds. */
-void bk_watching_settle(bk_watching_t *watching, bk_watching_plan_t *plan, const char *id,
-                        const bk_files_stats_t *stats);
+void bk_watching_settle(bk_watching_plan_t *plan, const char *id, const bk_files_stats_t *stats);
 
 /* The journals of a process that let go in good order, and for the next one. */
 void bk_watching_load(bk_watching_t *watching);

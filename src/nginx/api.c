@@ -90,6 +90,16 @@ static ngx_http_backup_route_t  ngx_http_backup_routes[] = {
       NGX_HTTP_BACKUP_OPERATOR, "cancel", NULL, NGX_HTTP_BACKUP_OP_CANCEL, 0,
       "" },
 
+    { "timeline", 0, NULL, GET, NGX_HTTP_BACKUP_VIEWER, "timeline",
+      NULL, NGX_HTTP_BACKUP_OP_TIMELINE, 0,
+      "database since until limit cursor " },
+
+    { "databases", NGX_HTTP_BACKUP_ACTION, "detach", POST,
+      NGX_HTTP_BACKUP_ADMIN, "detach", NULL, NGX_HTTP_BACKUP_OP_DETACH, 1, "" },
+
+    { "databases", NGX_HTTP_BACKUP_ACTION, "attach", POST,
+      NGX_HTTP_BACKUP_ADMIN, "attach", NULL, NGX_HTTP_BACKUP_OP_DETACH, 0, "" },
+
     { "create", 0, NULL, POST, NGX_HTTP_BACKUP_OPERATOR, "create",
       NULL, NGX_HTTP_BACKUP_OP_SUBMIT, BK_JOB_BACKUP, "" },
 
@@ -99,6 +109,9 @@ static ngx_http_backup_route_t  ngx_http_backup_routes[] = {
     { "validate-recovery", 0, NULL, POST, NGX_HTTP_BACKUP_OPERATOR,
       "validate-recovery", NULL, NGX_HTTP_BACKUP_OP_SUBMIT, BK_JOB_VALIDATE,
       "" },
+
+    { "query", 0, NULL, POST, NGX_HTTP_BACKUP_ADMIN, "query",
+      NULL, NGX_HTTP_BACKUP_OP_QUERY, 0, "" },
 
     { "verify", 0, NULL, POST, NGX_HTTP_BACKUP_OPERATOR, "verify",
       NULL, NGX_HTTP_BACKUP_OP_SUBMIT, BK_JOB_VERIFY, "" },
@@ -402,6 +415,12 @@ ngx_http_backup_set_arg(ngx_http_backup_call_t *call,
         return 1;
     }
 
+    if (ngx_http_backup_equal(name, "database")) {
+        free(call->database);
+        call->database = value;
+        return 1;
+    }
+
     if (ngx_http_backup_equal(name, "cursor")) {
         free(call->cursor);
         call->cursor = value;
@@ -611,7 +630,8 @@ ngx_http_backup_dispatch(ngx_http_request_t *r, ngx_http_backup_route_t *route,
     }
 
     if (route->method == NGX_HTTP_POST
-        && route->op == NGX_HTTP_BACKUP_OP_SUBMIT)
+        && (route->op == NGX_HTTP_BACKUP_OP_SUBMIT
+            || route->op == NGX_HTTP_BACKUP_OP_QUERY))
     {
         return ngx_http_backup_call_with_body(r, call);
     }

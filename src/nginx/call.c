@@ -40,6 +40,7 @@ ngx_http_backup_call_free(ngx_http_backup_call_t *call)
     free(call->tag);
     free(call->storage);
     free(call->cursor);
+    free(call->database);
     free(call->body);
     free(call->progress);
     free(call);
@@ -324,6 +325,12 @@ ngx_http_backup_call_submit(ngx_http_backup_call_t *call, bk_engine_t *engine)
         goto done;
     }
 
+    rc = bk_engine_check(engine, (bk_job_kind_t) call->kind, body,
+                         &call->ctl.ctl, &call->err);
+    if (rc != BK_OK) {
+        goto done;
+    }
+
     if ((call->kind == BK_JOB_RECOVERY || call->kind == BK_JOB_CLEANUP)
         && json_is_true(json_object_get(body, "dry_run")))
     {
@@ -368,6 +375,79 @@ done:
 }
 
 
+static bk_rc_t
+ngx_http_backup_call_timeline(ngx_http_backup_call_t *call,
+    bk_engine_t *engine)
+{
+    json_t                *answer;
+    bk_rc_t                rc;
+    bk_timeline_filter_t   filter;
+
+    memset(&filter, 0, sizeof(filter));
+    filter.database = call->database;
+    filter.cursor = call->cursor;
+    filter.since = call->filter.since;
+    filter.until = call->filter.until;
+    filter.limit = call->filter.limit;
+
+    answer = NULL;
+
+    rc = bk_engine_timeline(engine, &filter, &call->ctl.ctl, &answer,
+                            &call->err);
+
+    return rc == BK_OK ? ngx_http_backup_call_text(call, answer, NGX_HTTP_OK)
+                       : rc;
+}
+
+
+static bk_rc_t
+ngx_http_backup_call_detach(ngx_http_backup_call_t *call, bk_engine_t *engine)
+{
+    json_t   *answer;
+    bk_rc_t   rc;
+
+    answer = NULL;
+
+    rc = bk_engine_detach(engine, call->id, call->kind == 1, &answer,
+                          &call->err);
+    if (rc != BK_OK) {
+        return rc;
+    }
+
+    call->wake = 1;
+
+    return ngx_http_backup_call_text(call, answer, NGX_HTTP_OK);
+}
+
+
+static bk_rc_t
+ngx_http_backup_call_query(ngx_http_backup_call_t *call, bk_engine_t *engine)
+{
+    json_t   *body, *answer;
+    bk_rc_t   rc;
+
+    answer = NULL;
+
+    rc = ngx_http_backup_call_body(call, &body);
+    if (rc != BK_OK) {
+        return rc;
+    }
+
+    rc = bk_query_check(bk_engine_set(engine), body, &call->problems,
+                        &call->err);
+
+    if (rc == BK_OK) {
+        rc = bk_engine_query(engine, body, &call->ctl.ctl, &answer,
+                             &call->err);
+    }
+
+    json_decref(body);
+
+    return rc == BK_OK ? ngx_http_backup_call_text(call, answer, NGX_HTTP_OK)
+                       : rc;
+}
+
+
 void
 ngx_http_backup_call_work(void *data)
 {
@@ -399,6 +479,18 @@ ngx_http_backup_call_work(void *data)
 
         case NGX_HTTP_BACKUP_OP_SUBMIT:
             rc = ngx_http_backup_call_submit(call, engine);
+            break;
+
+        case NGX_HTTP_BACKUP_OP_DETACH:
+            rc = ngx_http_backup_call_detach(call, engine);
+            break;
+
+        case NGX_HTTP_BACKUP_OP_TIMELINE:
+            rc = ngx_http_backup_call_timeline(call, engine);
+            break;
+
+        case NGX_HTTP_BACKUP_OP_QUERY:
+            rc = ngx_http_backup_call_query(call, engine);
             break;
 
         default: /* NGX_HTTP_BACKUP_OP_CANCEL */

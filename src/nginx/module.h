@@ -93,6 +93,7 @@ typedef struct {
 
 typedef struct ngx_http_backup_runner_s  ngx_http_backup_runner_t;
 typedef struct ngx_http_backup_watch_s  ngx_http_backup_watch_t;
+typedef struct ngx_http_backup_capture_s  ngx_http_backup_capture_t;
 
 
 /* One "backup NAME { }" of one cycle. */
@@ -113,6 +114,7 @@ typedef struct {
     bk_engine_t                 *engine;        /* NULL until first needed */
     ngx_http_backup_runner_t    *runner;        /* NULL unless worker 0 */
     ngx_http_backup_watch_t     *watch;         /* the same */
+    ngx_http_backup_capture_t   *capture;       /* NULL: nothing to capture */
     unsigned                     ready:1;       /* init_process has run */
 } ngx_http_backup_set_t;
 
@@ -249,6 +251,17 @@ void ngx_http_backup_log_init(ngx_log_t *log);
 void ngx_http_backup_log_drain(void);
 
 
+/* capture.c: worker 0 takes in transactions while it has the set. */
+
+ngx_int_t ngx_http_backup_capture_init(ngx_cycle_t *cycle,
+    ngx_http_backup_set_t *bset);
+void ngx_http_backup_capture_tick(ngx_http_backup_set_t *bset,
+    ngx_uint_t owned);
+/* A database was written to. */
+void ngx_http_backup_capture_wake(ngx_http_backup_set_t *bset);
+void ngx_http_backup_capture_exit(ngx_http_backup_set_t *bset);
+
+
 /* watch.c: worker 0 is told what changes. */
 
 ngx_int_t ngx_http_backup_watch_init(ngx_cycle_t *cycle,
@@ -347,6 +360,9 @@ typedef enum {
     NGX_HTTP_BACKUP_OP_JOBS,
     NGX_HTTP_BACKUP_OP_JOB,
     NGX_HTTP_BACKUP_OP_SUBMIT,
+    NGX_HTTP_BACKUP_OP_QUERY,
+    NGX_HTTP_BACKUP_OP_TIMELINE,
+    NGX_HTTP_BACKUP_OP_DETACH,
     NGX_HTTP_BACKUP_OP_CANCEL
 } ngx_http_backup_op_e;
 
@@ -371,6 +387,7 @@ struct ngx_http_backup_call_s {
     char                        *tag;
     char                        *storage;
     char                        *cursor;
+    char                        *database;
     bk_list_filter_t             filter;
     u_char                      *body;
     size_t                       body_len;

@@ -167,7 +167,9 @@ ngx_http_backup_runner_init(ngx_cycle_t *cycle,
         sets[i]->runner->own_next = ngx_current_msec;
         sets[i]->runner->publish_next = ngx_current_msec;
 
-        if (ngx_http_backup_watch_init(cycle, sets[i]) != NGX_OK) {
+        if (ngx_http_backup_watch_init(cycle, sets[i]) != NGX_OK
+            || ngx_http_backup_capture_init(cycle, sets[i]) != NGX_OK)
+        {
             return NGX_ERROR;
         }
     }
@@ -227,6 +229,7 @@ ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
             continue;
         }
 
+        ngx_http_backup_capture_exit(sets[i]);
         ngx_http_backup_watch_exit(sets[i]);
 
         if (sets[i]->runner && sets[i]->runner->owned) {
@@ -402,6 +405,7 @@ ngx_http_backup_run(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
     }
 
     ngx_http_backup_watch_tick(bset, leaving);
+    ngx_http_backup_capture_tick(bset, rn->owned);
 
     if (!rn->publishing && !(leaving && !rn->owned)
         && (ngx_msec_int_t) (ngx_current_msec - rn->publish_next) >= 0)
@@ -1000,7 +1004,7 @@ ngx_http_backup_publish_work(void *data)
     /* The tag is of what can change, not of when it was looked at. */
 
     bk_buf_init(&plain, 262144);
-    json_object_del(status, "timestamp");
+    bk_engine_timeless(status);
 
     if (bk_json_dump(status, true, &plain, NULL) == BK_OK) {
         bk_sha256(&digest, plain.data, plain.len);

@@ -27,6 +27,8 @@ struct ngx_http_backup_watch_s {
     bk_rc_t                   rc;
     bk_err_t                  err;
     ngx_uint_t                watched;          /* as of the last drain */
+    ngx_uint_t                written;          /* the same */
+    ngx_uint_t                known;            /* what capture was told */
     unsigned                  busy:1;
     unsigned                  again:1;          /* an event while busy */
     unsigned                  seen:1;           /* it has worked once */
@@ -102,6 +104,12 @@ ngx_http_backup_watch_open_work(void *data)
 
     if (w->rc == BK_OK) {
         w->rc = ngx_http_backup_helper_client(&client, &w->err);
+    }
+
+    /* before the old runner hears that it may let go */
+
+    if (w->rc == BK_OK) {
+        bk_engine_capture_hold(engine);
     }
 
     if (w->rc == BK_OK) {
@@ -198,6 +206,7 @@ ngx_http_backup_watch_drain_work(void *data)
 
     w->rc = bk_engine_watch_drain(w->bset->engine, &w->err);
     w->watched = (w->rc == BK_OK && bk_engine_watched(w->bset->engine));
+    w->written = bk_engine_written(w->bset->engine);
 }
 
 
@@ -208,6 +217,11 @@ ngx_http_backup_watch_drain_done(void *data)
     ngx_http_backup_watch_t  *w = data;
 
     w->busy = 0;
+
+    if (w->written != w->known) {
+        w->known = w->written;
+        ngx_http_backup_capture_wake(w->bset);
+    }
 
     if (w->connection == NULL) {
         return;

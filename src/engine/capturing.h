@@ -1,0 +1,38 @@
+/*
+ * engine/capturing.h: the captures of a set's databases, on the one process that owns the set: step
+ * by step, sealed now and then, and shipped to the storage.  Any thread; a database belongs to one
+ * at a time.
+ */
+#ifndef BK_ENGINE_CAPTURING_H
+#define BK_ENGINE_CAPTURING_H
+
+#include <jansson.h>
+
+#include "engine/engine.h"
+
+typedef struct bk_capturing_s bk_capturing_t;
+
+bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **capturing, bk_err_t *err);
+/* Lets go of everything, in order. */
+void bk_capturing_free(bk_capturing_t *capturing);
+
+/* Captures begin with the next step, and are let go of: what was captured is durable then. */
+void bk_capturing_allow(bk_capturing_t *capturing, bool allow);
+
+/* The set is still another's: a hold does not last for ever. */
+void bk_capturing_tire(bk_capturing_t *capturing);
+
+/*
+ * Let go of one database until resume, so that a recovery can put another file in its place.  By
+ * path.
+ */
+void bk_capturing_suspend(bk_capturing_t *capturing, const char *path);
+void bk_capturing_resume(bk_capturing_t *capturing, const char *path);
+
+/* Let go of the databases whose names are members of the object, until they are not; NULL: none. */
+void bk_capturing_detach(bk_capturing_t *capturing, const json_t *names);
+
+/* For status: one object a database that is captured. */
+json_t *bk_capturing_describe(bk_capturing_t *capturing);
+
+#endif

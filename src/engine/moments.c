@@ -1,0 +1,624 @@
+/*
+ * engine/moments.c: looks up segments by epoch, number and time, and brings a backup forward.
+ * Reads base_dir/wal and the storage; writes only the image that it is asked for.
+ */
+#include "engine/moments.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/publish.h"
+#include "base/str.h"
+#include "sqlite/dump.h"
+#include "sqlite/replay.h"
+
+#define CHECK_WHOLE (5ull << 30) /* bytes, from which SQLite's quick check has to do */
+#define NAME_LEN    (2 * BK_EPOCH_SIZE + 1 + 20 + 3)
+
+typedef struct {
+    uint8_t epoch[BK_EPOCH_SIZE];
+    uint64_t first;
+    char *path;             /* in base_dir; else item counts */
+    bk_history_item_t item; /* on the storage */
+    int64_t begins;         /* ns: t_lo of the first transaction of its epoch */
+} segment_t;
+
+struct bk_moments_s {
+    const char *database;
+    char key[BK_HISTORY_NAME];
+    bk_repo_t *repo;
+    bk_ctl_t *ctl;
+    segment_t *segments; /* by time of the epoch, then number */
+    size_t count, room;
+    bk_txlog_t *log; /* of segment held */
+    size_t held;
+};
+
+/* --- the list --- */
+
+static bk_rc_t add(bk_moments_t *m, const segment_t *segment, bk_err_t *err)
+{
+    if (m->count == m->room) {
+        size_t room = m->room * 2 + 64;
+        segment_t *more = realloc(m->segments, room * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", m->database);
+        m->segments = more;
+        m->room = room;
+    }
+    m->segments[m->count++] = *segment;
+    return BK_OK;
+}
+
+/* Open ones may be empty, and then there is nothing to look up in them. */
+static bk_rc_t is_empty(const char *path, bool *empty, bk_err_t *err)
+{
+    bk_txlog_t *log = NULL;
+    bk_rc_t rc = bk_txlog_open_file(path, &log, err);
+    *empty = rc == BK_OK && bk_txlog_count(log) == 0;
+    bk_txlog_free(log);
+    return rc;
+}
+
+static bk_rc_t list_local(bk_moments_t *m, const char *base_dir, bk_err_t *err)
+{
+    char dir[PATH_MAX], path[PATH_MAX];
+    bk_rc_t rc = BK_OK;
+    bk_fmt(dir, sizeof dir, "%s/" BK_MOMENTS_DIR "/%s", base_dir, m->database);
+    DIR *stream = opendir(dir);
+    if (stream == NULL)
+        return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "open %s", dir);
+    for (const struct dirent *entry; rc == BK_OK && (entry = readdir(stream)) != NULL;) {
+        segment_t segment = {0};
+        const char *name = entry->d_name;
+        if (strlen(name) != NAME_LEN || strcmp(name + NAME_LEN - 3, ".tx") != 0 ||
+            !bk_unhex(segment.epoch, BK_EPOCH_SIZE, name, 2 * (size_t)BK_EPOCH_SIZE))
+            continue;
+        segment.first = strtoull(name + 2 * (size_t)BK_EPOCH_SIZE + 1, NULL, 10);
+        bool empty = false;
+        bk_fmt(path, sizeof path, "%s/%s", dir, name);
+        rc = is_empty(path, &empty, err);
+        /* One that is gone was shipped just now. */
+        if (rc == BK_NOT_FOUND || empty) {
+            rc = rc == BK_NOT_FOUND ? BK_OK : rc;
+            continue;
+        }
+        if (rc != BK_OK)
+            break;
+        segment.path = bk_strdup(path);
+        rc = segment.path != NULL ? add(m, &segment, err)
+                                  : bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
+        if (rc != BK_OK)
+            free(segment.path);
+    }
+    closedir(stream);
+    return rc;
+}
+
+static bool is_local(const bk_moments_t *m, const segment_t *segment)
+{
+    for (size_t i = 0; i < m->count && m->segments[i].path != NULL; i++)
+        if (m->segments[i].first == segment->first &&
+            memcmp(m->segments[i].epoch, segment->epoch, BK_EPOCH_SIZE) == 0)
+            return true;
+    return false;
+}
+
+static bk_rc_t list_stored(bk_moments_t *m, bk_err_t *err)
+{
+    bk_history_list_t list;
+    bk_rc_t rc = bk_history_list(m->repo, m->key, NULL, m->ctl, &list, err);
+    if (rc != BK_OK)
+        return rc;
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++) {
+        segment_t segment = {.first = list.items[i].name.first, .item = list.items[i]};
+        memcpy(segment.epoch, list.items[i].name.epoch, BK_EPOCH_SIZE);
+        if (!is_local(m, &segment))
+            rc = add(m, &segment, err);
+    }
+    bk_history_list_free(&list);
+    return rc;
+}
+
+/* --- one segment --- */
+
+typedef struct {
+    bk_history_reader_t *reader;
+    bk_ctl_t *ctl;
+} stored_t;
+
+static bk_rc_t read_stored(void *arg, uint64_t offset, void *out, size_t len, bk_err_t *err)
+{
+    const stored_t *stored = arg;
+    return bk_history_read(stored->reader, offset, out, len, stored->ctl, err);
+}
+
+static void close_stored(void *arg)
+{
+    stored_t *stored = arg;
+    bk_history_close(stored->reader);
+    free(stored);
+}
+
+static bk_rc_t open_stored(const bk_moments_t *m, const bk_history_item_t *item, bk_txlog_t **log,
+                           bk_err_t *err)
+{
+    stored_t *stored = calloc(1, sizeof *stored);
+    if (stored == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "out of memory");
+    stored->ctl = m->ctl;
+    bk_rc_t rc = bk_history_open(m->repo, item, &stored->reader, m->ctl, err);
+    if (rc != BK_OK) {
+        free(stored);
+        return rc;
+    }
+    bk_txlog_source_t source = {.read = read_stored,
+                                .close = close_stored,
+                                .arg = stored,
+                                .size = bk_history_length(stored->reader)};
+    return bk_txlog_open(&source, log, err);
+}
+
+/* One that was in base_dir is shipped meanwhile. */
+static bk_rc_t look_on_storage(const bk_moments_t *m, segment_t *s, bk_err_t *err)
+{
+    bk_history_list_t list;
+    bk_rc_t rc = bk_history_list(m->repo, m->key, s->epoch, m->ctl, &list, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = BK_NOT_FOUND;
+    for (size_t i = 0; i < list.count && rc != BK_OK; i++)
+        if (list.items[i].name.first == s->first) {
+            s->item = list.items[i];
+            rc = BK_OK;
+        }
+    bk_history_list_free(&list);
+    if (rc == BK_OK) {
+        free(s->path);
+        s->path = NULL;
+        bk_err_clear(err);
+    }
+    return rc;
+}
+
+bk_rc_t bk_moments_log(bk_moments_t *m, size_t at, bk_txlog_t **log, bk_err_t *err)
+{
+    segment_t *s = &m->segments[at];
+    bk_rc_t rc = bk_ctl_check(m->ctl, err);
+    if (rc == BK_OK && s->path != NULL) {
+        rc = bk_txlog_open_file(s->path, log, err);
+        if (rc != BK_NOT_FOUND || (rc = look_on_storage(m, s, err)) != BK_OK)
+            return rc;
+    }
+    if (rc == BK_OK)
+        rc = open_stored(m, &s->item, log, err);
+    return rc == BK_OK ? rc
+                       : bk_err_wrap(err, "database %s: transactions from %llu on", m->database,
+                                     (unsigned long long)s->first);
+}
+
+static void let_go(bk_moments_t *m)
+{
+    bk_txlog_free(m->log);
+    m->log = NULL;
+    m->held = SIZE_MAX;
+}
+
+bk_rc_t bk_moments_segment(bk_moments_t *m, size_t at, bk_txlog_t **log, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    if (m->held != at) {
+        let_go(m);
+        rc = bk_moments_log(m, at, &m->log, err);
+        if (rc == BK_OK)
+            m->held = at;
+    }
+    *log = m->log;
+    return rc;
+}
+
+/* --- order --- */
+
+static int by_epoch(const void *a, const void *b)
+{
+    const segment_t *x = a, *y = b;
+    int order = memcmp(x->epoch, y->epoch, BK_EPOCH_SIZE);
+    if (order != 0)
+        return order;
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+static int by_time(const void *a, const void *b)
+{
+    const segment_t *x = a, *y = b;
+    if (x->begins != y->begins)
+        return x->begins < y->begins ? -1 : 1;
+    return by_epoch(a, b);
+}
+
+static bool same_epoch(const bk_moments_t *m, size_t a, size_t b)
+{
+    return memcmp(m->segments[a].epoch, m->segments[b].epoch, BK_EPOCH_SIZE) == 0;
+}
+
+/* Epochs have no order of their own: that of their first transactions. */
+static bk_rc_t sort(bk_moments_t *m, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    if (m->count > 1)
+        qsort(m->segments, m->count, sizeof *m->segments, by_epoch);
+    for (size_t i = 0; i < m->count && rc == BK_OK; i++) {
+        bk_txlog_t *log;
+        if (i > 0 && same_epoch(m, i - 1, i)) {
+            m->segments[i].begins = m->segments[i - 1].begins;
+            continue;
+        }
+        rc = bk_moments_segment(m, i, &log, err);
+        if (rc == BK_OK)
+            m->segments[i].begins = bk_txlog_tx(log, 0)->t_lo;
+    }
+    let_go(m);
+    if (m->count > 1)
+        qsort(m->segments, m->count, sizeof *m->segments, by_time);
+    return rc;
+}
+
+void bk_moments_key(const char *set, const char *database, char out[BK_HISTORY_NAME])
+{
+    bk_fmt(out, BK_HISTORY_NAME, "%s.%s", set, database);
+}
+
+bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *database,
+                        bk_repo_t *repo, bk_ctl_t *ctl, bk_moments_t **moments, bk_err_t *err)
+{
+    bk_moments_t *m = calloc(1, sizeof *m);
+    *moments = NULL;
+    if (m == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", database);
+    m->database = database;
+    bk_moments_key(set, database, m->key);
+    m->repo = repo;
+    m->ctl = ctl;
+    m->held = SIZE_MAX;
+    bk_rc_t rc = base_dir != NULL ? list_local(m, base_dir, err) : BK_OK;
+    if (rc == BK_OK)
+        rc = list_stored(m, err);
+    if (rc == BK_OK)
+        rc = sort(m, err);
+    if (rc == BK_OK)
+        *moments = m;
+    else
+        bk_moments_free(m);
+    return rc;
+}
+
+void bk_moments_free(bk_moments_t *m)
+{
+    if (m == NULL)
+        return;
+    let_go(m);
+    for (size_t i = 0; i < m->count; i++)
+        free(m->segments[i].path);
+    free(m->segments);
+    free(m);
+}
+
+size_t bk_moments_count(const bk_moments_t *m)
+{
+    return m->count;
+}
+
+size_t bk_moments_epoch_end(const bk_moments_t *m, size_t at)
+{
+    size_t end = at + 1;
+    while (end < m->count && same_epoch(m, at, end))
+        end++;
+    return end;
+}
+
+/* --- which transaction --- */
+
+static bk_rc_t nothing(const bk_moments_t *m, bk_err_t *err)
+{
+    return bk_err_set(err, BK_INVALID,
+                      "database %s: no transactions were captured: set \"pitr_window\" in its "
+                      "block, or recover a backup by its backup_id",
+                      m->database);
+}
+
+/* The number of the last transaction of the segment that was there at time; count: none. */
+static size_t last_until(const bk_txlog_t *log, int64_t time)
+{
+    size_t count = bk_txlog_count(log), found = count;
+    for (size_t i = 0; i < count && bk_txlog_tx(log, i)->t_hi <= time; i++)
+        found = i;
+    return found;
+}
+
+bk_rc_t bk_moments_segment_at(bk_moments_t *m, int64_t time, size_t *at, bk_err_t *err)
+{
+    size_t low = 0, high = m->count;
+    bk_rc_t rc = BK_OK;
+    while (low < high && rc == BK_OK) {
+        size_t middle = low + (high - low) / 2;
+        bk_txlog_t *log;
+        rc = bk_moments_segment(m, middle, &log, err);
+        if (rc == BK_OK && bk_txlog_count(log) > 0 && bk_txlog_tx(log, 0)->t_hi <= time)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    *at = low > 0 ? low - 1 : m->count;
+    return rc;
+}
+
+/* The transaction behind one; false: it is the last. */
+static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, bk_tx_t *next, bool *there,
+                       bk_err_t *err)
+{
+    bk_txlog_t *log;
+    bk_rc_t rc = bk_moments_segment(m, segment, &log, err);
+    *there = false;
+    if (rc == BK_OK && at + 1 < bk_txlog_count(log)) {
+        *next = *bk_txlog_tx(log, at + 1);
+        *there = true;
+    } else if (rc == BK_OK && segment + 1 < m->count) {
+        rc = bk_moments_segment(m, segment + 1, &log, err);
+        *there = rc == BK_OK && bk_txlog_count(log) > 0;
+        if (*there)
+            *next = *bk_txlog_tx(log, 0);
+        /* A new epoch: what was between is not known. */
+        if (*there && !same_epoch(m, segment, segment + 1))
+            next->flags |= BK_TXLOG_GAP;
+    }
+    return rc;
+}
+
+/* Nobody saw what happened in a gap. */
+static bk_rc_t check_seen(const bk_moments_t *m, int64_t time, const bk_tx_t *tx,
+                          const bk_tx_t *next, bk_err_t *err)
+{
+    char at[BK_TIME_TEXT], from[BK_TIME_TEXT], to[BK_TIME_TEXT];
+    if ((next->flags & BK_TXLOG_GAP) == 0 || time <= tx->t_hi)
+        return BK_OK;
+    bk_time_format_exact(at, time);
+    bk_time_format_exact(from, tx->t_hi);
+    bk_time_format_exact(to, next->t_hi);
+    return bk_err_set(err, BK_INVALID,
+                      "database %s: nobody saw what happened at %s: the nearest moments are %s "
+                      "(transaction %llu) and %s (transaction %llu)",
+                      m->database, at, from, (unsigned long long)tx->txid, to,
+                      (unsigned long long)next->txid);
+}
+
+static bk_rc_t too_early(bk_moments_t *m, int64_t time, bk_err_t *err)
+{
+    char at[BK_TIME_TEXT], from[BK_TIME_TEXT];
+    bk_txlog_t *log;
+    bk_rc_t rc = bk_moments_segment(m, 0, &log, err);
+    if (rc != BK_OK || bk_txlog_count(log) == 0)
+        return rc != BK_OK ? rc : nothing(m, err);
+    bk_time_format_exact(at, time);
+    bk_time_format_exact(from, bk_txlog_tx(log, 0)->t_hi);
+    return bk_err_set(err, BK_INVALID,
+                      "database %s: %s is before the first transaction that was captured, of %s: "
+                      "recover a backup of that time by its backup_id",
+                      m->database, at, from);
+}
+
+/* --- where to begin --- */
+
+static const bk_snapshot_db_t *database_of(const bk_snapshot_t *s, const char *name)
+{
+    for (size_t i = 0; i < s->db_count; i++)
+        if (strcmp(s->dbs[i].name, name) == 0)
+            return &s->dbs[i];
+    return NULL;
+}
+
+bool bk_moments_backup(const bk_moments_t *m, const bk_snapshot_list_t *list, uint64_t digest,
+                       uint64_t page_count, bk_moment_t *moment)
+{
+    for (size_t i = list->count; i > 0; i--) {
+        const bk_snapshot_db_t *db = database_of(&list->items[i - 1], m->database);
+        if (db == NULL || db->digest != digest || (page_count != 0 && db->page_count != page_count))
+            continue;
+        moment->backup = &list->items[i - 1];
+        moment->from = db;
+        return true;
+    }
+    return false;
+}
+
+/*
+ * Back from the transaction until there is a backup.  The numbers of an epoch have no holes, so a
+ * segment that is missing shows.
+ */
+static bk_rc_t find_base(bk_moments_t *m, size_t segment, const bk_snapshot_list_t *list,
+                         bk_moment_t *moment, bk_err_t *err)
+{
+    uint64_t want = moment->tx.txid;
+    bk_rc_t rc = BK_OK;
+    moment->last = segment;
+    for (size_t s = segment + 1; s > 0 && rc == BK_OK; s--) {
+        bk_txlog_t *log;
+        if (!same_epoch(m, segment, s - 1))
+            break;
+        rc = bk_moments_segment(m, s - 1, &log, err);
+        for (size_t i = rc == BK_OK ? bk_txlog_count(log) : 0; i > 0; i--) {
+            const bk_tx_t *tx = bk_txlog_tx(log, i - 1);
+            if (tx->txid > want)
+                continue;
+            if (tx->txid < want)
+                return bk_err_set(err, BK_NOT_FOUND,
+                                  "database %s: the segment with transaction %llu is missing",
+                                  m->database, (unsigned long long)want);
+            moment->first = s - 1;
+            moment->base = tx->txid;
+            if (bk_moments_backup(m, list, tx->after, tx->page_count, moment))
+                return BK_OK;
+            moment->base = --want;
+            if (want == 0 && bk_moments_backup(m, list, tx->before, 0, moment))
+                return BK_OK;
+        }
+    }
+    return rc != BK_OK ? rc
+                       : bk_err_set(err, BK_NOT_FOUND,
+                                    "database %s: no backup was made between the beginning of the "
+                                    "capture and transaction %llu: nothing to begin from",
+                                    m->database, (unsigned long long)moment->tx.txid);
+}
+
+bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
+                      bk_moment_t *moment, bk_err_t *err)
+{
+    size_t segment, at;
+    bk_txlog_t *log;
+    bk_tx_t next;
+    bool there = false;
+    *moment = (bk_moment_t){.of = m};
+    if (m->count == 0)
+        return nothing(m, err);
+    if (time > bk_now())
+        return bk_err_set(err, BK_INVALID, "point_in_time lies in the future");
+    bk_rc_t rc = bk_moments_segment_at(m, time, &segment, err);
+    if (rc == BK_OK && segment == m->count)
+        return too_early(m, time, err);
+    if (rc == BK_OK)
+        rc = bk_moments_segment(m, segment, &log, err);
+    if (rc != BK_OK)
+        return rc;
+    at = last_until(log, time);
+    moment->tx = *bk_txlog_tx(log, at);
+    rc = next_of(m, segment, at, &next, &there, err);
+    if (rc == BK_OK && there)
+        rc = check_seen(m, time, &moment->tx, &next, err);
+    return rc == BK_OK ? find_base(m, segment, list, moment, err) : rc;
+}
+
+bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list_t *list,
+                          bk_moment_t *moment, bk_err_t *err)
+{
+    *moment = (bk_moment_t){.of = m};
+    if (m->count == 0)
+        return nothing(m, err);
+    /* Of the newest epoch that has it. */
+    for (size_t s = m->count; s > 0; s--) {
+        bk_txlog_t *log;
+        if (m->segments[s - 1].first > txid)
+            continue;
+        bk_rc_t rc = bk_moments_segment(m, s - 1, &log, err);
+        if (rc != BK_OK)
+            return rc;
+        size_t at = (size_t)(txid - m->segments[s - 1].first);
+        if (at >= bk_txlog_count(log))
+            continue;
+        moment->tx = *bk_txlog_tx(log, at);
+        return find_base(m, s - 1, list, moment, err);
+    }
+    return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu", m->database,
+                      (unsigned long long)txid);
+}
+
+/* --- the image --- */
+
+static bk_rc_t open_log(void *arg, size_t at, bk_txlog_t **log, bk_err_t *err)
+{
+    const bk_moment_t *moment = arg;
+    return bk_moments_log(moment->of, moment->first + at, log, err);
+}
+
+static void close_log(void *arg, size_t at, bk_txlog_t *log)
+{
+    (void)arg, (void)at;
+    bk_txlog_free(log);
+}
+
+bk_rc_t bk_moments_past(const bk_moment_t *moment, bk_past_page_fn page, void *arg,
+                        bk_past_t **past, bk_err_t *err)
+{
+    const bk_snapshot_db_t *from = moment->from;
+    bk_past_base_t base = {.page = page,
+                           .arg = arg,
+                           .txid = moment->base,
+                           .page_count = from->page_count,
+                           .digest = from->digest,
+                           .page_size = from->page_size};
+    bk_past_segments_t segments = {.open = open_log,
+                                   .close = close_log,
+                                   .arg = (void *)(uintptr_t)moment,
+                                   .count = moment->last - moment->first + 1};
+    bk_rc_t rc = bk_past_open(&base, &segments, moment->tx.txid, moment->of->ctl, past, err);
+    return rc == BK_OK ? rc : bk_err_wrap(err, "database %s", moment->of->database);
+}
+
+static bk_rc_t bring_forward(const bk_moment_t *moment, bk_replay_t *image, bk_err_t *err)
+{
+    bk_past_t *past = NULL;
+    bk_rc_t rc = bk_moments_past(moment, NULL, NULL, &past, err);
+    if (rc == BK_OK)
+        rc = bk_replay(image, past, err);
+    bk_past_free(past);
+    return rc;
+}
+
+bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bool check, bk_team_t *team,
+                         bk_err_t *err)
+{
+    const bk_moments_t *m = moment->of;
+    const bk_snapshot_db_t *from = moment->from;
+    bk_rc_t rc = bk_db_materialise(m->repo, from, file, false, team, m->ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_replay_t image = {.fd = open(file, O_RDWR | O_CLOEXEC | O_NOFOLLOW),
+                         .path = file,
+                         .page_size = from->page_size,
+                         .page_count = from->page_count,
+                         .digest = from->digest};
+    if (image.fd < 0)
+        rc = bk_err_sys(err, errno, "open %s", file);
+    if (rc == BK_OK)
+        rc = bring_forward(moment, &image, err);
+    if (rc == BK_OK && fsync(image.fd) != 0)
+        rc = bk_err_sys(err, errno, "flush %s", file);
+    if (image.fd >= 0)
+        close(image.fd);
+    if (rc == BK_OK && check)
+        rc = bk_db_check_file(file, image.page_count * image.page_size < CHECK_WHOLE, m->ctl, err);
+    if (rc != BK_OK)
+        unlink(file);
+    return rc;
+}
+
+/* --- what is not needed any more --- */
+
+bk_rc_t bk_moments_remove(bk_repo_t *repo, const char *set, const char *database, int64_t since,
+                          bool dry_run, uint64_t *count, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_moments_t m = {.database = database, .repo = repo, .ctl = ctl, .held = SIZE_MAX};
+    bk_moments_key(set, database, m.key);
+    bk_rc_t rc = list_stored(&m, err);
+    if (rc == BK_OK)
+        rc = sort(&m, err);
+    /* In order of time, so that the first one that is needed ends it. */
+    for (size_t i = 0; i < m.count && rc == BK_OK; i++) {
+        bk_txlog_t *log;
+        rc = bk_moments_segment(&m, i, &log, err);
+        size_t txs = rc == BK_OK ? bk_txlog_count(log) : 0;
+        if (rc != BK_OK || (txs > 0 && bk_txlog_tx(log, txs - 1)->t_hi >= since))
+            break;
+        let_go(&m);
+        if (!dry_run)
+            rc = bk_history_remove(repo, &m.segments[i].item, ctl, err);
+        *count += rc == BK_OK;
+    }
+    let_go(&m);
+    free(m.segments);
+    return rc;
+}

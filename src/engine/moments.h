@@ -1,0 +1,78 @@
+/*
+ * engine/moments.h: which moments of a database can be had, from the segments in base_dir and on
+ * the storage: the transaction that a time or a number means, the backup to begin from, and the
+ * image.  One thread.
+ */
+#ifndef BK_ENGINE_MOMENTS_H
+#define BK_ENGINE_MOMENTS_H
+
+#include "base/team.h"
+#include "repo/history.h"
+#include "repo/snapshot.h"
+#include "sqlite/past.h"
+
+#define BK_MOMENTS_DIR "wal" /* in base_dir; a directory for each database below */
+
+typedef struct bk_moments_s bk_moments_t;
+
+/* What a database's segments have in their names on the storage, which may hold those of other
+ * sets.
+ */
+void bk_moments_key(const char *set, const char *database, char out[BK_HISTORY_NAME]);
+
+/*
+ * Of the database of that name in a set.  base_dir: with what is not on the storage yet; NULL:
+ * none. database, repo and ctl are borrowed until free.
+ */
+bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *database,
+                        bk_repo_t *repo, bk_ctl_t *ctl, bk_moments_t **moments, bk_err_t *err);
+void bk_moments_free(bk_moments_t *moments);          /* NULL is fine */
+size_t bk_moments_count(const bk_moments_t *moments); /* of segments; 0: nothing was captured */
+
+typedef struct {
+    bk_moments_t *of;
+    bk_tx_t tx;                   /* the one that the image is as of */
+    size_t first, last;           /* of the segments that are needed */
+    uint64_t base;                /* transaction that the backup is as of */
+    const bk_snapshot_t *backup;  /* of the list that was given */
+    const bk_snapshot_db_t *from; /* in it */
+} bk_moment_t;
+
+/*
+ * The last transaction that was there at a time (ns), or the one of that number, and the newest
+ * backup from which it can be reached.  BK_INVALID: before or after all that is known, or nobody
+ * saw that time; the message names the nearest moments.
+ */
+bk_rc_t bk_moments_at(bk_moments_t *moments, int64_t time, const bk_snapshot_list_t *list,
+                      bk_moment_t *moment, bk_err_t *err);
+bk_rc_t bk_moments_number(bk_moments_t *moments, uint64_t txid, const bk_snapshot_list_t *list,
+                          bk_moment_t *moment, bk_err_t *err);
+/* Write the database as of then to a new file (mode 0600) and prove it, as bk_db_materialise does.
+ */
+bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bool check, bk_team_t *team,
+                         bk_err_t *err);
+/* The transactions since the backup.  page, with arg, reads the backup's pages; moment, and what it
+ * is of, stay until bk_past_free. */
+bk_rc_t bk_moments_past(const bk_moment_t *moment, bk_past_page_fn page, void *arg,
+                        bk_past_t **past, bk_err_t *err);
+
+/* Segments are in the order of time; the one behind the last of the same epoch. */
+size_t bk_moments_epoch_end(const bk_moments_t *moments, size_t at);
+/* The newest segment whose first transaction was there at a time (ns); count: none. */
+bk_rc_t bk_moments_segment_at(bk_moments_t *moments, int64_t time, size_t *at, bk_err_t *err);
+/* The same, open until the next call: not to be freed. */
+bk_rc_t bk_moments_segment(bk_moments_t *moments, size_t at, bk_txlog_t **log, bk_err_t *err);
+/* A backup whose database has this content, the newest one; page_count 0: whatever it is. */
+bool bk_moments_backup(const bk_moments_t *moments, const bk_snapshot_list_t *list, uint64_t digest,
+                       uint64_t page_count, bk_moment_t *moment);
+/* Segment number at, for bk_txlog_free. */
+bk_rc_t bk_moments_log(bk_moments_t *moments, size_t at, bk_txlog_t **log, bk_err_t *err);
+
+/*
+ * Remove the segments of the storage that hold nothing but transactions older than since (ns);
+ * dry_run: only count them, into *count.
+ */
+bk_rc_t bk_moments_remove(bk_repo_t *repo, const char *set, const char *database, int64_t since,
+                          bool dry_run, uint64_t *count, bk_ctl_t *ctl, bk_err_t *err);
+
+#endif

@@ -1,0 +1,354 @@
+/*
+ * engine/point.c: chooses the backup, and the moments of captured databases on top of it.  Reads
+ * the repository and base_dir; writes only the image that it is asked for.
+ */
+#include "engine/point.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/str.h"
+#include "sqlite/dump.h"
+
+/* --- a backup --- */
+
+static bool is_of(const bk_snapshot_t *s, const char *set)
+{
+    return set == NULL || strcmp(s->set, set) == 0;
+}
+
+bk_rc_t bk_point_backup(const bk_snapshot_list_t *list, const char *set, const char *id,
+                        const bk_snapshot_t **found, bk_err_t *err)
+{
+    if (id != NULL && strcmp(id, "latest") != 0)
+        return bk_snapshot_find(list, id, found, err);
+    for (size_t i = list->count; i-- > 0;) {
+        const bk_snapshot_t *s = &list->items[i];
+        if (is_of(s, set) && strcmp(s->kind, "safety") != 0) {
+            *found = s;
+            return BK_OK;
+        }
+    }
+    return bk_err_set(err, BK_NOT_FOUND, "there is no backup%s%s yet%s", set != NULL ? " of " : "",
+                      set != NULL ? set : "",
+                      list->count > 0 ? "; recover one of the others by its backup_id" : "");
+}
+
+/* The newest one that is not younger; NULL: there is none. */
+static const bk_snapshot_t *backup_until(const bk_snapshot_list_t *list, const char *set,
+                                         int64_t time, bool files)
+{
+    for (size_t i = list->count; i-- > 0;) {
+        const bk_snapshot_t *s = &list->items[i];
+        if (is_of(s, set) && s->instant <= time && (!files || s->tree_count > 0))
+            return s;
+    }
+    return NULL;
+}
+
+/* --- moments on top of it --- */
+
+typedef struct {
+    bk_point_t *point;
+    const bk_point_wish_t *wish;
+    const char *set;  /* whose databases they are */
+    const char *name; /* of the database that the transaction is of, or that alone is wanted */
+    int64_t time;
+    const bk_snapshot_t *backup; /* of the files; NULL: none are wanted */
+} find_t;
+
+static bk_rc_t make_room(find_t *f, size_t count, bk_err_t *err)
+{
+    bk_point_t *point = f->point;
+    point->dbs = calloc(count + 1, sizeof *point->dbs);
+    point->past = calloc(count + 1, sizeof *point->past);
+    point->made.dbs = point->dbs;
+    return point->dbs != NULL && point->past != NULL
+               ? BK_OK
+               : bk_err_set(err, BK_NO_MEMORY, "find a moment: out of memory");
+}
+
+/* A captured one as of the time, or of the transaction. */
+static bk_rc_t add_moment(find_t *f, const char *name, bk_moments_t *moments, bk_err_t *err)
+{
+    bk_point_t *point = f->point;
+    bk_point_past_t *past = &point->past[point->made.db_count];
+    bk_moment_t *moment = &past->moment;
+    bool by_number = f->wish->transaction > 0 && strcmp(name, f->name) == 0;
+    bk_rc_t rc = by_number
+                     ? bk_moments_number(moments, f->wish->transaction, &point->list, moment, err)
+                     : bk_moments_at(moments, f->time, &point->list, moment, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_snapshot_db_t *db = &point->dbs[point->made.db_count++];
+    *db = *moment->from;
+    db->page_count = moment->tx.page_count;
+    db->digest = moment->tx.after;
+    db->instant = moment->tx.t_hi;
+    past->moments = moments;
+    return BK_OK;
+}
+
+/* The moments of a database; NULL: it is not captured. */
+static bk_rc_t open_moments(const find_t *f, const char *name, bk_moments_t **moments,
+                            bk_err_t *err)
+{
+    bk_rc_t rc = bk_moments_open(f->wish->base_dir, f->set, name, f->point->repo, f->point->ctl,
+                                 moments, err);
+    if (rc != BK_OK || bk_moments_count(*moments) > 0)
+        return rc;
+    bk_moments_free(*moments);
+    *moments = NULL;
+    return BK_OK;
+}
+
+static bk_rc_t not_captured(const char *name, bk_err_t *err)
+{
+    return bk_err_set(err, BK_INVALID,
+                      "%s%s%sno transactions were captured: set \"pitr_window\" in the database's "
+                      "block, or recover a backup by its backup_id",
+                      name != NULL ? "database " : "", name != NULL ? name : "",
+                      name != NULL ? ": " : "");
+}
+
+/* The one database that is asked for. */
+static bk_rc_t find_one(find_t *f, bk_err_t *err)
+{
+    bk_moments_t *moments = NULL;
+    bk_rc_t rc = make_room(f, 1, err);
+    if (rc == BK_OK)
+        rc = open_moments(f, f->name, &moments, err);
+    if (rc == BK_OK && moments == NULL)
+        rc = not_captured(f->name, err);
+    if (rc == BK_OK)
+        rc = add_moment(f, f->name, moments, err);
+    if (rc != BK_OK)
+        bk_moments_free(moments);
+    return rc;
+}
+
+/* All databases that the backup has: captured ones as of the time; others, when files come with
+ * them, as they are in it. */
+static bk_rc_t find_all(find_t *f, const bk_snapshot_t *backup, bk_err_t *err)
+{
+    bk_point_t *point = f->point;
+    bk_rc_t rc = make_room(f, backup->db_count, err);
+    for (size_t i = 0; i < backup->db_count && rc == BK_OK; i++) {
+        bk_moments_t *moments = NULL;
+        rc = open_moments(f, backup->dbs[i].name, &moments, err);
+        if (rc == BK_OK && moments != NULL) {
+            rc = add_moment(f, backup->dbs[i].name, moments, err);
+            if (rc != BK_OK)
+                bk_moments_free(moments);
+        } else if (rc == BK_OK && f->backup != NULL) {
+            point->dbs[point->made.db_count++] = backup->dbs[i];
+            bk_ctl_note(point->ctl,
+                        "database %s is not captured: it is as in backup %s, not as of that time",
+                        backup->dbs[i].name, backup->backup_id);
+        }
+    }
+    if (rc == BK_OK && point->made.db_count == 0 && f->backup == NULL)
+        return not_captured(NULL, err);
+    return rc;
+}
+
+/* The only captured one of the newest backup is whose number a transaction is. */
+static bk_rc_t only_captured(find_t *f, bk_err_t *err)
+{
+    const bk_snapshot_t *newest;
+    bk_rc_t rc = bk_point_backup(&f->point->list, f->set, NULL, &newest, err);
+    for (size_t i = 0; rc == BK_OK && i < newest->db_count; i++) {
+        bk_moments_t *moments = NULL;
+        rc = open_moments(f, newest->dbs[i].name, &moments, err);
+        if (rc == BK_OK && moments != NULL && f->name != NULL)
+            rc = bk_err_set(err, BK_INVALID,
+                            "\"database\" is needed: more than one is captured, each with "
+                            "transactions of its own");
+        if (rc == BK_OK && moments != NULL)
+            f->name = newest->dbs[i].name;
+        bk_moments_free(moments);
+    }
+    return rc == BK_OK && f->name == NULL ? not_captured(NULL, err) : rc;
+}
+
+/* A transaction stands for the time when it was there. */
+static bk_rc_t time_of_transaction(find_t *f, bk_err_t *err)
+{
+    bk_moments_t *moments = NULL;
+    bk_moment_t moment;
+    bk_rc_t rc = open_moments(f, f->name, &moments, err);
+    if (rc == BK_OK && moments == NULL)
+        rc = not_captured(f->name, err);
+    if (rc == BK_OK)
+        rc = bk_moments_number(moments, f->wish->transaction, &f->point->list, &moment, err);
+    if (rc == BK_OK)
+        f->time = moment.tx.t_hi;
+    bk_moments_free(moments);
+    return rc;
+}
+
+static bk_rc_t find_files(find_t *f, bk_err_t *err)
+{
+    char at[BK_TIME_TEXT];
+    f->backup = backup_until(&f->point->list, f->set, f->time, true);
+    if (f->backup != NULL)
+        return BK_OK;
+    bk_time_format_exact(at, f->time);
+    return bk_err_set(err, BK_INVALID,
+                      "there is no backup of the files from %s or before: GET …/list shows which "
+                      "there are",
+                      at);
+}
+
+static bk_rc_t find_databases(find_t *f, bk_err_t *err)
+{
+    const bk_snapshot_t *all = f->backup;
+    bk_rc_t rc = BK_OK;
+    if (f->name != NULL && (f->wish->database != NULL || f->backup == NULL))
+        return find_one(f, err);
+    if (all == NULL)
+        rc = bk_point_backup(&f->point->list, f->set, NULL, &all, err);
+    return rc == BK_OK ? find_all(f, all, err) : rc;
+}
+
+/* The backup that could have been made then. */
+static void put_together(find_t *f)
+{
+    bk_point_t *point = f->point;
+    bk_snapshot_t *made = &point->made;
+    size_t db_count = made->db_count;
+    bool past = db_count > 0 && point->past[0].moments != NULL;
+    *made = f->backup != NULL ? *f->backup : *point->past[0].moment.backup;
+    made->dbs = point->dbs;
+    made->db_count = db_count;
+    if (f->backup == NULL)
+        made->tree_count = 0;
+    else
+        point->files_instant = f->backup->instant;
+    if (past)
+        made->instant = point->dbs[0].instant;
+    point->snapshot = made;
+}
+
+static bk_rc_t find_past(find_t *f, bk_err_t *err)
+{
+    const bk_point_wish_t *wish = f->wish;
+    bk_rc_t rc = BK_OK;
+    f->time = wish->time;
+    f->name = wish->database;
+    f->set = wish->set;
+    if (f->time > bk_now())
+        return bk_err_set(err, BK_INVALID, "point_in_time lies in the future");
+    if (f->set == NULL) { /* that of the newest backup */
+        const bk_snapshot_t *newest;
+        rc = bk_point_backup(&f->point->list, NULL, NULL, &newest, err);
+        if (rc != BK_OK)
+            return rc;
+        f->set = newest->set;
+    }
+    if (wish->transaction > 0 && f->name == NULL)
+        rc = only_captured(f, err);
+    if (rc == BK_OK && wish->transaction > 0 && wish->files)
+        rc = time_of_transaction(f, err);
+    if (rc == BK_OK && wish->files)
+        rc = find_files(f, err);
+    if (rc == BK_OK && wish->databases)
+        rc = find_databases(f, err);
+    if (rc == BK_OK)
+        put_together(f);
+    return rc;
+}
+
+bk_rc_t bk_point_find(bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ctl,
+                      bk_point_t *point, bk_err_t *err)
+{
+    find_t find = {.point = point, .wish = wish};
+    *point = (bk_point_t){.repo = repo, .ctl = ctl};
+    bk_rc_t rc = bk_snapshot_list(repo, wish->cache_dir, ctl, &point->list, err);
+    if (rc != BK_OK)
+        return rc;
+    if (wish->time > 0 || wish->transaction > 0)
+        return find_past(&find, err);
+    return bk_point_backup(&point->list, wish->set, wish->backup_id, &point->snapshot, err);
+}
+
+void bk_point_close(bk_point_t *point)
+{
+    for (size_t i = 0; point->past != NULL && i < point->made.db_count; i++)
+        bk_moments_free(point->past[i].moments);
+    free(point->past);
+    free(point->dbs);
+    bk_snapshot_list_free(&point->list);
+    *point = (bk_point_t){0};
+}
+
+void bk_point_describe(const bk_point_t *point, json_t *result)
+{
+    const bk_snapshot_t *s = point->snapshot;
+    bool past = s == &point->made;
+    json_object_set_new(result, "source_backup", json_string(s->backup_id));
+    json_object_set_new(result, "recovery_point",
+                        past ? bk_json_moment(s->instant) : bk_json_time(s->instant));
+    if (past && s->db_count > 0 && point->past[0].moments != NULL)
+        json_object_set_new(result, "transaction",
+                            json_integer((json_int_t)point->past[0].moment.tx.txid));
+    if (past && point->files_instant > 0)
+        json_object_set_new(result, "files_recovery_point", bk_json_time(point->files_instant));
+}
+
+/* --- a database --- */
+
+/* What it is made of; NULL: it is as in the backup. */
+static const bk_point_past_t *past_of(const bk_point_t *point, const bk_snapshot_db_t *db)
+{
+    if (point->snapshot != &point->made)
+        return NULL;
+    const bk_point_past_t *past = &point->past[db - point->dbs];
+    return past->moments != NULL ? past : NULL;
+}
+
+bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, const char *file,
+                       bool check, bk_team_t *team, bk_err_t *err)
+{
+    const bk_point_past_t *past = past_of(point, db);
+    return past != NULL ? bk_moments_image(&past->moment, file, check, team, err)
+                        : bk_db_materialise(point->repo, db, file, check, team, point->ctl, err);
+}
+
+static bk_rc_t base_page(void *arg, uint64_t pgno, uint8_t *out, bk_err_t *err)
+{
+    return bk_db_blocks_page(((bk_point_view_t *)arg)->blocks, pgno, out, err);
+}
+
+bk_rc_t bk_point_show(const bk_point_t *point, const bk_snapshot_db_t *db, bk_point_view_t *view,
+                      bk_err_t *err)
+{
+    const bk_point_past_t *past = past_of(point, db);
+    const bk_snapshot_db_t *begin = past != NULL ? past->moment.from : db;
+    bk_past_segments_t none = {0};
+    bk_past_base_t base = {.page = base_page,
+                           .arg = view,
+                           .page_count = db->page_count,
+                           .digest = db->digest,
+                           .page_size = db->page_size};
+    *view = (bk_point_view_t){0};
+    bk_rc_t rc = bk_db_blocks_open(point->repo, begin, point->ctl, &view->blocks, err);
+    if (rc == BK_OK && past != NULL)
+        rc = bk_moments_past(&past->moment, base_page, view, &view->past, err);
+    else if (rc == BK_OK)
+        rc = bk_past_open(&base, &none, 0, point->ctl, &view->past, err);
+    if (rc == BK_OK)
+        rc = bk_vfs_show(view->past, &view->image, err);
+    if (rc != BK_OK)
+        bk_point_hide(view);
+    return rc;
+}
+
+void bk_point_hide(bk_point_view_t *view)
+{
+    bk_vfs_hide(view->image);
+    bk_past_free(view->past);
+    bk_db_blocks_free(view->blocks);
+    *view = (bk_point_view_t){0};
+}

@@ -1,0 +1,266 @@
+/*
+ * engine/timeline.c: GET /timeline: from when to when a database can be had as of any moment, what
+ * nobody saw, and its transactions.  Reads the indexes of segments in base_dir and on the storage.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/json.h"
+#include "base/str.h"
+#include "engine/engine_private.h"
+
+#define DAY (86400 * BK_SEC)
+
+typedef struct {
+    bk_moments_t *moments;
+    bk_snapshot_list_t list;
+    const bk_timeline_filter_t *filter;
+    uint8_t epoch[BK_TXLOG_EPOCH]; /* of the cursor */
+    uint64_t before;               /* of that epoch only transactions below this one; 0: all */
+    bool reached;
+    json_t *windows, *gaps, *transactions;
+    char next[2 * BK_TXLOG_EPOCH + 24];
+    unsigned left;
+} timeline_t;
+
+/* --- windows --- */
+
+/* One epoch: segments first to last. */
+typedef struct {
+    size_t first, last;
+    bk_tx_t begin, end;
+    bool reachable;   /* there is a backup to begin from */
+    bk_tx_t earliest; /* from which on */
+} window_t;
+
+/* The first transaction of a segment whose content a backup has. */
+static bk_rc_t look_for_backup(timeline_t *t, size_t segment, window_t *w, bk_err_t *err)
+{
+    bk_txlog_t *log;
+    bk_moment_t moment;
+    bk_rc_t rc = bk_moments_segment(t->moments, segment, &log, err);
+    for (size_t i = 0; rc == BK_OK && i < bk_txlog_count(log) && !w->reachable; i++) {
+        const bk_tx_t *tx = bk_txlog_tx(log, i);
+        bool is_first = segment == w->first && i == 0;
+        w->reachable =
+            bk_moments_backup(t->moments, &t->list, tx->after, tx->page_count, &moment) ||
+            (is_first && bk_moments_backup(t->moments, &t->list, tx->before, 0, &moment));
+        w->earliest = *tx;
+    }
+    return rc;
+}
+
+/* The oldest backup of the epoch is where its own time says, or a little beside. */
+static bk_rc_t find_earliest(timeline_t *t, const char *name, window_t *w, bk_err_t *err)
+{
+    bk_rc_t rc = look_for_backup(t, w->first, w, err);
+    for (size_t i = 0; i < t->list.count && rc == BK_OK && !w->reachable; i++) {
+        const bk_snapshot_t *s = &t->list.items[i];
+        for (size_t n = 0; n < s->db_count && rc == BK_OK && !w->reachable; n++) {
+            size_t at;
+            if (strcmp(s->dbs[n].name, name) != 0 || s->dbs[n].instant < w->begin.t_lo)
+                continue;
+            rc = bk_moments_segment_at(t->moments, s->dbs[n].instant, &at, err);
+            size_t from = at > w->first + 1 ? at - 1 : w->first + 1;
+            for (size_t k = from; rc == BK_OK && k <= at + 1 && k <= w->last && !w->reachable; k++)
+                rc = look_for_backup(t, k, w, err);
+        }
+    }
+    return rc;
+}
+
+static json_t *describe_window(const window_t *w)
+{
+    const bk_tx_t *from = w->reachable ? &w->earliest : &w->begin;
+    return json_pack("{so so sI sI sb}", "from", bk_json_moment(from->t_hi), "to",
+                     bk_json_moment(w->end.t_hi), "first_transaction", (json_int_t)from->txid,
+                     "last_transaction", (json_int_t)w->end.txid, "recoverable", (int)w->reachable);
+}
+
+static json_t *describe_gap(int64_t from, int64_t to, const bk_tx_t *tx)
+{
+    return json_pack("{so so sI}", "from", bk_json_moment(from), "to", bk_json_moment(to),
+                     "transaction", (json_int_t)tx->txid);
+}
+
+static bk_rc_t add_windows(timeline_t *t, const char *name, bk_err_t *err)
+{
+    size_t count = bk_moments_count(t->moments);
+    bk_rc_t rc = BK_OK;
+    bk_tx_t before = {0};
+    for (size_t first = 0, next; first < count && rc == BK_OK; first = next) {
+        window_t w = {.first = first};
+        bk_txlog_t *log;
+        uint8_t epoch[BK_TXLOG_EPOCH];
+        rc = bk_moments_segment(t->moments, first, &log, err);
+        if (rc != BK_OK)
+            break;
+        memcpy(epoch, bk_txlog_info(log)->epoch, sizeof epoch);
+        w.begin = *bk_txlog_tx(log, 0);
+        next = bk_moments_epoch_end(t->moments, first);
+        w.last = next - 1;
+        rc = bk_moments_segment(t->moments, w.last, &log, err);
+        if (rc == BK_OK)
+            w.end = *bk_txlog_tx(log, bk_txlog_count(log) - 1);
+        if (rc == BK_OK)
+            rc = find_earliest(t, name, &w, err);
+        if (rc != BK_OK)
+            break;
+        json_array_insert_new(t->windows, 0, describe_window(&w));
+        /* Between two epochs nobody looked. */
+        if (first > 0)
+            json_array_insert_new(t->gaps, 0, describe_gap(before.t_hi, w.begin.t_hi, &w.begin));
+        before = w.end;
+    }
+    return rc;
+}
+
+/* --- transactions, newest first --- */
+
+static void add_transaction(timeline_t *t, const bk_txlog_info_t *info, const bk_tx_t *tx)
+{
+    bool gap = (tx->flags & BK_TXLOG_GAP) != 0;
+    bool shown = t->before == 0 || tx->txid < t->before;
+    if (gap && t->filter->cursor == NULL)
+        json_array_append_new(t->gaps, describe_gap(tx->t_lo, tx->t_hi, tx));
+    if (!shown)
+        return;
+    if (t->left == 0) {
+        if (t->next[0] == '\0') {
+            bk_hex(t->next, info->epoch, sizeof info->epoch);
+            size_t len = strlen(t->next);
+            bk_fmt(t->next + len, sizeof t->next - len, "-%llu", (unsigned long long)tx->txid + 1);
+        }
+        return;
+    }
+    t->left--;
+    json_array_append_new(t->transactions,
+                          json_pack("{sI so so sI sI sb}", "transaction", (json_int_t)tx->txid,
+                                    "after", bk_json_moment(tx->t_lo), "until",
+                                    bk_json_moment(tx->t_hi), "pages", (json_int_t)tx->pages,
+                                    "page_count", (json_int_t)tx->page_count, "gap", (int)gap));
+}
+
+/* *done: all that is older is before the time that is asked for. */
+static bk_rc_t add_segment(timeline_t *t, size_t at, bool *done, bk_err_t *err)
+{
+    bk_txlog_t *log;
+    bk_rc_t rc = bk_moments_segment(t->moments, at, &log, err);
+    if (rc != BK_OK)
+        return rc;
+    const bk_txlog_info_t *info = bk_txlog_info(log);
+    if (t->before > 0) {
+        bool same = memcmp(info->epoch, t->epoch, sizeof t->epoch) == 0;
+        if (!same && !t->reached)
+            return BK_OK; /* newer than the cursor */
+        t->reached = true;
+        t->before = same ? t->before : 0;
+    }
+    for (size_t i = bk_txlog_count(log); i > 0 && !*done; i--) {
+        const bk_tx_t *tx = bk_txlog_tx(log, i - 1);
+        *done = tx->t_hi < t->filter->since;
+        if (!*done && tx->t_hi <= t->filter->until)
+            add_transaction(t, info, tx);
+    }
+    return BK_OK;
+}
+
+static bk_rc_t add_transactions(timeline_t *t, bk_err_t *err)
+{
+    size_t at;
+    bool done = false;
+    bk_rc_t rc = bk_moments_segment_at(t->moments, t->filter->until, &at, err);
+    if (rc != BK_OK || at == bk_moments_count(t->moments))
+        return rc;
+    for (size_t i = at + 1; i > 0 && rc == BK_OK && !done; i--) {
+        if (t->next[0] != '\0' && t->filter->cursor != NULL)
+            break;
+        rc = add_segment(t, i - 1, &done, err);
+    }
+    return rc;
+}
+
+static bool read_cursor(timeline_t *t)
+{
+    const char *text = t->filter->cursor;
+    char *end;
+    if (text == NULL)
+        return true;
+    if (strlen(text) < 2 * BK_TXLOG_EPOCH + 2 || text[2 * BK_TXLOG_EPOCH] != '-' ||
+        !bk_unhex(t->epoch, BK_TXLOG_EPOCH, text, 2 * (size_t)BK_TXLOG_EPOCH))
+        return false;
+    t->before = strtoull(text + 2 * BK_TXLOG_EPOCH + 1, &end, 10);
+    return *end == '\0' && t->before > 0;
+}
+
+static bk_rc_t one_database(timeline_t *t, const char *name, json_t *list, bk_err_t *err)
+{
+    t->windows = json_array();
+    t->gaps = json_array();
+    t->transactions = json_array();
+    bk_rc_t rc = add_windows(t, name, err);
+    if (rc == BK_OK)
+        rc = add_transactions(t, err);
+    json_array_append_new(list,
+                          json_pack("{ss so so so so}", "database", name, "windows", t->windows,
+                                    "gaps", t->gaps, "transactions", t->transactions, "next_cursor",
+                                    t->next[0] != '\0' ? json_string(t->next) : json_null()));
+    return rc;
+}
+
+static bk_rc_t all_databases(bk_engine_t *engine, bk_opened_t *opened,
+                             const bk_timeline_filter_t *filter, bk_ctl_t *ctl, json_t *list,
+                             bk_err_t *err)
+{
+    const bk_set_t *set = engine->set;
+    timeline_t t = {.filter = filter};
+    bk_rc_t rc = bk_snapshot_list(opened->repo, engine->cache_dir, ctl, &t.list, err);
+    if (rc == BK_OK && !read_cursor(&t))
+        rc = bk_err_set(err, BK_INVALID, "cursor: is not one that a timeline gave");
+    for (size_t i = 0; i < set->db_count && rc == BK_OK; i++) {
+        const bk_set_db_t *db = &set->dbs[i];
+        if (filter->database != NULL ? strcmp(db->name, filter->database) != 0
+                                     : db->pitr_window == 0)
+            continue;
+        t.left = filter->limit;
+        t.next[0] = '\0';
+        rc =
+            bk_moments_open(set->base_dir, set->name, db->name, opened->repo, ctl, &t.moments, err);
+        if (rc == BK_OK)
+            rc = one_database(&t, db->name, list, err);
+        bk_moments_free(t.moments);
+        t.moments = NULL;
+    }
+    bk_snapshot_list_free(&t.list);
+    if (rc == BK_OK && filter->database != NULL && json_array_size(list) == 0)
+        rc = bk_err_set(err, BK_NOT_FOUND, "there is no database block %s", filter->database);
+    return rc;
+}
+
+bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *wanted, bk_ctl_t *ctl,
+                           json_t **answer, bk_err_t *err)
+{
+    bk_timeline_filter_t filter = *wanted;
+    bk_opened_t opened;
+    *answer = NULL;
+    if (filter.until == 0)
+        filter.until = bk_now();
+    if (filter.since == 0)
+        filter.since = filter.until - DAY;
+    if (filter.limit == 0)
+        filter.limit = 100;
+    bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
+    if (rc != BK_OK)
+        return rc;
+    json_t *list = json_array();
+    rc = all_databases(engine, &opened, &filter, ctl, list, err);
+    bk_engine_close_repo(&opened);
+    if (rc != BK_OK) {
+        json_decref(list);
+        return rc;
+    }
+    *answer = json_pack("{so so so}", "since", bk_json_moment(filter.since), "until",
+                        bk_json_moment(filter.until), "databases", list);
+    return BK_OK;
+}

@@ -1,0 +1,292 @@
+/*
+ * t/unit/engine/moments_test.c: which transaction a time means, and that no segment of any epoch is
+ * lost on its way to the storage.
+ */
+#include "unit/engine/fixture.h"
+
+#include "engine/engine_private.h"
+#include "engine/moments.h"
+#include "sqlite/hashes.h"
+
+#define DAY 86400LL
+
+static const uint8_t E1[BK_EPOCH_SIZE] = {1}, E2[BK_EPOCH_SIZE] = {2};
+
+static fixture_t *captured(void)
+{
+    char id[BK_BACKUP_ID];
+    fixture_t *f = fixture_new(true);
+    f->set.dbs[0].pitr_window = 7 * DAY * 1000;
+    open_engine(f);
+    back_up(f, "full", id);
+    return f;
+}
+
+static void capture(fixture_t *f)
+{
+    unsigned again;
+    bk_err_t err = {0};
+    OK(bk_engine_capture(f->engine, true, &again, &err), &err);
+}
+
+static const char *segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE], uint64_t first)
+{
+    char hex[2 * BK_EPOCH_SIZE + 1], name[200];
+    bk_hex(hex, epoch, BK_EPOCH_SIZE);
+    bk_fmt(name, sizeof name, "base/wal/main/%s-%020llu.tx", hex, (unsigned long long)first);
+    return at(f, name);
+}
+
+/* Transactions first..last, one a second from the time on. */
+static void write_segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE],
+                          uint32_t page_size, uint64_t first, uint64_t last, int64_t time,
+                          bool seal)
+{
+    bk_err_t err = {0};
+    bk_txlog_writer_t *log;
+    bk_txlog_info_t info = {.page_size = page_size, .first = first};
+    memcpy(info.epoch, epoch, BK_EPOCH_SIZE);
+    uint8_t page[4096] = {0};
+    OK(bk_mkdirs(at(f, "base/wal/main"), 0700, &err), &err);
+    OK(bk_txlog_create(segment(f, info.epoch, first), &info, &log, &err), &err);
+    for (uint64_t i = first; i <= last; i++, time += BK_SEC) {
+        bk_tx_t tx = {.txid = i,
+                      .page_count = 1,
+                      .t_lo = time,
+                      .t_hi = time,
+                      .before = epoch[0] * 100u + i - 1,
+                      .after = epoch[0] * 100u + i};
+        OK(bk_txlog_begin(log, &err), &err);
+        OK(bk_txlog_page(log, 1, page, &err), &err);
+        OK(bk_txlog_end(log, &tx, &err), &err);
+    }
+    if (seal)
+        OK(bk_txlog_seal(log, &err), &err);
+    else
+        bk_txlog_close(log);
+}
+
+/* A backup that is what an epoch began with. */
+static void list_of(bk_snapshot_list_t *list, bk_snapshot_t snapshots[2], bk_snapshot_db_t dbs[2])
+{
+    static char name[] = "main";
+    for (unsigned i = 0; i < 2; i++) {
+        dbs[i] = (bk_snapshot_db_t){.name = name, .digest = (i + 1) * 100u, .page_count = 1};
+        snapshots[i] = (bk_snapshot_t){.dbs = &dbs[i], .db_count = 1};
+    }
+    *list = (bk_snapshot_list_t){.items = snapshots, .count = 2};
+}
+
+static void a_time_means_the_last_transaction_of_its_epoch(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    bk_snapshot_t snapshots[2];
+    bk_snapshot_db_t dbs[2];
+    bk_snapshot_list_t list;
+    const int64_t one = 1000 * BK_SEC, two = 2000 * BK_SEC;
+    list_of(&list, snapshots, dbs);
+    write_segment(f, E1, 4096, 1, 3, one, true);
+    write_segment(f, E1, 4096, 4, 3, 0, false); /* left empty when the epoch ended */
+    write_segment(f, E2, 4096, 1, 2, two, true);
+    write_segment(f, E2, 4096, 3, 5, two + 2 * BK_SEC, false);
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_moments_open(f->set.base_dir, "app", "main", opened.repo, NULL, &moments, &err), &err);
+    for (unsigned i = 0; i < 5; i++) {
+        OK(bk_moments_at(moments, two + i * BK_SEC + 5, &list, &moment, &err), &err);
+        assert_int_equal(moment.tx.after, 201 + i);
+        assert_ptr_equal(moment.backup, &snapshots[1]);
+    }
+    OK(bk_moments_at(moments, one + BK_SEC, &list, &moment, &err), &err);
+    assert_int_equal(moment.tx.after, 102);
+    assert_ptr_equal(moment.backup, &snapshots[0]);
+    /* Between the two nobody looked. */
+    assert_int_equal(bk_moments_at(moments, two - BK_SEC, &list, &moment, &err), BK_INVALID);
+    assert_contains(err.text, "nobody saw");
+    assert_int_equal(bk_moments_at(moments, one - 1, &list, &moment, &err), BK_INVALID);
+    assert_contains(err.text, "before the first");
+    OK(bk_moments_number(moments, 3, &list, &moment, &err), &err);
+    assert_int_equal(moment.tx.after, 203); /* of the newest epoch */
+    dbs[1].digest = 7;
+    assert_int_equal(bk_moments_number(moments, 5, &list, &moment, &err), BK_NOT_FOUND);
+    assert_contains(err.text, "nothing to begin from");
+    bk_moments_free(moments);
+    bk_engine_close_repo(&opened);
+    fixture_free(f);
+}
+
+static void a_hole_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    bk_snapshot_t snapshots[2];
+    bk_snapshot_db_t dbs[2];
+    bk_snapshot_list_t list;
+    list_of(&list, snapshots, dbs);
+    write_segment(f, E1, 4096, 1, 3, 1000 * BK_SEC, true);
+    write_segment(f, E1, 4096, 6, 8, 1005 * BK_SEC, true);
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_moments_open(f->set.base_dir, "app", "main", opened.repo, NULL, &moments, &err), &err);
+    assert_int_equal(bk_moments_number(moments, 7, &list, &moment, &err), BK_NOT_FOUND);
+    assert_contains(err.text, "transaction 5 is missing");
+    bk_moments_free(moments);
+    bk_engine_close_repo(&opened);
+    fixture_free(f);
+}
+
+static unsigned stored(fixture_t *f, const uint8_t *epoch)
+{
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_history_list_t list;
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_history_list(opened.repo, "app.main", epoch, NULL, &list, &err), &err);
+    unsigned count = (unsigned)list.count;
+    bk_history_list_free(&list);
+    bk_engine_close_repo(&opened);
+    return count;
+}
+
+static void ship(fixture_t *f)
+{
+    bk_err_t err = {0};
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_ship(f->engine, &f->ctl, &err), &err);
+    bk_ctl_free(&f->ctl);
+}
+
+static void epoch_of(const fixture_t *f, uint8_t epoch[BK_EPOCH_SIZE])
+{
+    bk_hashes_t hashes;
+    bk_hashes_state_t state;
+    bk_err_t err = {0};
+    OK(bk_hashes_load(&hashes, &state, at(f, "base/wal/main/hashes"), &err), &err);
+    memcpy(epoch, state.epoch, BK_EPOCH_SIZE);
+    bk_hashes_free(&hashes);
+}
+
+/* The numbers of an epoch begin at 1, as those of the one before did. */
+static void an_epoch_after_another_is_shipped_as_well(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    uint8_t first[BK_EPOCH_SIZE], second[BK_EPOCH_SIZE];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, first);
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    sql(db, "INSERT INTO jobs(name) VALUES('two')");
+    capture(f);
+    close_engine(f); /* its segment stays open */
+    open_engine(f);
+    capture(f);
+    ship(f);
+    assert_int_equal(stored(f, first), 0); /* more may come */
+    close_engine(f);
+    sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=1024; VACUUM; PRAGMA journal_mode=WAL");
+    sql(db, "INSERT INTO jobs(name) VALUES('three')");
+    open_engine(f);
+    capture(f);
+    epoch_of(f, second);
+    assert_memory_not_equal(first, second, sizeof first);
+    write_segment(f, second, 1024, 1, 1, 0, true);
+    write_segment(f, second, 1024, 2, 4, 0, true);
+    ship(f);
+    assert_int_equal(stored(f, first), 1);
+    assert_int_equal(stored(f, second), 2);
+    assert_int_equal(access(segment(f, first, 1), F_OK), -1);
+    assert_int_equal(access(segment(f, second, 1), F_OK), 0); /* newer than the hashes */
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* What a capture that has not begun will need to go on is not known yet. */
+static void nothing_is_removed_before_a_capture_began(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    uint8_t epoch[BK_EPOCH_SIZE];
+    bk_err_t err = {0};
+    bk_txlog_writer_t *log;
+    unsigned again;
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, epoch);
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    capture(f);
+    sqlite3_close(db);
+    close_engine(f);
+    OK(bk_txlog_reopen(segment(f, epoch, 1), &log, &err), &err);
+    OK(bk_txlog_seal(log, &err), &err);
+    assert_int_equal(rename(at(f, "app"), at(f, "away")), 0);
+    open_engine(f);
+    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_NOT_FOUND);
+    ship(f);
+    assert_int_equal(stored(f, epoch), 1);
+    assert_int_equal(access(segment(f, epoch, 1), F_OK), 0);
+    fixture_free(f);
+}
+
+/* For as long as somebody says so, whoever owns the set. */
+static void a_detached_database_is_let_go_of(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    json_t *answer, *status;
+    sqlite3 *db = open_db(f, "app/app.db");
+    sqlite3_busy_timeout(db, 0);
+    capture(f);
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    capture(f);
+    assert_int_equal(sqlite3_exec(db, "PRAGMA journal_mode=DELETE", NULL, NULL, NULL), SQLITE_BUSY);
+    assert_int_equal(bk_engine_detach(f->engine, "none", true, &answer, &err), BK_NOT_FOUND);
+    OK(bk_engine_detach(f->engine, "main", true, &answer, &err), &err);
+    assert_true(json_is_true(json_object_get(answer, "detached")));
+    json_decref(answer);
+    for (unsigned round = 0; round < 2; round++) {
+        OK(bk_engine_status(f->engine, NULL, NULL, &status, &err), &err);
+        capture(f);
+        json_t *one = json_array_get(member(status, "backup_system.database.captures"), 0);
+        assert_true(json_is_false(json_object_get(one, "capturing")));
+        assert_true(json_is_true(json_object_get(one, "detached")));
+        json_decref(status);
+        sql(db, "PRAGMA journal_mode=DELETE; INSERT INTO jobs(name) VALUES('unseen');"
+                "PRAGMA journal_mode=WAL");
+        close_engine(f); /* the next owner obeys as well */
+        open_engine(f);
+        bk_engine_capture_hold(f->engine);
+    }
+    OK(bk_engine_detach(f->engine, "main", false, &answer, &err), &err);
+    json_decref(answer);
+    OK(bk_engine_status(f->engine, NULL, NULL, &status, &err), &err);
+    json_decref(status);
+    capture(f);
+    OK(bk_engine_status(f->engine, NULL, NULL, &status, &err), &err);
+    json_t *one = json_array_get(member(status, "backup_system.database.captures"), 0);
+    assert_true(json_is_true(json_object_get(one, "capturing")));
+    assert_int_equal(json_integer_value(json_object_get(one, "gaps")), 1);
+    json_decref(status);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_time_means_the_last_transaction_of_its_epoch),
+        cmocka_unit_test(a_hole_is_told),
+        cmocka_unit_test(an_epoch_after_another_is_shipped_as_well),
+        cmocka_unit_test(nothing_is_removed_before_a_capture_began),
+        cmocka_unit_test(a_detached_database_is_let_go_of),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

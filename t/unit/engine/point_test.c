@@ -1,0 +1,374 @@
+/*
+ * t/unit/engine/point_test.c: what there is at a point in time: databases as of that very moment,
+ * files as of the backup before it; asked in SQL, proved, recovered; and what is not there is told
+ * before a job is made of it.
+ */
+#include "unit/engine/fixture.h"
+
+#include "engine/engine_private.h"
+
+typedef struct {
+    fixture_t *f;
+    int64_t times[20]; /* after each row */
+    bk_err_t err;
+} world_t;
+
+static void capture(world_t *w)
+{
+    unsigned again;
+    OK(bk_engine_capture(w->f->engine, true, &again, &w->err), &w->err);
+}
+
+static void add_row(world_t *w, sqlite3 *main, sqlite3 *other, unsigned n)
+{
+    sql(main, "INSERT INTO jobs(name) VALUES('new')");
+    sql(other, "INSERT INTO jobs(name) VALUES('new')");
+    capture(w);
+    bk_sleep_ms(3);
+    w->times[n] = bk_now();
+    bk_sleep_ms(3);
+}
+
+/* Two captured databases and one that is not; rows 1 to 5, a backup, 6 to 10, a backup, 11 to 15.
+ */
+static int set_up_world(void **state)
+{
+    world_t *w = calloc(1, sizeof *w);
+    char id[BK_BACKUP_ID];
+    fixture_t *f = w->f = fixture_new(false);
+    sqlite3 *made = open_db(f, "app/other.db"), *plain = open_db(f, "app/plain.db");
+    sql(made, "PRAGMA journal_mode=WAL; CREATE TABLE jobs(id INTEGER PRIMARY KEY, name TEXT)");
+    sql(plain, "CREATE TABLE t(x); INSERT INTO t VALUES(1)");
+    bk_set_add_db(&f->set, "other")->path = text_at(f, "app/other.db");
+    bk_set_add_db(&f->set, "plain")->path = text_at(f, "app/plain.db");
+    f->set.dbs[0].pitr_window = f->set.dbs[1].pitr_window = 86400000;
+    open_engine(f);
+    capture(w);
+    sqlite3 *main = open_db(f, "app/app.db");
+    back_up(f, "full", id);
+    for (unsigned n = 1; n <= 15; n++) {
+        char text[16];
+        bk_fmt(text, sizeof text, "version %u", n);
+        put(f, "app/uploads/a.wav", text);
+        sql(plain, "UPDATE t SET x = x + 1");
+        add_row(w, main, made, n);
+        if (n == 5 || n == 10)
+            back_up(f, "incremental", id);
+    }
+    capture(w);
+    sqlite3_close(main);
+    sqlite3_close(made);
+    sqlite3_close(plain);
+    bk_ctl_init(&f->ctl);
+    *state = w;
+    return 0;
+}
+
+static int tear_down_world(void **state)
+{
+    world_t *w = *state;
+    bk_ctl_free(&w->f->ctl);
+    fixture_free(w->f);
+    free(w);
+    return 0;
+}
+
+static int64_t ask(world_t *w, json_t *body, const char *database, const char *text)
+{
+    json_t *answer, *problems;
+    json_object_set_new(body, "database", json_string(database));
+    json_object_set_new(body, "sql", json_string(text));
+    bk_err_clear(&w->err);
+    OK(bk_query_check(&w->f->set, body, &problems, &w->err), &w->err);
+    OK(bk_engine_query(w->f->engine, body, &w->f->ctl, &answer, &w->err), &w->err);
+    int64_t value =
+        json_integer_value(json_array_get(json_array_get(json_object_get(answer, "rows"), 0), 0));
+    assert_string_equal(json_string_value(json_object_get(answer, "database")), database);
+    assert_true(json_is_string(json_object_get(answer, "source_backup")));
+    json_decref(answer);
+    json_decref(body);
+    return value;
+}
+
+static json_t *at_time(const world_t *w, unsigned n)
+{
+    char text[BK_TIME_TEXT];
+    bk_time_format_exact(text, w->times[n]);
+    return json_pack("{ss}", "point_in_time", text);
+}
+
+static void sql_of_any_moment(void **state)
+{
+    world_t *w = *state;
+    const char *count = "SELECT count(*) FROM jobs";
+    for (unsigned n = 1; n <= 15; n++) {
+        assert_int_equal(ask(w, at_time(w, n), "main", count), 500 + n);
+        assert_int_equal(ask(w, at_time(w, n), "other", count), n);
+        assert_int_equal(ask(w, json_pack("{si}", "transaction", n), "main", count), 500 + n);
+    }
+    assert_int_equal(ask(w, json_object(), "main", count), 510);
+    assert_int_equal(ask(w, json_pack("{ss}", "backup_id", "latest"), "plain", "SELECT x FROM t"),
+                     11);
+}
+
+/* A text of a file below restored/, or NULL. */
+static void full_at(world_t *w, unsigned n, json_t *body, unsigned version)
+{
+    fixture_t *f = w->f;
+    char target[64], name[128], wanted[32];
+    bk_fmt(target, sizeof target, "restored/%u", n);
+    json_object_set_new(body, "recovery_type", json_string("full"));
+    json_object_set_new(body, "target_directory", json_string(at(f, target)));
+    char *text = json_dumps(body, 0);
+    json_t *job = do_job(f, BK_JOB_RECOVERY, text, "warning"); /* plain is not captured */
+    bk_ctl_init(&f->ctl);
+    free(text);
+    json_decref(body);
+    bk_fmt(name, sizeof name, "%s/uploads/a.wav", target);
+    bk_fmt(wanted, sizeof wanted, "version %u", version);
+    assert_string_equal(get(f, name), wanted);
+    bk_fmt(name, sizeof name, "%s/app.db", target);
+    assert_int_equal(number_in(f, name, "SELECT count(*) FROM jobs"), 500 + n);
+    bk_fmt(name, sizeof name, "%s/other.db", target);
+    assert_int_equal(number_in(f, name, "SELECT count(*) FROM jobs"), n);
+    bk_fmt(name, sizeof name, "%s/plain.db", target);
+    assert_int_equal(number_in(f, name, "SELECT x FROM t"), version + 1);
+    assert_true(json_is_string(json_object_get(job, "files_recovery_point")));
+    done(job);
+}
+
+static void files_come_from_the_backup_before_it(void **state)
+{
+    world_t *w = *state;
+    full_at(w, 7, at_time(w, 7), 5);
+    full_at(w, 12, at_time(w, 12), 10);
+}
+
+static void refused(world_t *w, json_t *body, const char *why)
+{
+    bk_err_clear(&w->err);
+    if (json_object_get(body, "recovery_type") == NULL)
+        json_object_set_new(body, "recovery_type", json_string("database"));
+    if (bk_engine_check(w->f->engine, BK_JOB_RECOVERY, body, &w->f->ctl, &w->err) != BK_INVALID)
+        fail_msg("not refused: %s", why);
+    assert_contains(w->err.text, why);
+    json_decref(body);
+}
+
+static void what_is_not_there_is_told_before_the_job(void **state)
+{
+    world_t *w = *state;
+    bk_err_t err = {0};
+    json_t *body = at_time(w, 3);
+    json_object_set_new(body, "recovery_type", json_string("database"));
+    OK(bk_engine_check(w->f->engine, BK_JOB_RECOVERY, body, &w->f->ctl, &err), &err);
+    json_decref(body);
+    refused(w, json_pack("{si}", "transaction", 7), "more than one is captured");
+    refused(w, json_pack("{siss}", "transaction", 99, "database", "main"), "no transaction 99");
+    refused(w, json_pack("{siss}", "transaction", 3, "database", "plain"), "pitr_window");
+    refused(w, json_pack("{ss}", "point_in_time", "2020-01-01T00:00:00Z"), "before the first");
+    refused(w, json_pack("{ss}", "point_in_time", "2999-01-01T00:00:00Z"), "future");
+    refused(w,
+            json_pack("{ssss}", "recovery_type", "files", "point_in_time", "2020-01-01T00:00:00Z"),
+            "no backup of the files");
+}
+
+/* Another set on the same storage, whose database has the same name and newer transactions. */
+static void sets_share_a_storage_but_no_moments(void **state)
+{
+    world_t *w = *state;
+    fixture_t *g = calloc(1, sizeof *g);
+    char id[BK_BACKUP_ID], storage[1024];
+    unsigned again;
+    bk_strcpy(storage, sizeof storage, at(w->f, "storage"));
+    OK(bk_engine_ship(w->f->engine, &w->f->ctl, &w->err), &w->err);
+    g->dir = test_dir();
+    make_app(g);
+    make_set(g, false, storage);
+    free(g->set.name);
+    assert_non_null(g->set.name = bk_strdup("second"));
+    g->set.dbs[0].pitr_window = 86400000;
+    open_engine(g);
+    OK(bk_engine_capture(g->engine, true, &again, &w->err), &w->err);
+    back_up(g, "full", id);
+    sqlite3 *db = open_db(g, "app/app.db");
+    sql(db, "DELETE FROM jobs WHERE id > 7");
+    sqlite3_close(db);
+    OK(bk_engine_capture(g->engine, true, &again, &w->err), &w->err);
+    bk_ctl_init(&g->ctl);
+    OK(bk_engine_ship(g->engine, &g->ctl, &w->err), &w->err);
+    close_engine(g);
+    open_engine(g); /* so that it is sealed, and on the storage */
+    OK(bk_engine_capture(g->engine, true, &again, &w->err), &w->err);
+    OK(bk_engine_ship(g->engine, &g->ctl, &w->err), &w->err);
+    const char *count = "SELECT count(*) FROM jobs";
+    assert_int_equal(ask(w, json_pack("{si}", "transaction", 1), "main", count), 501);
+    assert_int_equal(ask(w, at_time(w, 15), "main", count), 515);
+    w->times[16] = bk_now();
+    assert_int_equal(ask(w, at_time(w, 16), "main", count), 515);
+    world_t other = {.f = g};
+    assert_int_equal(ask(&other, json_pack("{si}", "transaction", 1), "main", count), 7);
+    bk_ctl_free(&g->ctl);
+    fixture_free(g);
+}
+
+static void a_moment_is_proved(void **state)
+{
+    world_t *w = *state;
+    json_t *body = at_time(w, 8);
+    char *text = json_dumps(body, 0);
+    json_t *job = do_job(w->f, BK_JOB_VALIDATE, text, "completed");
+    bk_ctl_init(&w->f->ctl);
+    assert_true(json_is_true(member(job, "validation_result.valid")));
+    assert_non_null(member(job, "validation_result.transaction"));
+    free(text);
+    json_decref(body);
+    done(job);
+}
+
+/* One that was in base_dir when it was listed. */
+static void what_is_shipped_meanwhile_is_read_from_there(void **state)
+{
+    world_t *w = *state;
+    fixture_t *f = w->f;
+    bk_opened_t opened;
+    bk_point_t point;
+    bk_point_view_t view;
+    json_t *answer;
+    OK(bk_engine_open_repo(f->engine, false, &f->ctl, &opened, &w->err), &w->err);
+    bk_point_wish_t wish = {
+        .base_dir = f->set.base_dir, .time = w->times[13], .database = "main", .databases = true};
+    OK(bk_point_find(opened.repo, &wish, &f->ctl, &point, &w->err), &w->err);
+    close_engine(f);
+    open_engine(f); /* which seals what was open */
+    capture(w);
+    OK(bk_engine_ship(f->engine, &f->ctl, &w->err), &w->err);
+    sqlite3 *db = open_db(f, "app/app.db");
+    for (unsigned i = 0; i < 2; i++) {
+        sql(db, "INSERT INTO jobs(name) VALUES('later')");
+        capture(w);
+        close_engine(f);
+        open_engine(f);
+        capture(w);
+        OK(bk_engine_ship(f->engine, &f->ctl, &w->err), &w->err);
+    }
+    sqlite3_close(db);
+    bk_db_select_t how = {.sql = "SELECT count(*) FROM jobs"};
+    OK(bk_point_ask(&point, "main", &how, &answer, &w->err), &w->err);
+    assert_int_equal(
+        json_integer_value(json_array_get(json_array_get(json_object_get(answer, "rows"), 0), 0)),
+        513);
+    json_decref(answer);
+    OK(bk_point_show(&point, &point.snapshot->dbs[0], &view, &w->err), &w->err);
+    OK(bk_past_check(view.past, &w->err), &w->err);
+    bk_point_hide(&view);
+    bk_point_close(&point);
+    bk_engine_close_repo(&opened);
+}
+
+static json_t *timeline(world_t *w, const char *database, const char *cursor, unsigned limit)
+{
+    json_t *answer;
+    bk_timeline_filter_t filter = {.database = database, .cursor = cursor, .limit = limit};
+    OK(bk_engine_timeline(w->f->engine, &filter, &w->f->ctl, &answer, &w->err), &w->err);
+    return answer;
+}
+
+static void a_timeline_has_every_transaction_once(void **state)
+{
+    world_t *w = *state;
+    char cursor[128] = "";
+    json_int_t next = 15;
+    unsigned pages = 0;
+    do {
+        json_t *answer = timeline(w, "main", cursor[0] != '\0' ? cursor : NULL, 4);
+        json_t *db = json_array_get(json_object_get(answer, "databases"), 0), *one;
+        size_t i;
+        json_t *window = json_array_get(json_object_get(db, "windows"), 0);
+        assert_true(json_is_true(json_object_get(window, "recoverable")));
+        assert_int_equal(json_integer_value(json_object_get(window, "last_transaction")), 15);
+        assert_int_equal(json_array_size(json_object_get(db, "gaps")), 0);
+        json_array_foreach(json_object_get(db, "transactions"), i, one)
+        {
+            int64_t until;
+            assert_int_equal(json_integer_value(json_object_get(one, "transaction")), next);
+            assert_true(bk_time_parse(json_string_value(json_object_get(one, "until")), &until));
+            assert_true(until <= w->times[next]);
+            assert_true(next == 1 || until > w->times[next - 1]);
+            next--;
+        }
+        cursor[0] = '\0';
+        const char *more = json_string_value(json_object_get(db, "next_cursor"));
+        if (more != NULL)
+            bk_strcpy(cursor, sizeof cursor, more);
+        json_decref(answer);
+        assert_true(++pages < 10);
+    } while (cursor[0] != '\0');
+    assert_int_equal(next, 0);
+    assert_int_equal(pages, 4);
+    json_t *answer = timeline(w, NULL, NULL, 1);
+    assert_int_equal(json_array_size(json_object_get(answer, "databases")), 2);
+    json_decref(answer);
+    bk_timeline_filter_t filter = {.database = "none"};
+    assert_int_equal(bk_engine_timeline(w->f->engine, &filter, &w->f->ctl, &answer, &w->err),
+                     BK_NOT_FOUND);
+    filter = (bk_timeline_filter_t){.cursor = "nonsense"};
+    assert_int_equal(bk_engine_timeline(w->f->engine, &filter, &w->f->ctl, &answer, &w->err),
+                     BK_INVALID);
+}
+
+/* What happened while nobody looked is one transaction, and its time is told. */
+static void a_timeline_tells_gaps_and_epochs(void **state)
+{
+    world_t *w = *state;
+    fixture_t *f = w->f;
+    close_engine(f);
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "INSERT INTO jobs(name) VALUES('unseen'); INSERT INTO jobs(name) VALUES('unseen');"
+            "PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO jobs(name) VALUES('unseen')");
+    open_engine(f);
+    capture(w);
+    json_t *answer = timeline(w, "main", NULL, 1);
+    json_t *one = json_array_get(json_object_get(answer, "databases"), 0);
+    json_t *gap = json_array_get(json_object_get(one, "gaps"), 0);
+    int64_t from, to;
+    assert_int_equal(json_integer_value(json_object_get(gap, "transaction")), 16);
+    assert_true(bk_time_parse(json_string_value(json_object_get(gap, "from")), &from));
+    assert_true(bk_time_parse(json_string_value(json_object_get(gap, "to")), &to));
+    assert_true(from < to && to > w->times[15]);
+    json_t *tx = json_array_get(json_object_get(one, "transactions"), 0);
+    assert_true(json_is_true(json_object_get(tx, "gap")));
+    json_decref(answer);
+    close_engine(f);
+    sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=1024; VACUUM; PRAGMA journal_mode=WAL");
+    open_engine(f);
+    capture(w);
+    sql(db, "INSERT INTO jobs(name) VALUES('seen')");
+    capture(w);
+    sqlite3_close(db);
+    answer = timeline(w, "main", NULL, 500);
+    one = json_array_get(json_object_get(answer, "databases"), 0);
+    assert_int_equal(json_array_size(json_object_get(one, "windows")), 2);
+    assert_true(json_is_false(member(json_array_get(json_object_get(one, "windows"), 0),
+                                     "recoverable"))); /* no backup since */
+    assert_int_equal(json_array_size(json_object_get(one, "gaps")), 2);
+    assert_int_equal(json_array_size(json_object_get(one, "transactions")), 17);
+    json_decref(answer);
+}
+
+#define T(name) cmocka_unit_test_setup_teardown(name, set_up_world, tear_down_world)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        T(sql_of_any_moment),
+        T(files_come_from_the_backup_before_it),
+        T(what_is_not_there_is_told_before_the_job),
+        T(sets_share_a_storage_but_no_moments),
+        T(a_moment_is_proved),
+        T(what_is_shipped_meanwhile_is_read_from_there),
+        T(a_timeline_has_every_transaction_once),
+        T(a_timeline_tells_gaps_and_epochs),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
