@@ -313,9 +313,14 @@ subtest 'processes that die in the middle' => sub {
         $t->hup if $who eq 'supervisor';
         active($t);
         my $again;
-        ok($t->wait_until(30, 'the next one works', sub { ($again = recover($t))->{status} eq 'completed' }), 'the next one succeeds')
-            or diag(explain($again));
-        is(leftovers($t->{tree}), 0, 'and removes the temporaries');
+        # The operation that a conversation was in the middle of may end after the first of them.
+        ok(
+            $t->wait_until(
+                30, 'the next one works',
+                sub { ($again = recover($t))->{status} eq 'completed' && leftovers($t->{tree}) == 0 }
+            ),
+            'the next one succeeds, and removes the temporaries'
+        ) or diag(explain($again));
         same(scalar `cd '$t->{tree}' && find . -type f -printf '%p %m %U:%G %T@\n' | LC_ALL=C sort`, $before, 'all is as it was');
     }
     $t->allow_log(qr/exited on signal 9|privileged helper|killed/);

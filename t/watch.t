@@ -15,7 +15,8 @@ my $DIRS = 40;
 
 sub new_app {
     my (%arg) = @_;
-    my $t = NgxBackup->new(user => 'www-data', helper => $NgxBackup::helper, daemon => 1, %arg);
+    my $t = NgxBackup->new(user => 'www-data', helper => $NgxBackup::helper, daemon => 1);
+    $t->{set} = $t->set_conf =~ s/exclude \*\.tmp;/$arg{files}/r if $arg{files};
     for my $n (1 .. $DIRS) {
         mkdir "$t->{dir}/app/uploads/d$n" or die $!;
         $t->write("app/uploads/d$n/f$_", "file $_ of $n\n") for 1 .. 5;
@@ -143,6 +144,37 @@ subtest 'a full backup names what the watcher had missed' => sub {
     my $result = $job->{result} // $job;
     is($result->{stats}{watch_missed}, 1, 'counted');
     like(join("\n", @{ $result->{warnings} // [] }), qr{had missed a change in .*/d4}, 'and named');
+    $t->stop('QUIT');
+    $t->finish;
+};
+
+# Nothing is told of what happens in a mount, also when it came after the first look.
+subtest 'what is mounted later is listed by every backup' => sub {
+    my $t = new_app(files => 'one_file_system off;');
+    is_watched($t, 'watched');
+    my $point = "$t->{dir}/app/uploads/d2/a mount";
+    mkdir $point or die $!;
+    backup($t, 'full');
+    if (system("mount -t tmpfs none '$point' 2>/dev/null") != 0) {
+        $t->stop('QUIT');
+        $t->finish;
+        plan skip_all => 'nothing can be mounted here';
+    }
+    my $done = eval {
+        $t->write('app/uploads/d2/a mount/one', 'first');
+        is(backup($t, 'incremental')->{scan}, 'walk', 'a new mount makes a walk');
+        $t->write('app/uploads/d2/a mount/one', 'changed');
+        mkdir "$point/deep" or die $!;
+        by_changes($t, 2, 1, 'in the mount');
+        $t->write('app/uploads/d2/a mount/deep/two', 'new');
+        by_changes($t, 2, 1, 'and deeper');
+        1;
+    };
+    is($done, 1, 'all was tried') or diag($@);
+    system("umount '$point'");
+    my $stats = backup($t, 'incremental');
+    is($stats->{scan}, 'walk', 'so does a mount that is gone');
+    is($stats->{files_removed}, 2, 'and its files are');
     $t->stop('QUIT');
     $t->finish;
 };

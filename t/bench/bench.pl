@@ -181,9 +181,8 @@ sub ours_watched {
     job_seconds($nginx, '/create', { backup_type => 'full' });
     my $by_changes = sub {
         my ($listed) = @_;
-        my $seconds = job_seconds($nginx, '/create', { backup_type => 'incremental' });
-        my $stats = $nginx->get('/list?limit=1')->{json}{backups}[0]{id};
-        $stats = $nginx->get("/backups/$stats")->{json}{stats};
+        my ($seconds, $job) = run_job($nginx, '/create', { backup_type => 'incremental' });
+        my $stats = ($job->{result} // $job)->{stats};
         die "it walked\n" if $stats->{scan} ne 'changes';
         die "$stats->{dirs_listed} directories listed\n" if $stats->{dirs_listed} > $listed;
         return $seconds;
@@ -208,6 +207,10 @@ sub configuration {
 }
 
 sub job_seconds {
+    return (run_job(@_))[0];
+}
+
+sub run_job {
     my ($nginx, $path, $body) = @_;
     my $started = time;
     my $answer = $nginx->post($path, $body);
@@ -215,12 +218,114 @@ sub job_seconds {
     my $job = $nginx->wait_job($answer->{json}{id}, 600);
     my $seconds = time - $started;
     die "$path: $job->{status}: " . ($job->{error} // '') . "\n" if $job->{status} ne 'completed';
-    return $seconds;
+    return ($seconds, $job);
+}
+
+# What capload printed, for people and as figures.
+sub capload {
+    my ($name, @arguments) = @_;
+    run_command("$tools/capload", @arguments);
+    my $text = slurp("$root/out.txt");
+    printf "  %-28s %s\n", $name, $_ for split /\n/, $text;
+    my ($rate) = $text =~ m{= ([0-9.]+)/s};
+    my ($longest) = $text =~ /^stall:.* max=([0-9.]+)/m;
+    my ($half, $most) = $text =~ /^(?:written|durable):.* p50=([0-9.]+) .*p99=([0-9.]+)/m;
+    return { rate => $rate, longest => $longest, half => $half, most => $most };
+}
+
+sub capture_of {
+    my ($nginx) = @_;
+    my $r = $nginx->get('/status');
+    return $r->{status} == 200 ? $r->{json}{backup_system}{database}{captures}[0] // {} : {};
+}
+
+# A database that is captured by nginx; it has a directory of its own.
+sub captured {
+    my ($db) = @_;
+    my $nginx = NgxBackup->new(user => 'www-data', helper => $NgxBackup::helper);
+    $nginx->{set} = configuration($nginx->{dir}, databases => { main => $db }) =~ s/path \Q$db\E;/path $db; pitr_window 7d;/r;
+    $nginx->own('bench.key');
+    $nginx->start;
+    $nginx->wait_until(120, 'capturing', sub { capture_of($nginx)->{capturing} }) or die "not captured\n";
+    return $nginx;
+}
+
+# What capturing every transaction costs the application, and how long a commit takes until it is in base_dir.
+sub transactions {
+    my ($data) = @_;
+    my $seconds = $ENV{SECONDS} // 10;
+    my %got;
+    make_path("$data/load", "$root/captured");
+    my $db = "$data/load/app.db";
+    for my $rate (500, 0) {
+        my $name = $rate || 'full speed';
+        $got{$name}{without} = capload("$name, not captured", 'write', $db, $seconds, $rate);
+    }
+    for my $rate (500, 0) {
+        my $name = $rate || 'full speed';
+        $got{$name}{engine} = capload("$name, captured, engine", 'capture', $db, "$root/captured", $seconds, $rate);
+    }
+    system "chmod -R a+rwX '$data'";
+    my $nginx = captured($db);
+    for my $rate (500, 0) {
+        my $name = $rate || 'full speed';
+        $got{$name}{with} = capload("$name, captured by nginx", 'write', $db, $seconds, $rate);
+    }
+    $got{500}{seen} = capload('500, captured by nginx', 'watch', $db, "$nginx->{dir}/backups/wal/main", $seconds, 500);
+    my ($peak) = ($nginx->read('/proc/' . $nginx->runner . '/status') // '') =~ /^VmHWM:\s+(\d+)/m;
+    my $gaps = capture_of($nginx)->{gaps};
+    $nginx->stop('QUIT');
+    $nginx->finish;
+    print "\ncapture                                value   bar\n";
+    my $verdict = sub { my ($what, $value, $bar, $good) = @_; printf "%-36s %8.2f   %s %s\n", $what, $value, $bar, $good ? 'met' : 'NOT met' };
+    my %least = (500 => 0.95, 'full speed' => 0.8);
+    for my $name (500, 'full speed') {
+        my $ratio = $got{$name}{with}{rate} / $got{$name}{without}{rate};
+        $verdict->("throughput with / without, $name", $ratio, ">= $least{$name}", $ratio >= $least{$name});
+    }
+    $verdict->('longest stall at 500/s, ms', $got{500}{with}{longest}, '<= 50', $got{500}{with}{longest} <= 50);
+    $verdict->('commit to durable, p50 at 500/s, ms', $got{500}{engine}{half}, '< 5', $got{500}{engine}{half} < 5);
+    $verdict->('commit to durable, p99 at 500/s, ms', $got{500}{engine}{most}, '< 50', $got{500}{engine}{most} < 50);
+    $verdict->('  through nginx, written, p50, ms', $got{500}{seen}{half}, '< 5', $got{500}{seen}{half} < 5);
+    $verdict->('  through nginx, written, p99, ms', $got{500}{seen}{most}, '< 50', $got{500}{seen}{most} < 50);
+    printf "%-36s %8.2f\n%-36s %8d\n\n", 'memory of the worker, MiB', $peak / 1024, 'gaps', $gaps;
+    return;
+}
+
+# A point in time, so many transactions behind the backup.
+sub point_in_time {
+    my ($set, $data) = @_;
+    my $db = "$data/app.db";
+    my $count = 1000 * $percent;
+    my $nginx = captured($db);
+    make_path("$nginx->{dir}/restored");
+    $nginx->own('restored');
+    job_seconds($nginx, '/create', { backup_type => 'full' });
+    run_command("$tools/capload", 'commits', $db, $count);
+    print "  $count transactions: ", slurp("$root/out.txt") =~ /^(commits.*)$/m, "\n";
+    my $last = 0;
+    $nginx->wait_until(300, 'captured', sub { my $now = capture_of($nginx)->{transaction}; my $same = $now >= $count && $now == $last; $last = $now; sleep 6 unless $same; $same })
+        or die "not captured\n";
+    my $n = 0;
+    measure($set, 'restore', 'cp', sub { warm($data) }, sub { run_command('cp', $db, fresh_dir()) });
+    measure($set, 'restore', 'ngx-backup', undef,
+        sub { job_seconds($nginx, '/recovery', { recovery_type => 'database', restore_to_original => JSON::PP::false, transaction => $last,
+                    target_directory => "$nginx->{dir}/restored/" . $n++ }) });
+    my $rows = sub { my ($file) = @_; return scalar `sqlite3 '$file' 'SELECT count(*), sum(v) FROM capload'` };
+    die "another content\n" if $rows->($db) ne $rows->("$nginx->{dir}/restored/0/app.db");
+    my $started = time;
+    my $r = $nginx->post('/query', { sql => 'SELECT count(*), sum(v) FROM capload', transaction => int($last / 2), timeout => 60 });
+    printf "  a query as of transaction %d: %.2f s, %s\n", $last / 2, time - $started, $r->{status} == 200 ? "@{$r->{json}{rows}[0]}" : $r->{content};
+    my ($peak) = ($nginx->read('/proc/' . $nginx->runner . '/status') // '') =~ /^VmHWM:\s+(\d+)/m;
+    printf "  memory of the worker, peak: %.0f MiB\n", $peak / 1024;
+    $nginx->stop('QUIT');
+    $nginx->finish;
+    return;
 }
 
 my %bar = (    # from the project's goals: measure, set → peer → ratio
     full => { M => { restic => 0.35, borg => 0.25, 'tar|zstd' => 0.5 }, N => { restic => 0.5 }, db => { 'sqlite3 .backup' => 1.5 } },
-    restore => { M => { restic => 0.6, 'cp -a' => 0.6 }, N => { restic => 0.6, 'cp -a' => 0.6 } },
+    restore => { db => { cp => 2 }, M => { restic => 0.6, 'cp -a' => 0.6 }, N => { restic => 0.6, 'cp -a' => 0.6 } },
     unchanged => { M => { restic => 0.3 }, N => { restic => 0.3 } },
     watched => { M => { restic => 0.03 }, N => { restic => 0.03 } },
     '100 changed' => { N => { restic => 0.05 } },
@@ -263,6 +368,8 @@ for my $set (@sets) {
         unlink "$root/copy.db";
         system "chmod -R a+rwX '$data'";
         ours($set, $data, databases => { main => "$data/app.db" });
+        point_in_time($set, $data);
+        transactions($data);
     } else {
         run_command("$tools/gendata", $set, $data, $percent);
         system "chmod -R a+rwX '$data'";

@@ -1,14 +1,17 @@
 /*
- * t/lib/chaos.h: a writer that does to a database what applications do to theirs, and keeps a log from which anybody can
- * tell later whether an image of the database is the content after some commit, and which.
+ * t/lib/chaos.h: a writer that does to a database what applications do to theirs, and keeps a log
+ * from which anybody can tell later whether an image of the database is the content after some
+ * commit, and which.
  *
- * The database: head(n) is the number of the last commit; t has rows.  Each commit appends to the writer's log
+ * The database: head(n) is the number of the last commit; t has rows.  Each commit appends to the
+ * writer's log
  *
  *   B n digest time     before COMMIT is sent
  *   A n time            after it returned
  *
- * and the digest is over all rows, so several writers, rollbacks, VACUUM and checkpoints change nothing about it.  A writer
- * that is killed may leave a B without an A: that commit has or has not happened.
+ * and the digest is over all rows, so several writers, rollbacks, VACUUM and checkpoints change
+ * nothing about it.  A writer that is killed may leave a B without an A: that commit has or has not
+ * happened.
  */
 #ifndef BK_CHAOS_H
 #define BK_CHAOS_H
@@ -169,6 +172,7 @@ static inline bool chaos_run(const chaos_t *chaos)
 {
     sqlite3 *db;
     char sql[160];
+    const char *pause = getenv("CHAOS_PAUSE"); /* between two transactions, at most so many us */
     uint64_t state = chaos->seed;
     long commits = 0;
     bool committed, ok = true;
@@ -177,7 +181,8 @@ static inline bool chaos_run(const chaos_t *chaos)
     if (log < 0 || sqlite3_open(chaos->path, &db) != SQLITE_OK)
         return false;
     sqlite3_busy_timeout(db, 60000);
-    /* A cache of a few pages makes transactions spill into the log before they commit, or roll back. */
+    /* A cache of a few pages makes transactions spill into the log before they commit, or roll
+     * back. */
     snprintf(sql, sizeof sql,
              "PRAGMA cache_size=12; PRAGMA synchronous=OFF; PRAGMA wal_autocheckpoint=%d; %s%s",
              chaos->autocheckpoint, chaos->journal != NULL ? "PRAGMA journal_mode=" : "",
@@ -196,6 +201,8 @@ static inline bool chaos_run(const chaos_t *chaos)
         sqlite3_busy_timeout(db, 60000);
         if (r % 11 == 0)
             usleep((useconds_t)(r >> 32) % 3000);
+        if (pause != NULL)
+            usleep((useconds_t)(chaos_random(&state) % strtoull(pause, NULL, 10)));
     }
     sqlite3_close(db);
     close(log);
@@ -205,9 +212,9 @@ static inline bool chaos_run(const chaos_t *chaos)
 /* --- the oracle --- */
 
 /*
- * Is (number, digest) the content after a commit that an image taken between the times from and to may show?  It must hold
- * all that was acknowledged before from, and nothing that was not begun before to.  Logs of several writers are looked at together.
- * NULL, or what is wrong.
+ * Is (number, digest) the content after a commit that an image taken between the times from and to
+ * may show?  It must hold all that was acknowledged before from, and nothing that was not begun
+ * before to.  Logs of several writers are looked at together. NULL, or what is wrong.
  */
 static inline const char *chaos_judge(const char *const *logs, size_t count, int64_t number,
                                       uint64_t digest, int64_t from, int64_t to)
