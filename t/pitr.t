@@ -17,20 +17,13 @@ plan skip_all => 'only root may start the helper' if $> != 0;
 
 my $false = JSON::PP::false;
 
-sub connect_db {
-    my ($path) = @_;
-    my $db = DBI->connect("dbi:SQLite:dbname=$path", '', '', { RaiseError => 1, PrintError => 0 });
-    $db->sqlite_busy_timeout(20_000);
-    return $db;
-}
-
 # owner: who alone may read the database, so that all goes through the helper.
 sub new_app {
     my ($owner) = @_;
     my $t = NgxBackup->new(user => 'www-data', helper => $NgxBackup::helper, daemon => 1);
     $t->{db} = "$t->{dir}/app/app.db";
     $t->{set} = $t->set_conf =~ s/(files uploads)/database main { path $t->{db}; pitr_window 7d; } $1/r;
-    $t->{app} = connect_db($t->{db});
+    $t->{app} = NgxBackup::connect_db($t->{db});
     $t->{app}->do('PRAGMA journal_mode=WAL');
     $t->{app}->do('CREATE TABLE t(id INTEGER PRIMARY KEY, filler TEXT)');
     my ($uid, $gid) = $owner ? ($owner, $owner) : (getpwnam 'www-data')[2, 3];
@@ -44,26 +37,10 @@ sub new_app {
     return $t;
 }
 
-sub capture {
-    my ($t) = @_;
-    my $r = $t->get('/status');
-    return {} unless $r->{status} == 200;
-    my $found = {};
-    my @todo = $r->{json};
-    while (@todo) {
-        my $one = shift @todo;
-        if (ref $one eq 'HASH') {
-            $found = $one->{captures}[0] if $one->{captures};
-            push @todo, grep { ref } values %{$one};
-        }
-    }
-    return $found // {};
-}
-
 sub is_captured {
     my ($t, $transaction, $name) = @_;
-    ok($t->wait_until(20, 'captured', sub { my $c = capture($t); $c->{capturing} && $c->{transaction} >= $transaction }), $name)
-        or diag(explain(capture($t)));
+    ok($t->wait_until(20, 'captured', sub { my $c = $t->capture; $c->{capturing} && $c->{transaction} >= $transaction }), $name)
+        or diag(explain($t->capture));
     return;
 }
 
@@ -97,31 +74,13 @@ sub rows_at {
     my $job = $t->wait_job($r->{json}{id});
     return "$job->{status}: " . ($job->{error} // '') if $job->{status} ne 'completed';
     $reached = ($job->{result} // $job)->{transaction};
-    my $db = connect_db("$target/app.db");
+    my $db = NgxBackup::connect_db("$target/app.db");
     my ($rows) = $db->selectrow_array('SELECT count(*) FROM t');
     $db->disconnect;
     return $rows;
 }
 
 sub rows { my ($t) = @_; return ($t->{app}->selectrow_array('SELECT count(*) FROM t'))[0] }
-
-# ngx-backup, as an operator types it: exit code and what it prints.
-sub run_cli {
-    my ($t, @arguments) = @_;
-    $t->write('token', "$NgxBackup::token{admin}\n");
-    chmod 0600, "$t->{dir}/token";
-    local $ENV{NGX_BACKUP_URL} = "http://127.0.0.1:$t->{port}/admin/backup";
-    local $ENV{NGX_BACKUP_TOKEN_FILE} = "$t->{dir}/token";
-    my $pid = open my $pipe, '-|';
-    die "fork: $!" unless defined $pid;
-    if (!$pid) {
-        open STDERR, '>&', \*STDOUT;
-        exec $NgxBackup::cli, @arguments or die "$NgxBackup::cli: $!";
-    }
-    my $output = do { local $/; <$pipe> } // '';
-    close $pipe;
-    return ($? >> 8, $output);
-}
 
 # The past without recovering it: by REST, by the command line, and from the storage alone.
 sub query_and_validate {
@@ -151,11 +110,11 @@ sub query_and_validate {
     my $job = $t->wait_job($r->{json}{id});
     is($job->{status}, 'completed', 'a moment is proved') or diag(explain($job));
     is($job->{validation_result}{transaction}, 23, 'the right one');
-    my ($code, $out) = run_cli($t, 'query', '--transaction', 9, $count);
+    my ($code, $out) = $t->run_cli('query', '--transaction', 9, $count);
     is($code, 0, 'ngx-backup query') or diag($out);
     like($out, qr/^n\n9\nas of 20.*, transaction 9$/, 'prints the rows');
-    ok($t->wait_until(40, 'shipped', sub { (capture($t)->{shipped_transaction} // 0) >= 40 }), 'all is on the storage');
-    my $capture = capture($t);
+    ok($t->wait_until(40, 'shipped', sub { ($t->capture->{shipped_transaction} // 0) >= 40 }), 'all is on the storage');
+    my $capture = $t->capture;
     ok(defined $capture->{$_} && $capture->{$_} >= 0 && $capture->{$_} < 60, "$_: $capture->{$_}") for qw(durable_age_seconds shipped_age_seconds);
     my $checks = $t->get('/health')->{json}{checks};
     is($checks->{"database_main:$_"}[0]{status}, 'pass', "health: $_") for qw(durable_age shipped_age);
@@ -170,16 +129,16 @@ sub query_and_validate {
     is($t->get("/timeline?limit=5&cursor=$main->{next_cursor}")->{json}{databases}[0]{transactions}[0]{transaction}, 35, 'and further');
     ok($main->{windows}[0]{recoverable}, 'one window');
     is($t->get('/timeline?since=never')->{status}, 422, 'a wrong time');
-    ($code, $out) = run_cli($t, 'timeline', '--limit', 3);
+    ($code, $out) = $t->run_cli('timeline', '--limit', 3);
     like($out, qr/any moment from .* transactions \d+ to 40\n/, 'ngx-backup timeline');
     my @storage = ('--storage', "file://$t->{dir}/storage");
-    ($code, $out) = run_cli($t, 'query', @storage, '--at', moment($at->[12]), $count);
+    ($code, $out) = $t->run_cli('query', @storage, '--at', moment($at->[12]), $count);
     is($code, 0, 'from the storage alone') or diag($out);
     like($out, qr/^n\n12\nas of 20/, 'the same');
     my $target = "$t->{dir}/offline";
-    ($code, $out) = run_cli($t, 'recover', @storage, '--type', 'full', '--at', moment($at->[31]), '--target', $target);
+    ($code, $out) = $t->run_cli('recover', @storage, '--type', 'full', '--at', moment($at->[31]), '--target', $target);
     is($code, 0, 'a full recovery of a moment from the storage alone') or diag($out);
-    my $db = connect_db("$target/app.db");
+    my $db = NgxBackup::connect_db("$target/app.db");
     is(($db->selectrow_array('SELECT count(*) FROM t'))[0], 31, 'the database');
     $db->disconnect;
     ok(-d "$target/uploads", 'and the files');
@@ -200,18 +159,18 @@ sub any_transaction {
         sleep 0.01;
     }
     is_captured($t, 40, 'every commit is a transaction');
-    is(capture($t)->{transaction}, 40, 'and nothing else is');
+    is($t->capture->{transaction}, 40, 'and nothing else is');
     is(rows_at($t, point_in_time => moment($at[7])), 7, 'by time');
     is(rows_at($t, transaction => 23), 23, 'by number');
     is(rows_at($t, point_in_time => moment($at[40])), 40, 'the last one');
     query_and_validate($t, \@at);
 
     is($t->post('/databases/main/detach', undef, token => 'operator')->{status}, 403, 'an admin may detach');
-    is((run_cli($t, 'detach', 'main'))[0], 0, 'ngx-backup detach');
-    ok($t->wait_until(20, 'detached', sub { my $c = capture($t); $c->{detached} && !$c->{capturing} }), 'let go of');
-    is((run_cli($t, 'attach', 'main'))[0], 0, 'ngx-backup attach');
+    is(($t->run_cli('detach', 'main'))[0], 0, 'ngx-backup detach');
+    ok($t->wait_until(20, 'detached', sub { my $c = $t->capture; $c->{detached} && !$c->{capturing} }), 'let go of');
+    is(($t->run_cli('attach', 'main'))[0], 0, 'ngx-backup attach');
     is_captured($t, 40, 'and captured again');
-    is(capture($t)->{gaps}, 0, 'nothing happened meanwhile');
+    is($t->capture->{gaps}, 0, 'nothing happened meanwhile');
 
     my $job = recover($t, transaction => 11);
     is($job->{status}, 'completed', 'in place') or diag(explain($job));
@@ -249,7 +208,7 @@ sub user_of {
     return $pid if $pid;
     my $stop = 0;
     local $SIG{TERM} = sub { $stop = 1 };
-    my $db = connect_db($t->{db});
+    my $db = NgxBackup::connect_db($t->{db});
     my $fine = eval { $code->($db) until $stop; 1 };
     warn $@ unless $fine;
     POSIX::_exit($fine ? 0 : 1);
@@ -280,7 +239,7 @@ subtest 'in place under readers and writers' => sub {
     };
     my @users = ((map { user_of($t, $readers) } 1 .. 4), (map { user_of($t, $writers) } 1 .. 2));
     sleep 0.5;
-    my $before = capture($t)->{transaction};
+    my $before = $t->capture->{transaction};
     my $job = recover($t, transaction => 20);
     is($job->{status}, 'completed', 'recovered while they read and write') or diag(explain($job));
     my $undo = recover($t, backup_id => ($job->{result} // $job)->{safety_backup});
@@ -288,11 +247,11 @@ subtest 'in place under readers and writers' => sub {
     sleep 0.3;
     kill 'TERM', @users;
     is(join(' ', map { waitpid $_, 0; $? >> 8 } @users), '0 0 0 0 0 0', 'nobody was disturbed');
-    $t->{app} = connect_db($t->{db});
+    $t->{app} = NgxBackup::connect_db($t->{db});
     cmp_ok(rows($t), '>=', $before, 'the rows are back');
     is(($t->{app}->selectrow_array('PRAGMA integrity_check'))[0], 'ok', 'and sound');
     ok($t->wait_until(20, 'the last transaction', sub { rows_at($t, point_in_time => moment(time)) eq rows($t) }), 'and all of it captured');
-    is(capture($t)->{gaps}, 0, 'no gap');
+    is($t->capture->{gaps}, 0, 'no gap');
     $t->{app}->disconnect;
     $t->stop('QUIT');
     $t->finish;
@@ -315,18 +274,18 @@ subtest 'reloads, kills and a lost base_dir' => sub {
         add_row($t);
     }
     is_captured($t, 33, 'nothing is missing');
-    is(capture($t)->{gaps}, 0, 'no gap');
+    is($t->capture->{gaps}, 0, 'no gap');
     my $runner = $t->runner;
     kill 'KILL', $runner;
     add_row($t) for 1 .. 7;
     ok($t->wait_until(20, 'a new runner', sub { ($t->runner // $runner) != $runner }), 'the runner is killed');
     # Single transactions, or one for all of them when the log began anew meanwhile.
-    ok($t->wait_until(20, 'captured', sub { my $c = capture($t); $c->{capturing} && $c->{transaction} > 33 }), 'it goes on');
+    ok($t->wait_until(20, 'captured', sub { my $c = $t->capture; $c->{capturing} && $c->{transaction} > 33 }), 'it goes on');
     add_row($t);
     is(rows_at($t, transaction => $_), $_, "transaction $_") for 5, 17, 33;
     ok($t->wait_until(20, 'the last transaction', sub { rows_at($t, point_in_time => moment(time)) eq '41' }), 'the last transaction');
     my $last = $reached;
-    ok($t->wait_until(40, 'shipped', sub { (capture($t)->{shipped_transaction} // 0) >= $last }), 'all is on the storage');
+    ok($t->wait_until(40, 'shipped', sub { ($t->capture->{shipped_transaction} // 0) >= $last }), 'all is on the storage');
     my $cleanup = sub { my $r = $t->post('/cleanup', {}); return $t->wait_job($r->{json}{id})->{cleanup_result}{segments_deleted} };
     is($cleanup->(), 0, 'nothing is old enough to be removed');
     $t->stop('QUIT');

@@ -37,6 +37,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTE
     X(SINCE, "since", "TIME", "timeline: transactions from this time on (default: the last day)")  \
     X(UNTIL, "until", "TIME", "timeline: transactions up to this time (default: now)")             \
     X(DATABASE, "database", "NAME", "only this database")                                          \
+    X(TABLE, "table", "NAME", "only this table, in place; may be repeated")                        \
     X(PATTERN, "pattern", "GLOB", "only files that match; may be repeated")                        \
     X(PATH, "path", "PATH", "only this file or directory; may be repeated")                        \
     X(TARGET, "target", "DIR", "recover into this directory instead of in place")                  \

@@ -299,6 +299,9 @@ static int read_recovery(const cli_t *cli, bk_recover_options_t *o, bk_patterns_
     if (cli->value[OPT_TARGET] == NULL)
         return cli_usage(
             "recover without nginx needs --target DIR: it never replaces an application's files");
+    if (cli->values[OPT_TABLE] != NULL)
+        return cli_usage("--table puts tables back into the application's database, through nginx: "
+                         "without it recover the whole database, or ask it with query");
     if (cli->value[OPT_TARGET][0] != '/')
         return cli_usage("--target must be an absolute path");
     if (strcmp(type, "full") != 0 && strcmp(type, "database") != 0 && strcmp(type, "files") != 0)

@@ -193,7 +193,10 @@ static json_t *point_body(const cli_t *cli)
 json_t *cli_recovery_body(const cli_t *cli)
 {
     json_t *body = point_body(cli);
-    put_text(body, "recovery_type", given(cli, OPT_TYPE) ? cli->value[OPT_TYPE] : "full");
+    put_text(body, "recovery_type",
+             given(cli, OPT_TYPE)    ? cli->value[OPT_TYPE]
+             : given(cli, OPT_TABLE) ? "database"
+                                     : "full");
     put_text(body, "overwrite", cli->value[OPT_OVERWRITE]);
     put_text(body, "target_directory", cli->value[OPT_TARGET]);
     json_object_set_new(body, "restore_to_original", json_boolean(!given(cli, OPT_TARGET)));
@@ -201,6 +204,8 @@ json_t *cli_recovery_body(const cli_t *cli)
         json_object_set(body, "file_patterns", cli->values[OPT_PATTERN]);
     if (given(cli, OPT_PATH))
         json_object_set(body, "paths", cli->values[OPT_PATH]);
+    if (given(cli, OPT_TABLE))
+        json_object_set(body, "tables", cli->values[OPT_TABLE]);
     if (given(cli, OPT_DELETE_EXTRA))
         json_object_set_new(body, "delete_extra", json_true());
     if (given(cli, OPT_DRY_RUN))

@@ -143,17 +143,21 @@ void bk_engine_set_client(bk_engine_t *engine, bk_helper_t *client)
     atomic_store(&engine->client, client);
 }
 
-void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper)
+/* What goes wrong here shows as a missing right when the database is opened. */
+void bk_engine_reach_databases(bk_engine_t *engine)
 {
     bk_helper_t *client = atomic_load(&engine->client);
+    for (size_t i = 0; client != NULL && i < engine->set->db_count; i++)
+        (void)bk_db_help(engine->set->dbs[i].path, client, NULL);
+}
+
+void bk_engine_set_helper(bk_engine_t *engine, const bk_engine_helper_t *helper)
+{
     pthread_mutex_lock(&engine->helper_lock);
     engine->helper = *helper;
     pthread_mutex_unlock(&engine->helper_lock);
-    /* What goes wrong here shows as a missing right when the database is opened. */
-    for (size_t i = 0;
-         helper->state == BK_ENGINE_HELPER_ACTIVE && client != NULL && i < engine->set->db_count;
-         i++)
-        (void)bk_db_help(engine->set->dbs[i].path, client, NULL);
+    if (helper->state == BK_ENGINE_HELPER_ACTIVE)
+        bk_engine_reach_databases(engine);
 }
 
 void bk_engine_get_helper(bk_engine_t *engine, bk_engine_helper_t *helper)

@@ -59,6 +59,9 @@ void bk_engine_close_repo(bk_opened_t *opened);
 /* Free space of base_dir and of a local storage against min_free: BK_NO_SPACE. */
 bk_rc_t bk_engine_check_space(bk_engine_t *engine, bk_err_t *err);
 
+/* Databases that this process may not open are opened through its helper, if it has one.  [may wait
+ * for the helper] */
+void bk_engine_reach_databases(bk_engine_t *engine);
 /* The owner: what is detached now.  What cannot be read changes nothing. */
 void bk_engine_obey_detach(bk_engine_t *engine);
 
@@ -85,6 +88,14 @@ bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_
 
 /* The point that a checked request is about.  Its strings are body's and the engine's. */
 void bk_request_point(const bk_engine_t *engine, const json_t *body, bk_point_wish_t *wish);
+
+/*
+ * The tables that a checked request names, of the point: whether there are such (*result, which may
+ * then be NULL, stays NULL), what would change, or the recovery.  recover_tables.c.
+ */
+typedef enum { BK_TABLES_CHECK, BK_TABLES_COMPARE, BK_TABLES_RECOVER } bk_tables_act_t;
+bk_rc_t bk_tables_of_point(bk_engine_t *engine, const bk_point_t *point, const json_t *body,
+                           bk_tables_act_t act, json_t **result, bk_err_t *err);
 
 /* GET /backups/{id} from a snapshot; with "completed_ns" for the catalog. */
 json_t *bk_describe_snapshot(const bk_snapshot_t *snapshot, const char *storage);

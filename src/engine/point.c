@@ -321,6 +321,18 @@ static bk_rc_t base_page(void *arg, uint64_t pgno, uint8_t *out, bk_err_t *err)
     return bk_db_blocks_page(((bk_point_view_t *)arg)->blocks, pgno, out, err);
 }
 
+bk_rc_t bk_point_database(const bk_point_t *point, const char *name, const bk_snapshot_db_t **db,
+                          bk_err_t *err)
+{
+    const bk_snapshot_t *s = point->snapshot;
+    for (size_t i = 0; i < s->db_count; i++)
+        if (strcmp(s->dbs[i].name, name) == 0) {
+            *db = &s->dbs[i];
+            return BK_OK;
+        }
+    return bk_err_set(err, BK_NOT_FOUND, "backup %s holds no database %s", s->backup_id, name);
+}
+
 bk_rc_t bk_point_show(const bk_point_t *point, const bk_snapshot_db_t *db, bk_point_view_t *view,
                       bk_err_t *err)
 {

@@ -58,6 +58,10 @@ bk_rc_t bk_point_backup(const bk_snapshot_list_t *list, const char *set, const c
 bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, const char *file,
                        bool check, bk_team_t *team, bk_err_t *err);
 
+/* By its name.  BK_NOT_FOUND. */
+bk_rc_t bk_point_database(const bk_point_t *point, const char *name, const bk_snapshot_db_t **db,
+                          bk_err_t *err);
+
 /* One for SQLite to read without writing it out (sqlite/vfs.h). */
 typedef struct {
     bk_vfs_image_t *image;

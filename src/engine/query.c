@@ -1,5 +1,6 @@
 /*
- * engine/query.c: what is asked of the past without a job: whether a moment can be had, and SQL.
+ * engine/query.c: what is asked of the past without a job: whether a moment and its tables can be
+ * had, and SQL.
  * Reads the repository and base_dir.
  */
 #include <string.h>
@@ -18,29 +19,21 @@ bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, b
     bk_point_wish_t wish;
     bk_point_t point = {0};
     bk_opened_t opened;
-    if ((kind != BK_JOB_RECOVERY && kind != BK_JOB_VALIDATE) || !names_moment(body))
+    bool tables = json_is_array(json_object_get(body, "tables"));
+    if ((kind != BK_JOB_RECOVERY && kind != BK_JOB_VALIDATE) || (!names_moment(body) && !tables))
         return BK_OK;
     bk_request_point(engine, body, &wish);
     bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
     if (rc != BK_OK)
         return rc;
     rc = bk_point_find(opened.repo, &wish, ctl, &point, err);
+    if (rc == BK_OK && tables)
+        rc = bk_tables_of_point(engine, &point, body, BK_TABLES_CHECK, NULL, err);
     bk_point_close(&point);
     bk_engine_close_repo(&opened);
     if (rc == BK_NOT_FOUND && err != NULL)
         rc = err->rc = BK_INVALID;
     return rc;
-}
-
-static bk_rc_t database_of(const bk_snapshot_t *s, const char *name, const bk_snapshot_db_t **db,
-                           bk_err_t *err)
-{
-    for (size_t i = 0; i < s->db_count; i++)
-        if (strcmp(s->dbs[i].name, name) == 0) {
-            *db = &s->dbs[i];
-            return BK_OK;
-        }
-    return bk_err_set(err, BK_NOT_FOUND, "backup %s holds no database %s", s->backup_id, name);
 }
 
 bk_rc_t bk_point_ask(const bk_point_t *point, const char *database, const bk_db_select_t *how,
@@ -49,7 +42,7 @@ bk_rc_t bk_point_ask(const bk_point_t *point, const char *database, const bk_db_
     const bk_snapshot_db_t *db = NULL;
     bk_point_view_t view;
     bk_db_select_t question = *how;
-    bk_rc_t rc = database_of(point->snapshot, database, &db, err);
+    bk_rc_t rc = bk_point_database(point, database, &db, err);
     if (rc == BK_OK)
         rc = bk_point_show(point, db, &view, err);
     if (rc != BK_OK)

@@ -235,12 +235,26 @@ static bk_rc_t recover_databases(recovery_t *r, bk_err_t *err)
     return rc;
 }
 
+static bk_rc_t recover_tables(recovery_t *r, bk_err_t *err)
+{
+    bk_job_t *job = r->job;
+    json_t *done = NULL;
+    bk_ctl_phase(job->ctl, "database");
+    bk_rc_t rc =
+        bk_tables_of_point(job->engine, &r->point, job->body, BK_TABLES_RECOVER, &done, err);
+    if (rc == BK_OK)
+        json_object_set_new(job->result, "databases", done);
+    return rc;
+}
+
 static bk_rc_t recover_in_place(recovery_t *r, bk_err_t *err)
 {
     bk_job_t *job = r->job;
     const bk_set_t *set = job->engine->set;
     bk_rc_t rc = set->restore_safety ? safety_backup(r, err) : BK_OK;
-    if (rc == BK_OK && r->options.databases)
+    if (rc == BK_OK && json_is_array(json_object_get(job->body, "tables")))
+        rc = recover_tables(r, err);
+    else if (rc == BK_OK && r->options.databases)
         rc = recover_databases(r, err);
     if (rc == BK_OK && r->options.files)
         rc = bk_recover_files(r->opened.repo, &r->options, configured_tree, (void *)(uintptr_t)set,
@@ -310,6 +324,7 @@ bk_rc_t bk_job_recovery(bk_job_t *job, bk_err_t *err)
 static void plan_databases(recovery_t *r, json_t *plan)
 {
     const bk_snapshot_t *s = r->options.snapshot;
+    bk_engine_reach_databases(r->job->engine);
     for (size_t i = 0; i < s->db_count; i++) {
         const bk_set_db_t *target = configured_db(r->job->engine->set, s->dbs[i].name);
         bk_db_method_t method = BK_DB_LIVE;
@@ -338,6 +353,17 @@ static void plan_databases(recovery_t *r, json_t *plan)
     }
 }
 
+static bk_rc_t plan_tables(recovery_t *r, json_t *plan, bk_err_t *err)
+{
+    json_t *list = NULL;
+    bk_rc_t rc =
+        bk_tables_of_point(r->job->engine, &r->point, r->job->body, BK_TABLES_COMPARE, &list, err);
+    if (rc == BK_OK)
+        json_array_extend(plan, list);
+    json_decref(list);
+    return rc;
+}
+
 bk_rc_t bk_recovery_plan(bk_job_t *job, bk_err_t *err)
 {
     recovery_t r = {.job = job};
@@ -348,9 +374,11 @@ bk_rc_t bk_recovery_plan(bk_job_t *job, bk_err_t *err)
     if (rc == BK_OK)
         rc = open_backup(&r, err);
     if (rc == BK_OK && r.in_place) {
-        if (r.options.databases)
+        if (json_is_array(json_object_get(job->body, "tables")))
+            rc = plan_tables(&r, plan, err);
+        else if (r.options.databases)
             plan_databases(&r, plan);
-        if (r.options.files)
+        if (rc == BK_OK && r.options.files)
             rc = bk_recover_files(r.opened.repo, &r.options, configured_tree,
                                   (void *)(uintptr_t)job->engine->set, job->team, job->result,
                                   job->ctl, err);

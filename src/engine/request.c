@@ -14,8 +14,9 @@
 #include "engine/protect.h"
 #include "sqlite/query.h"
 
-#define TAGS_MAX 32
-#define TEXT_MAX 1024
+#define TAGS_MAX   32
+#define TEXT_MAX   1024
+#define TABLES_MAX 1000
 
 #define QUERY_ROWS_MAX    100000
 #define QUERY_SECONDS_MAX 60 /* a thread that answers requests is busy meanwhile */
@@ -206,14 +207,26 @@ static void want_database(bk_want_t *want, const bk_set_t *set)
         bk_want_problem(want, "database", "there is no database block of that name");
 }
 
-static void want_tables(bk_want_t *want)
+/* Of one database, where it is: whether it has them shows when they are looked for. */
+static void want_tables(bk_want_t *want, const bk_set_t *set)
 {
-    json_t *tables;
-    if (bk_want_strings(want, "tables", &tables))
-        bk_want_problem(
-            want, "tables",
-            "this version recovers whole databases: recover it to a target_directory and copy the "
-            "tables from there");
+    json_t *tables, *name;
+    const char *type = json_string_value(json_object_get(want->object, "recovery_type"));
+    size_t i;
+    if (!bk_want_strings(want, "tables", &tables))
+        return;
+    if (json_array_size(tables) == 0 || json_array_size(tables) > TABLES_MAX)
+        bk_want_problem(want, "tables", "must name 1 to %d tables", TABLES_MAX);
+    json_array_foreach(tables, i, name) if (json_string_length(name) == 0)
+        bk_want_problem(want, "tables", "must not be empty");
+    if (type != NULL && strcmp(type, "database") != 0)
+        bk_want_problem(want, "tables", "needs \"recovery_type\": \"database\"");
+    if (json_is_string(json_object_get(want->object, "target_directory")))
+        bk_want_problem(want, "tables",
+                        "come back into the database itself: leave out \"target_directory\", or "
+                        "recover the whole database there");
+    if (set->db_count != 1 && !json_is_string(json_object_get(want->object, "database")))
+        bk_want_problem(want, "database", "is needed with \"tables\"");
 }
 
 static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *err)
@@ -231,7 +244,7 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
     else if (!one_of(text, types))
         bk_want_problem(want, "recovery_type", "must be \"database\", \"files\" or \"full\"");
     want_point(want);
-    want_tables(want);
+    want_tables(want, set);
     /* Into a directory also what the configuration no longer has: the backup knows it. */
     if (json_is_string(json_object_get(want->object, "target_directory")))
         bk_want_string(want, "database", &text);

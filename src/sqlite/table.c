@@ -12,8 +12,10 @@
 
 /* --- SQL --- */
 
-/* A constraint is about the rows, a plain error about the schema (something of that name is there, a
- * collation is the application's own), everything else about the database. */
+/*
+ * A constraint is about the rows, a plain error about the schema (something of that name is there,
+ * a collation is the application's own), everything else about the database.
+ */
 static bk_rc_t failed(bk_db_connection_t *c, int code, const char *sql, bk_err_t *err)
 {
     char operation[200];

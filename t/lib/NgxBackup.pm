@@ -387,4 +387,47 @@ sub DESTROY {
     return;
 }
 
+# A database as its application opens it.
+sub connect_db {
+    my ($path) = @_;
+    my $db = DBI->connect("dbi:SQLite:dbname=$path", '', '', { RaiseError => 1, PrintError => 0 });
+    $db->sqlite_busy_timeout(20_000);
+    return $db;
+}
+
+# What status says of the first captured database; {} when it says nothing.
+sub capture {
+    my ($t) = @_;
+    my $r = $t->get('/status');
+    return {} unless $r->{status} == 200;
+    my $found = {};
+    my @todo = $r->{json};
+    while (@todo) {
+        my $one = shift @todo;
+        if (ref $one eq 'HASH') {
+            $found = $one->{captures}[0] if $one->{captures};
+            push @todo, grep { ref } values %{$one};
+        }
+    }
+    return $found // {};
+}
+
+# ngx-backup, as an operator types it: exit code and what it prints.
+sub run_cli {
+    my ($t, @arguments) = @_;
+    $t->write('token', "$token{admin}\n");
+    chmod 0600, "$t->{dir}/token";
+    local $ENV{NGX_BACKUP_URL} = "http://127.0.0.1:$t->{port}/admin/backup";
+    local $ENV{NGX_BACKUP_TOKEN_FILE} = "$t->{dir}/token";
+    my $pid = open my $pipe, '-|';
+    die "fork: $!" unless defined $pid;
+    if (!$pid) {
+        open STDERR, '>&', \*STDOUT;
+        exec $cli, @arguments or die "$cli: $!";
+    }
+    my $output = do { local $/; <$pipe> } // '';
+    close $pipe;
+    return ($? >> 8, $output);
+}
+
 1;
