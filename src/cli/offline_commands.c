@@ -180,7 +180,9 @@ int cli_offline_verify(const cli_t *cli)
         cli_size(size, (double)verify.result.bytes);
         printf("%" PRIu64 " objects, %s, %" PRIu64 " chunks looked at: %" PRIu64 " findings\n",
                verify.result.objects, size, verify.result.chunks, verify.result.findings);
-        code = verify.result.findings > 0 ? EXIT_FAILED : print_notes(&ctl);
+        code = print_notes(&ctl);
+        if (verify.result.findings > 0)
+            code = verify.result.findings > verify.result.harmless ? EXIT_FAILED : EXIT_WARNING;
     }
     cli_interrupts(NULL);
     bk_ctl_free(&ctl);

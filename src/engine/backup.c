@@ -169,6 +169,10 @@ static bk_rc_t find_missed(backup_t *b, const bk_watching_plan_t *plan,
         bk_files_compare(b->opened->repo, &previous->root, &tree->root, &sums, &where, ctl, err);
     if (rc == BK_OK && !bk_dirset_empty(&where))
         bk_watching_explain(b->job->engine->watching, plan, &where, &rest, ctl);
+    if (rc == BK_CORRUPT) { /* this backup is whole: what is lost is a comparison */
+        bk_err_clear(err);
+        rc = BK_OK;
+    }
     missed_t missed = {b, tree->path, 0};
     (void)bk_dirset_each(&rest, note_missed, &missed);
     b->watch_missed += rest.marked;
@@ -221,6 +225,9 @@ static bk_rc_t backup_files(backup_t *b, size_t at, bk_err_t *err)
                          plan);
         /* What is shipped later is checked by its packs alone. */
         plan->walk = plan->walk || !b->scope->upload;
+        /* Nor is what names chunks in packs that were found damaged since: they are looked at. */
+        plan->walk =
+            plan->walk || (previous != NULL && bk_session_doubts(b->session, b->previous->started));
         since =
             (bk_files_since_t){plan->dirty, plan->base.dirs, plan->base.links, plan->base.others};
         options.since = plan->walk ? NULL : &since;

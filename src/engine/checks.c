@@ -157,11 +157,17 @@ static bk_rc_t verify(bk_job_t *job, bk_opened_t *opened, unsigned level, json_t
         json_object_set_new(result, "chunks", json_integer((json_int_t)counts.chunks));
         json_object_set_new(result, "findings_total", json_integer((json_int_t)counts.findings));
         json_object_set(result, "findings", findings);
-        if (counts.findings > 0) {
-            const char *first = json_string_value(json_array_get(findings, 0));
-            rc = bk_err_set(err, BK_CORRUPT, "%llu findings of damage, the first: %s",
-                            (unsigned long long)counts.findings, first != NULL ? first : "?");
-        }
+        const char *first = json_string_value(json_array_get(findings, 0));
+        if (counts.findings > counts.harmless)
+            rc = bk_err_set(
+                err, BK_CORRUPT,
+                "%llu findings of damage, the first: %s; a full backup stores again what "
+                "the application still has of it",
+                (unsigned long long)counts.findings, first != NULL ? first : "?");
+        else if (counts.findings > 0)
+            bk_ctl_note(job->ctl,
+                        "%llu findings, but no backup loses anything by them, the first: %s",
+                        (unsigned long long)counts.findings, first != NULL ? first : "?");
     }
     json_decref(findings);
     return rc;

@@ -79,7 +79,7 @@ static bk_rc_t check_id_free(bk_session_t *session, const char *backup_id, char 
 }
 
 /*
- * Nothing this backup relies on may be condemned or gone.  Asked before publishing, so that a
+ * Nothing this backup relies on may be condemned, gone or cut off.  Asked before publishing, so that a
  * backup known to be bad is never listed, and after it, because a collector may look between the
  * two.
  */
@@ -99,12 +99,15 @@ static bk_rc_t check_relied(bk_session_t *session, bool existence, bk_err_t *err
     }
     if (rc == BK_OK && existence)
         rc = bk_packset_missing(session->repo, &session->relied, &missing, session->ctl, err);
-    if (rc == BK_OK && (item = bk_packset_next(&missing, &at)) != NULL) {
-        bk_absent_save(session->repo, &missing);
+    if (rc == BK_OK && missing.count > 0) {
+        for (size_t i = 0; (item = bk_packset_next(&missing, &i)) != NULL;)
+            bk_doubt_add(bk_repo_doubt(session->repo), BK_DOUBT_ABSENT, &item->name,
+                         (bk_kind_t)item->kind);
+        item = bk_packset_next(&missing, &at);
         bk_pack_object_name(object, &item->name, (bk_kind_t)item->kind);
         rc = bk_err_set(err, BK_STORAGE,
-                        "%s %s: %s and %zu more packs that the index names are gone, so the backup "
-                        "was not kept: run it again, the next one stores their content anew",
+                        "%s %s: %s and %zu more packs are not as the index names them, so the "
+                        "backup was not kept: run it again, the next one stores their content anew",
                         bk_storage_driver(bk_repo_storage(session->repo)),
                         bk_storage_name(bk_repo_storage(session->repo)), object, missing.count - 1);
     }

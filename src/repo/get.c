@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "repo/doubt.h"
 #include "repo/repo_private.h"
 
 #define COPIES 4 /* of one chunk that are tried */
@@ -81,6 +82,8 @@ static bk_rc_t read_at(bk_repo_t *repo, const bk_location_t *where, bk_buf_t *ou
     if (rc == BK_OK) {
         out->len += where->entry.raw;
     } else {
+        if (room != NULL)
+            bk_doubt_add_failure(bk_repo_doubt(repo), rc, &where->pack, where->kind);
         bk_pack_object_name(name, &where->pack, where->kind);
         bk_err_wrap(err, "%s", name);
     }

@@ -259,6 +259,29 @@ bool bk_index_has_pack(const bk_index_t *index, const bk_id_t *pack)
     return found;
 }
 
+bool bk_index_pack_fits(const bk_index_t *index, const bk_id_t *pack, uint64_t size)
+{
+    bk_view_t *view = NULL;
+    /* Without memory for the table nothing can be said against it. */
+    if (take_packs(index, &view, NULL) != BK_OK)
+        return true;
+    size_t low = 0, high = view->pack_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (bk_id_compare(&view->packs[middle].name, pack) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    bool named = false, fits = false;
+    for (; low < view->pack_count && bk_id_equal(&view->packs[low].name, pack); low++) {
+        named = true;
+        fits = fits || view->packs[low].size == size;
+    }
+    unref_view(view);
+    return fits || !named;
+}
+
 void bk_index_totals(const bk_index_t *index, uint64_t *chunks, uint64_t *packs, uint64_t *bytes)
 {
     bk_view_t *view = NULL;

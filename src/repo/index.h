@@ -52,6 +52,8 @@ bool bk_index_find_except(const bk_index_t *index, const bk_id_t *id, bk_index_r
                           void *arg, bk_location_t *where);
 /* True when the index names a pack of that name. */
 bool bk_index_has_pack(const bk_index_t *index, const bk_id_t *pack);
+/* False when the index names the pack, but with no such size. */
+bool bk_index_pack_fits(const bk_index_t *index, const bk_id_t *pack, uint64_t size);
 /* Totals for status: chunks (with further copies of one), packs, bytes in packs. */
 void bk_index_totals(const bk_index_t *index, uint64_t *chunks, uint64_t *packs, uint64_t *bytes);
 

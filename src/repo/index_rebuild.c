@@ -43,22 +43,6 @@ static int compare_ids(const void *a, const void *b)
     return bk_id_compare(a, b);
 }
 
-static bk_rc_t store_batch(rebuild_t *rebuild, const bk_index_names_t *superseded, bk_err_t *err)
-{
-    char name[BK_STORAGE_NAME];
-    uint64_t bytes;
-    bk_index_t *index = rebuild->index;
-    if (rebuild->count == 0)
-        return BK_OK;
-    bk_rc_t rc = bk_segment_store(
-        index->ring, index->uuid, (const bk_pack_t *const *)rebuild->packs, rebuild->count,
-        superseded != NULL ? (const char *const *)superseded->names : NULL,
-        superseded != NULL ? superseded->count : 0, index->objects.storage, name, &bytes,
-        rebuild->ctl, err);
-    free_packs(rebuild);
-    return rc;
-}
-
 static bk_rc_t remember(rebuild_t *rebuild, bk_pack_t *pack, bk_err_t *err)
 {
     if (rebuild->count == rebuild->cap) {
@@ -73,6 +57,130 @@ static bk_rc_t remember(rebuild_t *rebuild, bk_pack_t *pack, bk_err_t *err)
     rebuild->entries += pack->count;
     return BK_OK;
 }
+
+/* --- further copies of a chunk --- */
+
+typedef struct {
+    const bk_pack_entry_t *entry;
+    size_t number; /* among all entries, pack by pack */
+} numbered_t;
+
+static int by_id(const void *a, const void *b)
+{
+    const numbered_t *x = a, *y = b;
+    int order = bk_id_compare(&x->entry->id, &y->entry->id);
+    return order != 0 ? order : (x->number < y->number ? -1 : x->number > y->number);
+}
+
+/* Which entries have a chunk that an entry before them has: by number.  Heap; NULL: no memory. */
+static bool *find_further(const rebuild_t *rebuild, size_t *count)
+{
+    size_t n = 0;
+    numbered_t *all = calloc(rebuild->entries + 1, sizeof *all);
+    bool *further = calloc(rebuild->entries + 1, sizeof *further);
+    *count = 0;
+    for (size_t i = 0; all != NULL && i < rebuild->count; i++)
+        for (size_t j = 0; j < rebuild->packs[i]->count; j++, n++)
+            all[n] = (numbered_t){&rebuild->packs[i]->entries[j], n};
+    if (n > 1)
+        qsort(all, n, sizeof *all, by_id);
+    for (size_t i = 1; further != NULL && i < n; i++)
+        if (bk_id_equal(&all[i - 1].entry->id, &all[i].entry->id)) {
+            further[all[i].number] = true;
+            ++*count;
+        }
+    if (all == NULL) {
+        free(further);
+        further = NULL;
+    }
+    free(all);
+    return further;
+}
+
+/* The entries of pack that further marks move to a record of the same pack in rest. */
+static bk_rc_t part_pack(bk_pack_t *pack, const bool *further, rebuild_t *rest, bk_err_t *err)
+{
+    size_t kept = 0;
+    bk_pack_t *other = calloc(1, sizeof *other);
+    bk_rc_t rc = BK_OK;
+    if (other == NULL || (other->entries = calloc(pack->count + 1, sizeof *other->entries)) == NULL)
+        rc = bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
+    for (size_t i = 0; rc == BK_OK && i < pack->count; i++) {
+        if (further[i])
+            other->entries[other->count++] = pack->entries[i];
+        else
+            pack->entries[kept++] = pack->entries[i];
+    }
+    if (rc == BK_OK) {
+        pack->count = kept;
+        other->kind = pack->kind;
+        other->name = pack->name;
+        other->bytes.len = pack->bytes.len;
+        if (other->count > 0 && (rc = remember(rest, other, err)) == BK_OK)
+            return BK_OK;
+    }
+    if (other != NULL)
+        free(other->entries);
+    free(other);
+    return rc;
+}
+
+/*
+ * A segment names each chunk once.  But any copy may be the damaged one, which its pack's directory
+ * does not tell: the others go into segments of their own.  They move to rest.
+ */
+static bk_rc_t part_copies(rebuild_t *rebuild, rebuild_t *rest, bk_err_t *err)
+{
+    size_t count, at = 0;
+    bool *further = find_further(rebuild, &count);
+    bk_rc_t rc =
+        further != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "rebuild the index: out of memory");
+    for (size_t i = 0, n; rc == BK_OK && count > 0 && i < rebuild->count; i++, at += n) {
+        n = rebuild->packs[i]->count;
+        rc = part_pack(rebuild->packs[i], further + at, rest, err);
+    }
+    rebuild->entries -= rest->entries;
+    free(further);
+    return rc;
+}
+
+typedef bk_rc_t (*segment_fn)(rebuild_t *rebuild, const bk_index_names_t *superseded,
+                              bk_err_t *err);
+
+/* One segment of all packs, and as many more as chunks have copies; the last one replaces. */
+static bk_rc_t make_segments(rebuild_t *rebuild, const bk_index_names_t *superseded,
+                             segment_fn make, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    while (rc == BK_OK && rebuild->count > 0) {
+        rebuild_t rest = {0};
+        rc = part_copies(rebuild, &rest, err);
+        if (rc == BK_OK)
+            rc = make(rebuild, rest.count == 0 ? superseded : NULL, err);
+        free_packs(rebuild);
+        free(rebuild->packs);
+        rebuild->packs = rest.packs;
+        rebuild->count = rest.count;
+        rebuild->cap = rest.cap;
+        rebuild->entries = rest.entries;
+    }
+    free_packs(rebuild);
+    return rc;
+}
+
+static bk_rc_t store_segment(rebuild_t *rebuild, const bk_index_names_t *superseded, bk_err_t *err)
+{
+    char name[BK_STORAGE_NAME];
+    uint64_t bytes;
+    bk_index_t *index = rebuild->index;
+    return bk_segment_store(index->ring, index->uuid, (const bk_pack_t *const *)rebuild->packs,
+                            rebuild->count,
+                            superseded != NULL ? (const char *const *)superseded->names : NULL,
+                            superseded != NULL ? superseded->count : 0, index->objects.storage,
+                            name, &bytes, rebuild->ctl, err);
+}
+
+/* --- packs --- */
 
 static bk_rc_t rebuild_pack(void *arg, const bk_storage_item_t *item, bk_err_t *err)
 {
@@ -94,7 +202,7 @@ static bk_rc_t rebuild_pack(void *arg, const bk_storage_item_t *item, bk_err_t *
                               kind, pack, rebuild->ctl, &why);
     if (rc == BK_OK && rebuild->store && rebuild->count > 0 &&
         rebuild->entries + pack->count > ENTRIES_MAX)
-        rc = store_batch(rebuild, NULL, &why);
+        rc = make_segments(rebuild, NULL, store_segment, &why);
     if (rc == BK_OK)
         rc = remember(rebuild, pack, &why);
     if (rc == BK_OK)
@@ -149,9 +257,11 @@ static bk_rc_t know_packs(rebuild_t *rebuild, bk_err_t *err)
     return BK_OK;
 }
 
-static bk_rc_t add_made(bk_index_t *index, rebuild_t *rebuild, bk_err_t *err)
+static bk_rc_t add_made(rebuild_t *rebuild, const bk_index_names_t *superseded, bk_err_t *err)
 {
     bk_buf_t bytes;
+    bk_index_t *index = rebuild->index;
+    (void)superseded; /* nothing on the storage is replaced */
     bk_segment_t **more = realloc(index->made, (index->made_count + 1) * sizeof *index->made);
     if (more == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "read the index: out of memory");
@@ -186,8 +296,8 @@ bk_rc_t bk_index_make_up(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
         rc = bk_objects_list(&index->objects, "packs/", rebuild_pack, &rebuild, ctl, err);
     if (rc == BK_OK)
         rc = bk_objects_list(&index->objects, "meta/", rebuild_pack, &rebuild, ctl, err);
-    if (rc == BK_OK && rebuild.count > 0)
-        rc = add_made(index, &rebuild, err);
+    if (rc == BK_OK)
+        rc = make_segments(&rebuild, NULL, add_made, err);
     free_rebuild(&rebuild);
     return rc;
 }
@@ -216,7 +326,7 @@ static bk_rc_t rebuild_all(bk_index_t *index, bk_ctl_t *ctl, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_storage_list(storage, "meta/", rebuild_pack, &rebuild, ctl, err);
     if (rc == BK_OK)
-        rc = store_batch(&rebuild, rebuild.left_out == 0 ? &old : NULL, err);
+        rc = make_segments(&rebuild, rebuild.left_out == 0 ? &old : NULL, store_segment, err);
     bk_index_names_free(&old);
     free_rebuild(&rebuild);
     return rc;

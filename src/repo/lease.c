@@ -1,6 +1,5 @@
 /*
- * repo/lease.c: the object that tells a collector that a writer is at work, and the note of packs
- * that vanished.
+ * repo/lease.c: the object that tells a collector that a writer is at work.
  *
  * A lease lives 15 minutes and is written again after 5, with the wall clock and the monotonic one
  * both watched: the monotonic clock stands still while a machine sleeps, the wall clock may be set
@@ -19,9 +18,7 @@
 
 #define LEASE_LIFE  (900 * BK_SEC)
 #define LEASE_RENEW (300 * BK_SEC)
-#define NOTE        ".lease"       /* in the spool: the lease of the session that works there */
-#define ABSENT      "absent-packs" /* in the cache directory */
-#define ABSENT_MAX  (16u << 20)
+#define NOTE        ".lease" /* in the spool: the lease of the session that works there */
 
 static bk_rc_t write_lease(bk_session_t *session, bk_err_t *err)
 {
@@ -139,44 +136,4 @@ void bk_lease_end(bk_session_t *session)
         note_path(session, path, sizeof path))
         unlink(path);
     session->lease[0] = '\0';
-}
-
-bk_rc_t bk_absent_load(bk_repo_t *repo, bk_packset_t *absent, bk_ctl_t *ctl, bk_err_t *err)
-{
-    char path[4096];
-    bk_buf_t bytes;
-    bk_packset_t noted = {0};
-    bk_rc_t rc = BK_OK;
-    bk_buf_init(&bytes, ABSENT_MAX);
-    /* The note is a help, not a promise: without it a commit finds the packs missing again. */
-    if (bk_fmt(path, sizeof path, "%s/" ABSENT, bk_repo_cache_dir(repo)) &&
-        bk_read_file(AT_FDCWD, path, &bytes, NULL) == BK_OK &&
-        bk_packset_decode(&noted, bytes.data, bytes.len, NULL) == BK_OK)
-        rc = bk_packset_missing(repo, &noted, absent, ctl, err);
-    bk_packset_free(&noted);
-    bk_buf_free(&bytes);
-    return rc;
-}
-
-void bk_absent_save(bk_repo_t *repo, const bk_packset_t *missing)
-{
-    char path[4096];
-    bk_buf_t bytes;
-    bk_packset_t all = {0};
-    size_t at = 0;
-    const bk_packset_item_t *item;
-    bk_buf_init(&bytes, ABSENT_MAX);
-    if (!bk_fmt(path, sizeof path, "%s/" ABSENT, bk_repo_cache_dir(repo)))
-        return;
-    if (bk_read_file(AT_FDCWD, path, &bytes, NULL) == BK_OK)
-        bk_packset_decode(&all, bytes.data, bytes.len, NULL);
-    while ((item = bk_packset_next(missing, &at)) != NULL)
-        if (!bk_packset_add(&all, &item->name, (bk_kind_t)item->kind))
-            break;
-    bk_buf_reset(&bytes);
-    bk_packset_encode(&all, &bytes);
-    if (bk_buf_ok(&bytes))
-        bk_publish_bytes(AT_FDCWD, path, 0600, bytes.data, bytes.len, false, NULL);
-    bk_packset_free(&all);
-    bk_buf_free(&bytes);
 }

@@ -35,8 +35,10 @@ typedef struct {
     size_t loss_count;
     uint64_t more;         /* losses beyond LOSSES_MAX */
     uint64_t lost;         /* times something was found lost */
+    bool blind;            /* a node is lost: nobody knows what is needed below it */
     bk_packset_t clean;    /* roots of directories and lists that are whole */
     bk_packset_t told;     /* lost chunks, counted once */
+    bk_packset_t harmful;  /* packs in which one of them lies */
     size_t unknown;        /* problem: chunks that are nowhere; BK_NO_PROBLEM until there is one */
     bk_err_t why;          /* of the walk; not on the stack, which is as deep as directories are */
     char path[PATH_BYTES]; /* printable */
@@ -140,6 +142,24 @@ static void add_loss(need_t *need, size_t problem, const bk_id_t *chunk, const c
     need->loss_count++;
 }
 
+static bool note_harmful(void *arg, const bk_id_t *pack)
+{
+    need_t *need = arg;
+    (void)bk_packset_add(&need->harmful, pack, BK_KIND_PACK);
+    return true;
+}
+
+/* A pack without which no backup loses anything; other copies of all that they need are sound. */
+static bool is_harmless(const need_t *need, const bk_problem_t *problem)
+{
+    bk_id_t pack;
+    return !need->blind &&
+           (strncmp(problem->object, "packs/", 6) == 0 ||
+            strncmp(problem->object, "meta/", 5) == 0) &&
+           problem->chunks == 0 && bk_object_name_id(problem->object, &pack) &&
+           !bk_packset_has(&need->harmful, &pack);
+}
+
 /* The chunk cannot be had: by which problem? */
 static void lose(need_t *need, const bk_id_t *id)
 {
@@ -157,6 +177,7 @@ static void lose(need_t *need, const bk_id_t *id)
     if (problem != BK_NO_PROBLEM && !bk_packset_has(&need->told, id)) {
         v->problems[problem].chunks++;
         bk_packset_add(&need->told, id, BK_KIND_PACK);
+        (void)bk_index_find_except(v->index, id, note_harmful, need, &where);
     }
     add_loss(need, problem, id, problem == BK_NO_PROBLEM ? "a chunk is lost" : NULL);
 }
@@ -188,6 +209,7 @@ static bk_rc_t want_node(void *arg, const bk_id_t *node, bk_err_t *err)
     if (have(need->v, node))
         return BK_OK;
     lose(need, node);
+    need->blind = true;
     return BK_NOT_FOUND; /* nothing below it can be looked at */
 }
 
@@ -210,6 +232,7 @@ static bk_rc_t walk_map(need_t *need, const bk_map_t *map)
         return rc;
     if (rc == BK_CORRUPT && need->lost == lost_before)
         add_loss(need, BK_NO_PROBLEM, NULL, need->why.text);
+    need->blind = need->blind || rc != BK_OK;
     remember_clean(need, &map->root, lost_before);
     return BK_OK;
 }
@@ -260,10 +283,12 @@ static bk_rc_t walk_directory(need_t *need, const bk_id_t *root, unsigned depth)
         return BK_OK;
     if (depth > DEPTH_MAX) {
         add_loss(need, BK_NO_PROBLEM, NULL, "directories are nested too deep to be checked");
+        need->blind = true;
         return BK_OK;
     }
     if (!have(need->v, root)) {
         lose(need, root);
+        need->blind = true;
         return BK_OK;
     }
     bk_rc_t rc = bk_tree_iter_open(need->v->repo, root, need->v->ctl, &iter, &need->why);
@@ -272,8 +297,10 @@ static bk_rc_t walk_directory(need_t *need, const bk_id_t *root, unsigned depth)
     bk_tree_iter_close(iter);
     if (ends_walk(rc))
         return rc;
-    if (rc != BK_OK)
+    if (rc != BK_OK) {
         add_loss(need, BK_NO_PROBLEM, NULL, need->why.text);
+        need->blind = true;
+    }
     remember_clean(need, root, lost_before);
     return BK_OK;
 }
@@ -304,14 +331,14 @@ static void tell_problems(const need_t *need, bool walked)
     for (size_t i = 0; i < v->problem_count; i++) {
         const bk_problem_t *problem = &v->problems[i];
         char line[2048], tail[96] = "";
-        bool pack =
-            strncmp(problem->object, "packs/", 6) == 0 || strncmp(problem->object, "meta/", 5) == 0;
-        if (problem->chunks > 0)
+        if (problem->chunks > 0) {
             bk_fmt(tail, sizeof tail, ": %llu chunk%s that backups need %s lost",
                    (unsigned long long)problem->chunks, problem->chunks == 1 ? "" : "s",
                    problem->chunks == 1 ? "is" : "are");
-        else if (walked && pack)
+        } else if (walked && is_harmless(need, problem)) {
             bk_fmt(tail, sizeof tail, ": no backup loses anything by it");
+            v->result->harmless++;
+        }
         bk_fmt(line, sizeof line, "%s: %s%s", problem->object, problem->text, tail);
         v->fn(v->arg, problem->object, line);
     }
@@ -386,6 +413,7 @@ bk_rc_t bk_verify_needs(bk_verify_t *v, const bk_snapshot_list_t *list, bk_err_t
     free(losses);
     bk_packset_free(&need->clean);
     bk_packset_free(&need->told);
+    bk_packset_free(&need->harmful);
     free(need);
     return rc;
 }

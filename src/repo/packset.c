@@ -10,7 +10,6 @@
 
 #include "base/json.h"
 
-#define ITEM_BYTES    (BK_ID_SIZE + 1u)
 #define CONDEMNED_MAX (64u << 20)
 #define ASK_EACH      64u /* up to so many packs are looked at one by one */
 
@@ -86,7 +85,7 @@ void bk_packset_encode(const bk_packset_t *set, bk_buf_t *out)
 bk_rc_t bk_packset_decode(bk_packset_t *set, const void *data, size_t len, bk_err_t *err)
 {
     bk_cur_t cur = bk_cur(data, len);
-    if (len % ITEM_BYTES != 0)
+    if (len % BK_PACKSET_ITEM != 0)
         return bk_err_set(err, BK_CORRUPT, "the list of packs is cut off");
     while (bk_cur_left(&cur) > 0) {
         bk_id_t name;
@@ -164,26 +163,34 @@ bk_rc_t bk_packset_condemned(bk_repo_t *repo, bk_packset_t *set, bk_ctl_t *ctl, 
 
 /* --- missing packs --- */
 
+typedef struct {
+    const bk_index_t *index;
+    bk_packset_t packs;
+} present_t;
+
 static bk_rc_t add_present(void *arg, const bk_storage_item_t *item, bk_err_t *err)
 {
+    present_t *present = arg;
     bk_id_t name;
-    if (bk_object_name_id(item->name, &name) && !bk_packset_add(arg, &name, BK_KIND_PACK))
+    if (bk_object_name_id(item->name, &name) &&
+        bk_index_pack_fits(present->index, &name, item->size) &&
+        !bk_packset_add(&present->packs, &name, BK_KIND_PACK))
         return bk_err_set(err, BK_NO_MEMORY, "list packs: out of memory");
     return BK_OK;
 }
 
-static bk_rc_t ask_each(bk_repo_t *repo, const bk_packset_t *set, bk_packset_t *missing,
-                        bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t ask_each(bk_repo_t *repo, const bk_index_t *index, const bk_packset_t *set,
+                        bk_packset_t *missing, bk_ctl_t *ctl, bk_err_t *err)
 {
     size_t at = 0;
     const bk_packset_item_t *item;
     while ((item = bk_packset_next(set, &at)) != NULL) {
         char object[BK_STORAGE_NAME];
-        uint64_t size;
+        uint64_t size = 0;
         bk_err_t why = {0};
         bk_pack_object_name(object, &item->name, (bk_kind_t)item->kind);
         bk_rc_t rc = bk_storage_size(bk_repo_storage(repo), object, &size, ctl, &why);
-        if (rc == BK_NOT_FOUND) {
+        if (rc == BK_NOT_FOUND || (rc == BK_OK && !bk_index_pack_fits(index, &item->name, size))) {
             if (!bk_packset_add(missing, &item->name, (bk_kind_t)item->kind))
                 return bk_err_set(err, BK_NO_MEMORY, "look for packs: out of memory");
         } else if (rc != BK_OK) {
@@ -198,18 +205,23 @@ static bk_rc_t ask_each(bk_repo_t *repo, const bk_packset_t *set, bk_packset_t *
 bk_rc_t bk_packset_missing(bk_repo_t *repo, const bk_packset_t *set, bk_packset_t *missing,
                            bk_ctl_t *ctl, bk_err_t *err)
 {
-    bk_packset_t present = {0};
+    present_t present = {0};
+    bk_index_t *index;
     size_t at = 0;
     const bk_packset_item_t *item;
+    bk_rc_t rc = bk_repo_index(repo, ctl, &index, err);
+    if (rc != BK_OK)
+        return rc;
     if (set->count <= ASK_EACH)
-        return ask_each(repo, set, missing, ctl, err);
-    bk_rc_t rc = bk_storage_list(bk_repo_storage(repo), "packs/", add_present, &present, ctl, err);
+        return ask_each(repo, index, set, missing, ctl, err);
+    present.index = index;
+    rc = bk_storage_list(bk_repo_storage(repo), "packs/", add_present, &present, ctl, err);
     if (rc == BK_OK)
         rc = bk_storage_list(bk_repo_storage(repo), "meta/", add_present, &present, ctl, err);
     while (rc == BK_OK && (item = bk_packset_next(set, &at)) != NULL)
-        if (!bk_packset_has(&present, &item->name) &&
+        if (!bk_packset_has(&present.packs, &item->name) &&
             !bk_packset_add(missing, &item->name, (bk_kind_t)item->kind))
             rc = bk_err_set(err, BK_NO_MEMORY, "look for packs: out of memory");
-    bk_packset_free(&present);
+    bk_packset_free(&present.packs);
     return rc;
 }

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "repo/doubt.h"
 #include "repo/repo_private.h"
 
 #define FORMAT_MAX (64u << 10)
@@ -23,6 +24,7 @@ struct bk_repo_s {
     uint8_t uuid[BK_UUID_SIZE];
     char *cache_dir, *spool_dir;
     bk_packcache_t *packcache;
+    bk_doubt_t *doubt;
     pthread_mutex_t lock; /* guards what follows */
     bk_index_t *index;
     bk_recent_t *recent;
@@ -197,7 +199,8 @@ bk_rc_t bk_repo_open(const bk_repo_options_t *options, bk_ctl_t *ctl, bk_repo_t 
     repo->spool_dir = bk_strdup(options->spool_dir);
     bk_rc_t rc = BK_OK;
     repo->packcache = bk_packcache_new();
-    if (repo->cache_dir == NULL || repo->packcache == NULL ||
+    repo->doubt = bk_doubt_new(options->cache_dir);
+    if (repo->cache_dir == NULL || repo->packcache == NULL || repo->doubt == NULL ||
         (options->spool_dir != NULL && repo->spool_dir == NULL))
         rc = bk_err_set(err, BK_NO_MEMORY, "open repository: out of memory");
     if (rc == BK_OK && options->spool_dir != NULL)
@@ -232,6 +235,7 @@ void bk_repo_close(bk_repo_t *repo)
         return;
     bk_index_close(repo->index);
     bk_packcache_free(repo->packcache);
+    bk_doubt_free(repo->doubt);
     bk_recent_free(repo->recent);
     if (repo->ring != NULL)
         bk_keyring_free(repo->ring);
@@ -297,6 +301,11 @@ const char *bk_repo_cache_dir(const bk_repo_t *repo)
 bk_packcache_t *bk_repo_packcache(bk_repo_t *repo)
 {
     return repo->packcache;
+}
+
+bk_doubt_t *bk_repo_doubt(bk_repo_t *repo)
+{
+    return repo->doubt;
 }
 
 bk_rc_t bk_repo_recent(bk_repo_t *repo, bk_recent_t **recent, bk_err_t *err)

@@ -10,6 +10,7 @@
 
 const char *bk_repo_cache_dir(const bk_repo_t *repo);
 bk_packcache_t *bk_repo_packcache(bk_repo_t *repo);
+struct bk_doubt_s *bk_repo_doubt(bk_repo_t *repo);
 /* The chunks of the running session; made on first need, lives as long as the repository. */
 bk_rc_t bk_repo_recent(bk_repo_t *repo, bk_recent_t **recent, bk_err_t *err);
 /* bk_recent_read, when there ever was a session. */

@@ -113,7 +113,7 @@ static bk_rc_t prepare(bk_session_t *session, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_packset_condemned(repo, &session->absent, session->ctl, err);
     if (rc == BK_OK)
-        rc = bk_absent_load(repo, &session->absent, session->ctl, err);
+        rc = bk_doubt_load(repo, &session->absent, &session->doubted, session->ctl, err);
     if (rc == BK_OK)
         rc = bk_repo_index(repo, session->ctl, &session->index, err);
     if (rc == BK_OK)
@@ -158,6 +158,11 @@ bk_rc_t bk_session_begin(bk_repo_t *repo, const bk_session_options_t *options, b
 void bk_session_rely(bk_session_t *session, const char *snapshot)
 {
     bk_strcpy(session->relied_snapshot, sizeof session->relied_snapshot, snapshot);
+}
+
+bool bk_session_doubts(const bk_session_t *session, int64_t since)
+{
+    return session->doubted > since;
 }
 
 bk_repo_t *bk_session_repo(bk_session_t *session)

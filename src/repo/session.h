@@ -43,13 +43,21 @@ bk_rc_t bk_session_begin(bk_repo_t *repo, const bk_session_options_t *options, b
  */
 bk_rc_t bk_session_put(bk_session_t *session, bk_type_t type, bool probe, const void *data,
                        size_t len, bk_id_t *id, bk_err_t *err);
-/* True when id is stored and not only in condemned packs: then its bytes need not be read again. */
+/*
+ * True when id is stored, and not only in packs that are condemned, gone or damaged: then its bytes
+ * need not be read again.
+ */
 bool bk_session_has(bk_session_t *session, const bk_id_t *id);
 /*
  * This backup takes over tree nodes by their ids, and nobody looks at what they name: it relies on
  * the snapshot (its object name) that they come from, which commit finds there still or fails.
  */
 void bk_session_rely(bk_session_t *session, const char *snapshot);
+/*
+ * True when packs were found gone or damaged after since (ns): what a backup of before that refers to
+ * must be looked at chunk by chunk, not taken over by the ids of nodes.
+ */
+bool bk_session_doubts(const bk_session_t *session, int64_t since);
 bk_repo_t *bk_session_repo(bk_session_t *session);
 bk_ctl_t *bk_session_ctl(bk_session_t *session);
 void bk_session_stats(bk_session_t *session, bk_session_stats_t *stats);
@@ -62,8 +70,8 @@ bk_rc_t bk_session_flush(bk_session_t *session, bk_err_t *err);
 /*
  * Flush packs and index, then publish the snapshot: body (canonical JSON) sealed as
  * snapshots/<backup_id>-<sha256>. BK_EXISTS when another snapshot has that backup id; BK_STORAGE
- * when packs the backup relies on were condemned or are gone (the next session stores their content
- * again).  After a failure nothing is listed.  The session is over and freed, whatever the result.
+ * when packs the backup relies on were condemned, or are gone or cut off (the next session stores their
+ * content again).  After a failure nothing is listed.  The session is over and freed, whatever the result.
  */
 bk_rc_t bk_session_commit(bk_session_t *session, const char *backup_id, const void *body,
                           size_t len, bk_err_t *err);

@@ -8,7 +8,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "repo/packset.h"
+#include "repo/doubt.h"
 #include "repo/recent.h"
 #include "repo/repo_private.h"
 #include "repo/session.h"
@@ -30,9 +30,9 @@ struct bk_session_s {
     bk_session_options_t options;
     char *host;
     char relied_snapshot[BK_STORAGE_NAME]; /* "": none */
-    int spool_lock; /* descriptor that keeps other sessions out of the spool */
-    bk_packset_t
-        absent; /* condemned or vanished: what they hold counts as not stored; fixed after begin */
+    int spool_lock;      /* descriptor that keeps other sessions out of the spool */
+    bk_packset_t absent; /* condemned or in doubt: what they hold counts as not stored */
+    int64_t doubted; /* ns: when a pack was last noted as gone or damaged; both fixed after begin */
 
     pthread_mutex_t lease_lock; /* guards the lease while lanes run */
     char lease[BK_STORAGE_NAME];
@@ -70,12 +70,5 @@ bk_rc_t bk_session_close_pack(bk_session_t *session, bk_open_pack_t *open, bk_er
 bk_rc_t bk_session_flush_index(bk_session_t *session, bk_err_t *err);
 /* Free everything; the lease ends, the spool is unlocked. */
 void bk_session_free(bk_session_t *session);
-
-/*
- * Packs that the index names but the storage did not have are remembered in the cache directory, so
- * that the next session stores their chunks again.
- */
-bk_rc_t bk_absent_load(bk_repo_t *repo, bk_packset_t *absent, bk_ctl_t *ctl, bk_err_t *err);
-void bk_absent_save(bk_repo_t *repo, const bk_packset_t *missing);
 
 #endif

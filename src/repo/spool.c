@@ -157,11 +157,14 @@ static bk_rc_t ship_pack(bk_repo_t *repo, const char *name, uint64_t size, bool 
 {
     bk_storage_t *spool = bk_repo_objects(repo)->spool;
     uint64_t there = 0;
-    *shipped =
-        bk_storage_size(bk_repo_storage(repo), name, &there, ctl, NULL) == BK_OK && there == size;
+    bool other = bk_storage_size(bk_repo_storage(repo), name, &there, ctl, NULL) == BK_OK;
+    *shipped = other && there == size;
     if (*shipped)
         return BK_OK;
     bk_rc_t rc = pack_is_sound(spool, name, size, shipped, ctl, err);
+    /* Objects are never overwritten: one that was cut off would stay in its way. */
+    if (rc == BK_OK && *shipped && other)
+        rc = bk_storage_remove(bk_repo_storage(repo), name, ctl, err);
     if (rc == BK_OK && *shipped)
         return bk_spool_ship_one(repo, name, false, ctl, err);
     if (rc == BK_OK) {

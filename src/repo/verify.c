@@ -86,6 +86,35 @@ static void lose_pack(bk_verify_t *v, const bk_id_t *pack, size_t problem)
     add_bad(v, &v->bad_packs, pack, NULL, problem);
 }
 
+/* One chunk of this pack cannot be used. */
+static void lose_chunk(bk_verify_t *v, const bk_id_t *pack, const bk_pack_entry_t *entry,
+                       size_t problem)
+{
+    bk_kind_t kind = BK_TYPE_IS_META(entry->type) ? BK_KIND_META : BK_KIND_PACK;
+    add_bad(v, &v->bad_chunks, pack, &entry->id, problem);
+    bk_doubt_add(bk_repo_doubt(v->repo), BK_DOUBT_BAD, pack, kind);
+    pthread_mutex_lock(&v->lock);
+    v->out_of_memory = !bk_packset_add(&v->unsound, pack, kind) || v->out_of_memory;
+    pthread_mutex_unlock(&v->lock);
+}
+
+/*
+ * The pack was read, with this result: is it to be noted as damaged?  A disk that cannot read one
+ * file is damage, a storage that does not answer at all is not.
+ */
+static void judge_pack(bk_verify_t *v, const bk_id_t *pack, bk_kind_t kind, bk_rc_t rc)
+{
+    uint64_t size;
+    if (rc == BK_OK)
+        return;
+    pthread_mutex_lock(&v->lock);
+    v->out_of_memory = !bk_packset_add(&v->unsound, pack, kind) || v->out_of_memory;
+    pthread_mutex_unlock(&v->lock);
+    if (rc == BK_CORRUPT || rc == BK_WRONG_KEY ||
+        bk_storage_size(bk_repo_storage(v->repo), "FORMAT", &size, v->ctl, NULL) == BK_OK)
+        bk_doubt_add(bk_repo_doubt(v->repo), BK_DOUBT_BAD, pack, kind);
+}
+
 static void count_object(bk_verify_t *v, uint64_t bytes)
 {
     pthread_mutex_lock(&v->lock);
@@ -154,6 +183,8 @@ static bk_rc_t check_listed(void *arg, const bk_id_t *name, uint32_t size, bk_ki
     bk_pack_object_name(object, name, kind);
     if ((found == NULL || found->size != size) && already_lost(v, name))
         return BK_OK;
+    if (found == NULL || found->size != size)
+        bk_doubt_add(bk_repo_doubt(v->repo), BK_DOUBT_ABSENT, name, kind);
     if (found == NULL)
         lose_pack(v, name, bk_verify_problem(v, object, "the pack is missing"));
     else if (found->size != size)
@@ -251,8 +282,9 @@ static void check_entry(bk_verify_t *v, const char *name, bk_id_t *pack,
             where.entry.raw == entry->raw && where.entry.type == entry->type &&
             where.entry.codec == entry->codec)
             return;
-        add_bad(v, &v->bad_chunks, pack, &entry->id,
-                bk_verify_problem(v, name, "chunk %.16s…: the index has it at another place", hex));
+        lose_chunk(
+            v, pack, entry,
+            bk_verify_problem(v, name, "chunk %.16s…: the index has it at another place", hex));
     } else if (bk_index_has_pack(v->index, pack) && !bk_index_find(v->index, &entry->id, &where)) {
         /* A pack of which the index knows nothing was left by a backup that did not end: its space
          * is all that it costs, and what backups need is looked for anyway. */
@@ -267,8 +299,7 @@ static void check_frame(bk_verify_t *v, const char *name, bk_id_t *pack, const b
     bk_err_t why = {0};
     bk_id_hex(hex, &entry->id);
     if (bk_pack_frame(bk_repo_keyring(v->repo), key, entry, frame, raw, &why) != BK_OK)
-        add_bad(v, &v->bad_chunks, pack, &entry->id,
-                bk_verify_problem(v, name, "chunk %.16s…: %s", hex, why.text));
+        lose_chunk(v, pack, entry, bk_verify_problem(v, name, "chunk %.16s…: %s", hex, why.text));
     else
         check_entry(v, name, pack, entry, hex);
     pthread_mutex_lock(&v->lock);
@@ -385,6 +416,9 @@ static bk_rc_t check_bytes(const object_t *object, stream_t *stream, bk_err_t *e
     /* Below level 2 nobody knows which frames are hit. */
     if ((is_data || is_meta) && (pack_rc != BK_OK || (!sound && v->level < 2)))
         lose_pack(v, &wanted, problem);
+    if (is_data || is_meta)
+        judge_pack(v, &wanted, is_meta ? BK_KIND_META : BK_KIND_PACK,
+                   rc != BK_OK ? rc : (sound ? pack_rc : BK_CORRUPT));
     return BK_OK;
 }
 
@@ -481,6 +515,7 @@ static void free_verify(bk_verify_t *v)
     free(v->problems);
     free(v->bad_packs.items);
     free(v->bad_chunks.items);
+    bk_packset_free(&v->unsound);
     pthread_mutex_destroy(&v->lock);
 }
 
@@ -515,6 +550,8 @@ bk_rc_t bk_verify(bk_repo_t *repo, unsigned level, bk_team_t *team, bk_verify_fi
             rc = bk_err_set(err, BK_NO_MEMORY, "verify: out of memory");
         else
             rc = bk_verify_needs(&v, &list, err);
+        if (rc == BK_OK && level == 2)
+            bk_doubt_settle(bk_repo_doubt(repo), &v.unsound);
     }
     bk_snapshot_list_free(&list);
     bk_ctl_free(&notes);

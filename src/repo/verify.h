@@ -7,7 +7,8 @@
  *            segment of transactions decrypts; every chunk that a snapshot needs is there
  *
  * (Level 3, restoring into scratch, is the engine's.)  Findings come as chunk → path → backups.
- * Verification changes nothing.
+ * Verification changes nothing on the storage.  Packs that are gone or damaged are noted (doubt.h),
+ * so that the next backup stores their content again.
  */
 #ifndef BK_REPO_VERIFY_H
 #define BK_REPO_VERIFY_H
@@ -23,6 +24,7 @@ typedef struct {
     uint64_t objects, bytes; /* looked at */
     uint64_t chunks;
     uint64_t findings;
+    uint64_t harmless; /* of these: about packs by which no backup loses anything */
 } bk_verify_result_t;
 
 /* level 0..2.  BK_OK also with findings (result->findings > 0); failures are of the verification

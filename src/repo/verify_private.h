@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "repo/doubt.h"
 #include "repo/snapshot.h"
 #include "repo/verify.h"
 
@@ -40,7 +41,8 @@ typedef struct {
     bk_problem_t *problems;
     size_t problem_count, problem_cap;
     bk_bad_list_t bad_packs, bad_chunks;
-    bool out_of_memory; /* to remember what is bad: the result would be too good */
+    bk_packset_t unsound; /* packs that are there and not proved right */
+    bool out_of_memory;   /* to remember what is bad: the result would be too good */
 } bk_verify_t;
 
 /* Something is wrong with object; returns the problem's number.  Any lane. */

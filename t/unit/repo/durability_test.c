@@ -355,15 +355,26 @@ static void a_pack_condemned_meanwhile_stops_the_commit_only_when_relied_on(void
 }
 
 /* Somebody deleted a pack: a backup that relies on it must not claim success, and the next one heals it. */
-static void a_vanished_pack_fails_the_backup_that_relies_on_it_and_heals(void **state)
+static void heal_from(fixture_t *f, bool cut_off, uint64_t more)
 {
-    fixture_t *f = *state;
     bk_err_t err = {0};
+    char path[512];
     bk_id_t id = commit_one(f, "full_20251015_143000", 1);
     listing_t *packs = list_objects(f->storage, "packs/");
+    for (uint64_t i = 0; i < more; i++) { /* other packs that it relies on, too */
+        bk_session_t *other = begin_session(f, true);
+        put_seed(other, BK_TYPE_FILE, 1000 + i, 1000);
+        bk_session_abort(other);
+    }
     bk_session_t *session = begin_session(f, true);
     put_seed(session, BK_TYPE_FILE, 1, 50000);
-    assert_ok(bk_storage_remove(f->storage, packs->names[0], NULL, &err));
+    for (uint64_t i = 0; i < more; i++)
+        put_seed(session, BK_TYPE_FILE, 1000 + i, 1000);
+    bk_fmt(path, sizeof path, "%.200s/storage/%.128s", f->dir, packs->names[0]);
+    if (cut_off)
+        assert_int_equal(truncate(path, (off_t)packs->sizes[0] - 100), 0);
+    else
+        assert_int_equal(unlink(path), 0);
     assert_int_equal(bk_session_commit(session, "full_20251015_143001", "{}", 2, &err), BK_STORAGE);
     assert_int_equal(count_objects(f->storage, "snapshots/full_20251015_143001-"), 0);
     assert_int_equal(count_objects(f->storage, "leases/"), 0);
@@ -372,6 +383,49 @@ static void a_vanished_pack_fails_the_backup_that_relies_on_it_and_heals(void **
     assert_false(bk_session_has(session, &id));
     put_seed(session, BK_TYPE_FILE, 1, 50000);
     assert_ok(bk_session_commit(session, "full_20251015_143001", "{}", 2, &err));
+    reopen_repo(f);
+    assert_seed(f->repo, &id, 1, 50000);
+    free(packs);
+}
+
+static void a_vanished_pack_fails_the_backup_that_relies_on_it_and_heals(void **state)
+{
+    heal_from(*state, false, 0);
+}
+
+static void so_does_a_pack_that_was_cut_off(void **state)
+{
+    heal_from(*state, true, 0);
+}
+
+/* Then packs are listed, not asked for. */
+static void so_does_one_of_many_packs_that_was_cut_off(void **state)
+{
+    heal_from(*state, true, 70);
+}
+
+/* The spool's copy is whole: it takes the place of what a disk lost the end of. */
+static void a_spooled_pack_replaces_one_that_was_cut_off(void **state)
+{
+    fixture_t *f = *state;
+    bk_err_t err = {0};
+    char from[600], to[600], dir[600];
+    bk_session_t *session = begin_session(f, false);
+    bk_id_t id = put_seed(session, BK_TYPE_FILE, 1, 50000);
+    assert_ok(bk_session_commit(session, "full_20251015_143000", "{}", 2, &err));
+    bk_storage_t *spool = bk_repo_objects(f->repo)->spool;
+    listing_t *packs = list_objects(spool, "packs/");
+    bk_fmt(from, sizeof from, "%.200s/spool/%.128s", f->dir, packs->names[0]);
+    bk_fmt(to, sizeof to, "%.200s/storage/%.128s", f->dir, packs->names[0]);
+    bk_strcpy(dir, sizeof dir, to);
+    *strrchr(dir, '/') = '\0';
+    assert_ok(bk_mkdirs(dir, 0700, &err));
+    int fd = open(to, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    assert_int_equal(write(fd, "NGXBKP", 6), 6);
+    close(fd);
+    session = begin_session(f, true);
+    bk_session_abort(session);
+    assert_int_equal(count_spool(f, NULL), 0);
     reopen_repo(f);
     assert_seed(f->repo, &id, 1, 50000);
     free(packs);
@@ -851,6 +905,9 @@ int main(void)
         ENCRYPTED(a_chunk_only_in_condemned_packs_is_stored_again),
         ENCRYPTED(a_pack_condemned_meanwhile_stops_the_commit_only_when_relied_on),
         ENCRYPTED(a_vanished_pack_fails_the_backup_that_relies_on_it_and_heals),
+        ENCRYPTED(so_does_a_pack_that_was_cut_off),
+        ENCRYPTED(so_does_one_of_many_packs_that_was_cut_off),
+        ENCRYPTED(a_spooled_pack_replaces_one_that_was_cut_off),
         ENCRYPTED(a_spooled_backup_whose_packs_vanished_is_dropped_with_a_note),
         ENCRYPTED(the_spool_holds_no_second_copy_of_a_shipped_pack),
         ENCRYPTED(lanes_that_bring_the_same_chunk_at_once_store_it_once),

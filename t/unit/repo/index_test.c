@@ -880,6 +880,46 @@ static void a_lost_index_is_rebuilt(void **state)
     assert_int_equal(notes(f), 0);
 }
 
+static size_t count_copies(fixture_t *f, uint32_t number, uint32_t n)
+{
+    char text[40];
+    seen_t seen = {.count = 0};
+    bk_location_t where;
+    bk_id_t id;
+    make_chunk(number, n, text);
+    bk_chunk_id(f->ring, BK_TYPE_FILE, text, strlen(text), &id);
+    while (bk_index_find_except(f->index, &id, was_seen, &seen, &where))
+        seen.packs[seen.count++] = where.pack;
+    return seen.count;
+}
+
+/* One of them may be damaged, and its directory does not tell. */
+static void a_rebuilt_index_knows_every_copy_of_a_chunk(void **state)
+{
+    fixture_t *f = *state;
+    char path[700];
+    for (uint32_t k = 1; k <= 3; k++)
+        put_pack(f, 1, 10, false, NULL);
+    put_pack(f, 2, 10, false, NULL);
+    name_t bad = put_segment(f, 7, 5);
+    object_path(f, bad.text, path);
+    damage(path, false);
+    open_index(f); /* made up in memory */
+    for (uint32_t n = 0; n < 10; n++) {
+        assert_int_equal(count_copies(f, 1, n), 3);
+        assert_int_equal(count_copies(f, 2, n), 1);
+    }
+    OK(bk_index_rebuild(f->index, &f->ctl, &f->err), &f->err);
+    notes(f);
+    refresh(f);
+    assert_int_equal(notes(f), 0);
+    for (uint32_t n = 0; n < 10; n++) {
+        assert_int_equal(count_copies(f, 1, n), 3);
+        assert_int_equal(count_copies(f, 2, n), 1);
+        assert_true(reads(f, 1, n, false) && reads(f, 2, n, false));
+    }
+}
+
 static void a_rebuilt_index_replaces_the_old_one(void **state)
 {
     fixture_t *f = *state;
@@ -992,6 +1032,7 @@ int main(void)
         TEST(an_object_that_is_no_segment_is_damage),
         TEST(a_lost_index_is_rebuilt),
         TEST(a_rebuilt_index_replaces_the_old_one),
+        TEST(a_rebuilt_index_knows_every_copy_of_a_chunk),
         TEST(nothing_is_replaced_when_a_pack_cannot_be_read),
         TEST(entries_of_a_stored_pack_are_read_by_its_end),
     };

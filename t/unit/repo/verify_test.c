@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 
+#include "base/clock.h"
 #include "repo/map.h"
 #include "repo/tree.h"
 #include "repo/verify.h"
@@ -366,6 +367,151 @@ static bk_rc_t count_chunk(void *arg, const bk_want_chunk_t *want, const uint8_t
     return BK_OK;
 }
 
+/* How many of the n files and n blocks of back_up cannot be had, by a process that knows nothing. */
+static size_t count_lost(fixture_t *f, size_t n, uint64_t seed)
+{
+    char from[512], to[512];
+    size_t failed = 0;
+    bk_want_chunk_t *wants = calloc(2 * n, sizeof *wants);
+    fixture_t other = *f;
+    other.dir = test_dir();
+    assert_int_equal(symlink(fixture_path(f, "storage", from), fixture_path(&other, "storage", to)), 0);
+    fixture_open(&other);
+    for (size_t i = 0; i < 2 * n; i++) {
+        uint8_t data[FILE_LEN];
+        wants[i] = (bk_want_chunk_t){.raw = FILE_LEN, .tag = seed + i / 2};
+        test_fill(data, sizeof data, wants[i].tag);
+        bk_chunk_id(bk_repo_keyring(other.repo), i % 2 ? BK_TYPE_FILE : BK_TYPE_BLOCK, data,
+                    sizeof data, &wants[i].id);
+    }
+    OK(bk_repo_fetch(other.repo, wants, 2 * n, NULL, count_chunk, &failed, NULL, &f->err), &f->err);
+    free(wants);
+    fixture_close(&other);
+    test_dir_remove(other.dir);
+    return failed;
+}
+
+typedef enum { FLIP_FRAME, FLIP_DIRECTORY, CUT_OFF, CUT_TO_NOTHING, HARMS } harm_t;
+
+static void harm(fixture_t *f, const objects_t *objects, harm_t how)
+{
+    for (size_t i = 0; i < objects->count; i++) {
+        char path[1024];
+        uint64_t size = objects->sizes[i];
+        bk_fmt(path, sizeof path, "%s/storage/%s", f->dir, objects->names[i]);
+        if (how == FLIP_FRAME)
+            flip(f, objects->names[i], 80 + 100);
+        else if (how == FLIP_DIRECTORY)
+            flip(f, objects->names[i], size - 60);
+        else
+            assert_int_equal(truncate(path, how == CUT_OFF ? (off_t)size - 100 : 0), 0);
+    }
+}
+
+/*
+ * Whoever finds the damage, the next backup of the same content stores it again, and old backups are
+ * whole by it, also for a machine that knows nothing of the damage.
+ */
+static void heal(fixture_t *f, const char *prefix, harm_t how, unsigned level)
+{
+    lines_t *lines = calloc(1, sizeof *lines);
+    char id[32];
+    uint64_t seed = 1 + 1000 * (uint64_t)how + 10000 * level + (prefix[0] == 'm' ? 100000 : 0);
+    objects_t before = list(f, prefix);
+    bk_fmt(id, sizeof id, "full_%llu", (unsigned long long)seed);
+    back_up(f, id, 4, seed);
+    objects_t after = list(f, prefix), fresh = {.count = 0};
+    for (size_t i = 0; i < after.count; i++) {
+        bool known = false;
+        for (size_t j = 0; j < before.count; j++)
+            known = known || strcmp(after.names[i], before.names[j]) == 0;
+        if (!known) {
+            fresh.sizes[fresh.count] = after.sizes[i];
+            bk_strcpy(fresh.names[fresh.count++], BK_STORAGE_NAME, after.names[i]);
+        }
+    }
+    assert_true(fresh.count > 0);
+    harm(f, &fresh, how);
+    reopen(f);
+    verify(f, level, lines);
+    assert_true(has_line(lines, fresh.names[0], ""));
+    assert_true(has_line(lines, " lost", id));
+    reopen(f);
+    bk_strcpy(id + strlen(id), 8, "_again");
+    back_up(f, id, 4, seed);
+    assert_int_equal(count_lost(f, 4, seed), 0);
+    reopen(f);
+    bk_verify_result_t result = verify(f, 2, lines);
+    assert_true(has_line(lines, fresh.names[0], "no backup loses anything"));
+    assert_int_equal(result.findings, result.harmless);
+    objects_t healed = list(f, prefix);
+    /* Nothing is stored a third time. */
+    bk_strcpy(id + strlen(id) - 6, 8, "_third");
+    back_up(f, id, 4, seed);
+    assert_int_equal(list(f, prefix).count, healed.count);
+    free(lines);
+}
+
+static void what_damaged_packs_held_is_stored_again(void **state)
+{
+    for (harm_t how = 0; how < HARMS; how++)
+        for (unsigned level = how < CUT_OFF ? 1 : 0; level <= 2; level++) {
+            tear_down(state);
+            set_up(state);
+            heal(*state, "packs/", how, level);
+            heal(*state, "meta/", how, level);
+        }
+}
+
+static void what_a_reader_finds_damaged_is_stored_again(void **state)
+{
+    fixture_t *f = *state;
+    uint8_t data[FILE_LEN];
+    bk_id_t id;
+    bk_buf_t out;
+    back_up(f, "full_1", 4, 1);
+    objects_t packs = list(f, "packs/");
+    harm(f, &packs, FLIP_FRAME);
+    reopen(f);
+    test_fill(data, sizeof data, 1);
+    bk_chunk_id(bk_repo_keyring(f->repo), BK_TYPE_FILE, data, sizeof data, &id);
+    bk_buf_init(&out, BK_CHUNK_MAX);
+    assert_int_equal(bk_repo_get(f->repo, &id, &out, NULL, &f->err), BK_CORRUPT);
+    bk_buf_free(&out);
+    reopen(f);
+    bk_session_t *session = fixture_session(f, true);
+    assert_false(bk_session_has(session, &id));
+    assert_true(bk_session_doubts(session, bk_now() - 3600 * BK_SEC));
+    assert_false(bk_session_doubts(session, bk_now() + BK_SEC));
+    bk_session_abort(session);
+    back_up(f, "full_2", 4, 1);
+    assert_int_equal(count_lost(f, 4, 1), 0);
+}
+
+/* Only level 2 has read everything: it takes back what was noted of a pack that is sound. */
+static void a_sound_pack_is_trusted_again(void **state)
+{
+    fixture_t *f = *state;
+    lines_t lines;
+    back_up(f, "full_1", 4, 1);
+    objects_t packs = list(f, "packs/");
+    harm(f, &packs, FLIP_FRAME);
+    reopen(f);
+    verify(f, 1, &lines);
+    harm(f, &packs, FLIP_FRAME); /* back to what it was */
+    for (unsigned level = 1; level <= 2; level++) {
+        uint8_t data[FILE_LEN];
+        bk_id_t id;
+        reopen(f);
+        assert_int_equal(verify(f, level, &lines).findings, 0);
+        bk_session_t *session = fixture_session(f, true);
+        test_fill(data, sizeof data, 1);
+        bk_chunk_id(bk_repo_keyring(f->repo), BK_TYPE_FILE, data, sizeof data, &id);
+        assert_int_equal(bk_session_has(session, &id), level == 2);
+        bk_session_abort(session);
+    }
+}
+
 /* Every object, one flip at a time, in every part of it: found at level 2, and never wrong bytes. */
 static void no_flip_anywhere_gives_wrong_bytes(void **state)
 {
@@ -434,6 +580,10 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(verification_writes_nothing_even_when_the_index_is_damaged,
                                         set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_damaged_packs_held_is_stored_again, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_a_reader_finds_damaged_is_stored_again, set_up_plain,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(a_sound_pack_is_trusted_again, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_flip_anywhere_gives_wrong_bytes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_flip_anywhere_gives_wrong_bytes, set_up_plain,
                                         tear_down),
