@@ -152,6 +152,22 @@ subtest 'cancel a running and a queued job' => sub {
     $t->finish;
 };
 
+subtest 'a wish to cancel outlives the runner' => sub {
+    my $t = new_app(grace => 'shutdown_grace 2m;');
+    $t->allow_log(qr/exited on signal 9/);
+    my $id = begin($t);
+    my $runner = $t->runner;
+    # It does not see the wish, and dies: so whoever comes next has to know.
+    kill 'STOP', $runner;
+    is($t->request('POST', "/jobs/$id/cancel", token => 'operator')->{status}, 202, 'asked to stop');
+    is($t->get("/jobs/$id")->{json}{status}, 'canceling', 'it is canceling');
+    kill 'KILL', $runner;
+    ok($t->wait_until(20, 'another runner', sub { $t->runner != $runner }), 'another worker runs the jobs');
+    is($t->wait_job($id, 120)->{status}, 'canceled', 'the job is canceled, not run again');
+    ok(!(grep { /$id was cut off and is queued again/ } $t->log_lines), 'nor queued');
+    $t->finish;
+};
+
 subtest 'a started server in the background' => sub {
     my $t = NgxBackup->new(user => 'www-data', daemon => 1);
     $t->start;

@@ -189,7 +189,8 @@ typedef struct {
 static void find_running(void *arg, const bk_job_row_t *row)
 {
     running_t *running = arg;
-    if (row->status != BK_STATUS_RUNNING || running->count == 64)
+    bool runs = row->status == BK_STATUS_RUNNING || row->status == BK_STATUS_CANCELING;
+    if (!runs || running->count == 64)
         return;
     bk_strcpy(running->ids[running->count], BK_JOB_ID, row->id);
     running->resumes[running->count++] = kinds[row->kind].resumes;
@@ -209,6 +210,7 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
     for (size_t i = 0; i < running->count && rc == BK_OK; i++) {
         const char *id = running->ids[i];
         unsigned crashes = 0;
+        bool canceled = false;
         if (!running->resumes[i]) {
             rc = bk_ending_give_up(
                 engine, id, err,
@@ -216,8 +218,11 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
                 "there are whole, each database is as before or recovered; run it again");
             continue;
         }
-        rc = bk_catalog_requeue(engine->catalog, id, &crashes, err);
-        if (rc == BK_OK && crashes > CRASHES_MAX)
+        rc = bk_catalog_requeue(engine->catalog, id, &crashes, &canceled, err);
+        if (rc == BK_OK && canceled)
+            bk_log(BK_LOG_NOTICE, "backup %s: job %s was cut off while it was being canceled",
+                   engine->set->name, id);
+        else if (rc == BK_OK && crashes > CRASHES_MAX)
             rc = bk_ending_give_up(
                 engine, id, err,
                 "the process died again and again while this job ran: look for "
@@ -315,19 +320,31 @@ bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err)
     return rc;
 }
 
+/* The job may be taken, end or be queued again between two looks at it: each try is one step. */
 bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status,
                          bk_err_t *err)
 {
+    static const struct {
+        bk_job_status_t from, to;
+    } tries[] = {{BK_STATUS_QUEUED, BK_STATUS_CANCELED},
+                 {BK_STATUS_RUNNING, BK_STATUS_CANCELING},
+                 {BK_STATUS_QUEUED, BK_STATUS_CANCELED}};
     bk_job_row_t row;
-    bk_rc_t rc = bk_catalog_change(engine->catalog, id, BK_STATUS_QUEUED, BK_STATUS_CANCELED, err);
-    *status = BK_STATUS_CANCELED;
-    if (rc != BK_CONFLICT)
-        return rc;
-    rc = bk_catalog_job(engine->catalog, id, &row, err);
+    for (size_t i = 0; i < sizeof tries / sizeof *tries; i++) {
+        *status = tries[i].to;
+        bk_rc_t rc = bk_catalog_change(engine->catalog, id, tries[i].from, tries[i].to, err);
+        if (rc != BK_CONFLICT)
+            return rc;
+    }
+    bk_rc_t rc = bk_catalog_job(engine->catalog, id, &row, err);
     if (rc != BK_OK)
         return rc;
     *status = row.status;
     bk_job_row_free(&row);
+    if (*status == BK_STATUS_CANCELING) { /* somebody was first */
+        bk_err_clear(err);
+        return BK_OK;
+    }
     return bk_err_set(err, BK_CONFLICT, "job %s is %s", id, bk_job_status_name(*status));
 }
 
@@ -370,6 +387,8 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
     if (rc != BK_OK) {
         bk_err_wrap(&failure, "job %s was not started, its record cannot be read", id);
     } else {
+        if (row.status == BK_STATUS_CANCELING) /* before anybody could raise its ctl */
+            bk_ctl_stop(ctl, BK_CANCELED);
         /* A request without its members would be another one: the newest backup, in place. */
         rc = row.damaged ? bk_err_set(&failure, BK_CORRUPT,
                                       "job %s was not started, its record in %s/catalog.db is "

@@ -39,7 +39,7 @@ typedef enum {
 typedef enum {
     BK_STATUS_QUEUED,
     BK_STATUS_RUNNING,
-    BK_STATUS_CANCELING, /* only shown, never stored */
+    BK_STATUS_CANCELING, /* running, and somebody wants it to stop */
     BK_STATUS_COMPLETED,
     BK_STATUS_WARNING,
     BK_STATUS_FAILED,
@@ -145,8 +145,11 @@ bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err);
  */
 bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_ctl_t *ctl,
                       bk_job_status_t *status, bk_err_t *err);
-/* Cancel a queued job (BK_OK), BK_CONFLICT when running (raise its ctl) or finished, BK_NOT_FOUND.
- * [short] */
+/*
+ * Cancel a job: a queued one is *status canceled at once; of a running one the wish is recorded, so
+ * that it outlives a runner that leaves or dies: *status canceling, and the owner should raise the
+ * job's ctl.  BK_CONFLICT when it has ended, BK_NOT_FOUND.  [short]
+ */
 bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status,
                          bk_err_t *err);
 

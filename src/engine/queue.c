@@ -88,8 +88,8 @@ static bk_rc_t find_equal(bk_catalog_t *catalog, const bk_job_row_t *row, const 
         catalog,
         row->kind == BK_JOB_BACKUP
             ? "SELECT id FROM jobs WHERE status = 0 AND kind = ?1 AND body = ?2 AND EXISTS"
-              " (SELECT 1 FROM jobs WHERE status = 1)"
-            : "SELECT id FROM jobs WHERE status IN (0, 1) AND kind = ?1 AND body = ?2",
+              " (SELECT 1 FROM jobs WHERE status IN (1, 2))"
+            : "SELECT id FROM jobs WHERE status IN (0, 1, 2) AND kind = ?1 AND body = ?2",
         &statement, err);
     if (rc != BK_OK)
         return rc;
@@ -287,6 +287,15 @@ bk_rc_t bk_catalog_take(bk_catalog_t *catalog, char id[BK_JOB_ID], bk_err_t *err
     return rc;
 }
 
+/*
+ * To the queue again; but the wish to cancel, which may come at any moment and from any process,
+ * holds for whoever would take the job next: then this is its end.
+ */
+#define AGAIN(now)                                                                                 \
+    "status = CASE status WHEN 2 THEN 6 ELSE 0 END,"                                               \
+    " started = CASE status WHEN 2 THEN started END,"                                              \
+    " completed = CASE status WHEN 2 THEN " now " END"
+
 bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t status,
                           const json_t *result, bk_err_t *err)
 {
@@ -296,15 +305,15 @@ bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t
     pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = bk_catalog_prepare(
         catalog,
-        again ? "UPDATE jobs SET status = ?2, result = ?3, started = NULL WHERE id = ?1"
+        again ? "UPDATE jobs SET " AGAIN("?4") ", result = ?3 WHERE id = ?1"
               : "UPDATE jobs SET status = ?2, result = ?3, completed = ?4 WHERE id = ?1",
         &statement, err);
     if (rc == BK_OK) {
         bk_catalog_bind(statement, 1, id);
-        sqlite3_bind_int(statement, 2, (int)status);
-        bk_catalog_bind(statement, 3, text);
         if (!again)
-            sqlite3_bind_int64(statement, 4, bk_now());
+            sqlite3_bind_int(statement, 2, (int)status);
+        bk_catalog_bind(statement, 3, text);
+        sqlite3_bind_int64(statement, 4, bk_now());
         rc = bk_catalog_step(catalog, statement, err);
     }
     pthread_mutex_unlock(&catalog->lock);
@@ -312,23 +321,33 @@ bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t
     return rc;
 }
 
-bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bk_err_t *err)
+bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bool *canceled,
+                           bk_err_t *err)
 {
     sqlite3_stmt *statement;
-    char count[32] = "0";
+    *crashes = 0;
+    *canceled = false;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc =
-        bk_catalog_prepare(catalog,
-                           "UPDATE jobs SET status = 0, started = NULL, crashes = crashes + 1"
-                           " WHERE id = ?1 RETURNING crashes",
-                           &statement, err);
+    bk_rc_t rc = bk_catalog_prepare(
+        catalog,
+        "UPDATE jobs SET " AGAIN("?2") ", crashes = crashes + 1"
+                                       " WHERE id = ?1 RETURNING crashes, status",
+        &statement, err);
     if (rc == BK_OK) {
         bk_catalog_bind(statement, 1, id);
-        rc = bk_catalog_text(catalog, statement, count, sizeof count, err);
+        sqlite3_bind_int64(statement, 2, bk_now());
+        int code = sqlite3_step(statement);
+        if (code == SQLITE_ROW) {
+            *crashes = (unsigned)sqlite3_column_int(statement, 0);
+            *canceled = sqlite3_column_int(statement, 1) == BK_STATUS_CANCELED;
+        } else {
+            rc = code == SQLITE_DONE ? bk_err_set(err, BK_NOT_FOUND, "there is no job \"%s\"", id)
+                                     : bk_catalog_failed(catalog, code, "write", err);
+        }
+        sqlite3_finalize(statement);
     }
     pthread_mutex_unlock(&catalog->lock);
-    *crashes = (unsigned)strtoul(count, NULL, 10);
-    return rc == BK_NOT_FOUND ? bk_err_set(err, rc, "there is no job \"%s\"", id) : rc;
+    return rc;
 }
 
 bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t from,
@@ -337,7 +356,9 @@ bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t
     sqlite3_stmt *statement;
     pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = bk_catalog_prepare(
-        catalog, "UPDATE jobs SET status = ?3, completed = ?4 WHERE id = ?1 AND status = ?2",
+        catalog,
+        "UPDATE jobs SET status = ?3, completed = CASE ?3 WHEN 2 THEN completed ELSE ?4 END"
+        " WHERE id = ?1 AND status = ?2",
         &statement, err);
     if (rc == BK_OK) {
         bk_catalog_bind(statement, 1, id);

@@ -235,13 +235,14 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
         good + bad, "successful_operations", good, "failed_operations", bad, "last_full_backup",
         or_null(summary, "last_full"), "last_incremental_backup",
         or_null(summary, "last_incremental"), "last_cleanup", last_cleanup(engine));
-    *status = json_pack(
-        "{so ss ss sb so so so so s{sI sI} sI so}", "timestamp", bk_json_time(bk_now()), "backup",
-        set->name, "version", BK_VERSION, "service_running", 1, "backup_system",
-        system_status(engine, summary, good, bad, running_id, running), "configuration",
-        configuration, "helper", helper_status(engine), "statistics", statistics, "jobs", "running",
-        (json_int_t)counts[BK_STATUS_RUNNING], "queued", (json_int_t)counts[BK_STATUS_QUEUED],
-        "backups", figure(summary, "total"), "last_successful_backup", or_null(summary, "newest"));
+    *status =
+        json_pack("{so ss ss sb so so so so s{sI sI} sI so}", "timestamp", bk_json_time(bk_now()),
+                  "backup", set->name, "version", BK_VERSION, "service_running", 1, "backup_system",
+                  system_status(engine, summary, good, bad, running_id, running), "configuration",
+                  configuration, "helper", helper_status(engine), "statistics", statistics, "jobs",
+                  "running", (json_int_t)(counts[BK_STATUS_RUNNING] + counts[BK_STATUS_CANCELING]),
+                  "queued", (json_int_t)counts[BK_STATUS_QUEUED], "backups",
+                  figure(summary, "total"), "last_successful_backup", or_null(summary, "newest"));
     json_decref(summary);
     return *status != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "status: out of memory");
 }

@@ -395,7 +395,6 @@ struct ngx_http_backup_call_s {
     off_t                        body_offset;
     char                         running[BK_JOB_ID];
     char                        *progress;
-    unsigned                     canceling:1;
 
     /* the answer */
     ngx_uint_t                   status;

@@ -104,8 +104,6 @@ ngx_http_backup_call_zone(ngx_http_request_t *r, ngx_http_backup_call_t *call)
         return;
     }
 
-    call->canceling = canceling;
-
     if (ngx_http_backup_get(bset, NGX_HTTP_BACKUP_PROGRESS, r->pool, &progress,
                             NULL, NULL)
         == NGX_OK)
