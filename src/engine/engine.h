@@ -127,8 +127,8 @@ typedef struct {
  * Queue a job; id gets its name ("full_20251015_143000", "_2" when that second is taken).
  * BK_CONFLICT when an equal job is already queued or running (id is then that one's); backups may
  * follow each other, so there only one that waits behind a running job is in the way.  With a known
- * idempotency key: the same body gives BK_OK and the first job's id with *replayed, another body
- * BK_INVALID.  [short]
+ * idempotency key: the same request of the same user gives BK_OK and the first job's id with
+ * *replayed; another kind, body or user BK_INVALID.  [short]
  */
 bk_rc_t bk_engine_submit(bk_engine_t *engine, const bk_submit_t *request, char id[BK_JOB_ID],
                          bool *replayed, bk_err_t *err);

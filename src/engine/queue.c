@@ -49,9 +49,29 @@ static void read_row(sqlite3_stmt *statement, bk_job_row_t *row)
     row->sequence = sqlite3_column_int64(statement, 11);
 }
 
+/*
+ * What a key stands for: the operation, who asked, and the body.  The same key on another operation
+ * is a mistake of the client, and of another user no business of this one.
+ */
+static char *key_request(const bk_job_row_t *row, const char *body)
+{
+    bk_buf_t text;
+    const char *kind = bk_job_kind_name(row->kind);
+    const char *user = row->requested_by != NULL ? row->requested_by : "";
+    bk_buf_init(&text, SIZE_MAX);
+    bk_buf_add(&text, kind, strlen(kind));
+    bk_buf_add(&text, "\n", 1);
+    bk_buf_add(&text, user, strlen(user));
+    bk_buf_add(&text, "\n", 1);
+    bk_buf_add(&text, body, strlen(body));
+    char *copy = bk_buf_ok(&text) ? bk_strdup(bk_buf_str(&text)) : NULL;
+    bk_buf_free(&text);
+    return copy;
+}
+
 /* Lock held, in a transaction.  What an earlier request with this key was. */
-static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, char id[BK_JOB_ID],
-                      bool *replayed, bk_err_t *err)
+static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *request,
+                      char id[BK_JOB_ID], bool *replayed, bk_err_t *err)
 {
     sqlite3_stmt *statement;
     bk_rc_t rc = bk_catalog_prepare(
@@ -64,11 +84,12 @@ static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, 
     int code = sqlite3_step(statement);
     if (code == SQLITE_ROW) {
         bk_strcpy(id, BK_JOB_ID, (const char *)sqlite3_column_text(statement, 0));
-        *replayed = strcmp((const char *)sqlite3_column_text(statement, 1), body) == 0;
+        *replayed = strcmp((const char *)sqlite3_column_text(statement, 1), request) == 0;
         if (!*replayed)
-            rc = bk_err_set(
-                err, BK_INVALID,
-                "this Idempotency-Key was used with another request (job %s): use a new key", id);
+            rc = bk_err_set(err, BK_INVALID,
+                            "this Idempotency-Key was used for another request (job %s), with "
+                            "another operation, body or user: use a new key",
+                            id);
     } else if (code != SQLITE_DONE) {
         rc = bk_catalog_failed(catalog, code, "read", err);
     }
@@ -129,7 +150,7 @@ static bk_rc_t insert_job(bk_catalog_t *catalog, bk_job_row_t *row, const char *
     return bk_err_set(err, BK_CONFLICT, "too many jobs in one second: try again");
 }
 
-static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *body,
+static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *request,
                             const char *id, bk_err_t *err)
 {
     sqlite3_stmt *statement;
@@ -138,7 +159,7 @@ static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *
     if (rc != BK_OK)
         return rc;
     bk_catalog_bind(statement, 1, key);
-    bk_catalog_bind(statement, 2, body);
+    bk_catalog_bind(statement, 2, request);
     bk_catalog_bind(statement, 3, id);
     sqlite3_bind_int64(statement, 4, bk_now());
     return bk_catalog_step(catalog, statement, err);
@@ -148,14 +169,17 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *
                           bk_err_t *err)
 {
     char *body = bk_catalog_dump(row->body), id[BK_JOB_ID];
+    char *request = body != NULL ? key_request(row, body) : NULL;
     *replayed = false;
-    if (body == NULL)
+    if (request == NULL) {
+        free(body);
         return bk_err_set(err, BK_NO_MEMORY, "catalog: out of memory");
+    }
     pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = bk_catalog_exec(catalog, "BEGIN IMMEDIATE", err);
     if (rc == BK_OK) {
         if (key != NULL)
-            rc = replay(catalog, key, body, id, replayed, err);
+            rc = replay(catalog, key, request, id, replayed, err);
         if (rc == BK_OK && *replayed) {
             bk_strcpy(row->id, sizeof row->id, id);
         } else if (rc == BK_OK) {
@@ -170,7 +194,7 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *
             if (rc == BK_OK)
                 rc = insert_job(catalog, row, body, err);
             if (rc == BK_OK && key != NULL)
-                rc = remember_key(catalog, key, body, row->id, err);
+                rc = remember_key(catalog, key, request, row->id, err);
         }
         bk_rc_t end =
             bk_catalog_exec(catalog, rc == BK_OK ? "COMMIT" : "ROLLBACK", rc == BK_OK ? err : NULL);
@@ -178,6 +202,7 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *
             rc = end;
     }
     pthread_mutex_unlock(&catalog->lock);
+    free(request);
     free(body);
     return rc;
 }

@@ -108,6 +108,35 @@ static void an_idempotency_key_stands_for_one_request(void **state)
     assert_string_equal(id, "r_2");
 }
 
+static bk_rc_t submit_as(bk_catalog_t *catalog, bk_job_kind_t kind, const char *user, char *out,
+                         bool *replayed, bk_err_t *err)
+{
+    bk_job_row_t row = {
+        .kind = kind, .body = json("{}"), .requested_by = bk_strdup(user), .created = bk_now()};
+    bk_strcpy(row.id, sizeof row.id, "j");
+    bk_rc_t rc = bk_catalog_submit(catalog, &row, "k", replayed, err);
+    bk_strcpy(out, BK_JOB_ID, row.id);
+    bk_job_row_free(&row);
+    return rc;
+}
+
+static void an_idempotency_key_is_bound_to_operation_and_user(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    char first[BK_JOB_ID], id[BK_JOB_ID];
+    bool replayed;
+    OK(submit_as(box->catalog, BK_JOB_TEST, "anna", first, &replayed, &err), &err);
+    assert_int_equal(submit_as(box->catalog, BK_JOB_CLEANUP, "anna", id, &replayed, &err),
+                     BK_INVALID);
+    assert_contains(err.text, "another operation");
+    assert_int_equal(submit_as(box->catalog, BK_JOB_TEST, "ben", id, &replayed, &err), BK_INVALID);
+    assert_false(replayed);
+    OK(submit_as(box->catalog, BK_JOB_TEST, "anna", id, &replayed, &err), &err);
+    assert_true(replayed);
+    assert_string_equal(id, first);
+}
+
 static void a_job_that_ended_can_be_asked_for_again(void **state)
 {
     box_t *box = *state;
@@ -365,6 +394,7 @@ int main(void)
         T(a_backup_that_waits_behind_another_stands_for_later_ones),
         T(jobs_are_taken_in_order_and_once),
         T(an_idempotency_key_stands_for_one_request),
+        T(an_idempotency_key_is_bound_to_operation_and_user),
         T(a_job_that_ended_can_be_asked_for_again),
         T(a_job_that_is_being_canceled_is_not_queued_again),
         T(ended_jobs_are_pruned_and_waiting_ones_kept),
