@@ -21,6 +21,7 @@
 #include "engine/ending.h"
 #include "engine/engine_private.h"
 #include "engine/metrics.h"
+#include "engine/probe.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
@@ -109,9 +110,12 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     }
     if (replaced)
         tell_replaced(engine);
+    const bk_storage_config_t *storage = set->storage_count > 0 ? &set->storages[0] : NULL;
     rc = bk_watching_new(set, &engine->watching, err);
     if (rc == BK_OK)
         rc = bk_capturing_new(set, &engine->capturing, err);
+    if (rc == BK_OK && storage != NULL && strcmp(storage->driver, "local") == 0)
+        rc = bk_probe_new(bk_storage_config_get(storage, "path"), &engine->probe, err);
     if (rc != BK_OK) {
         bk_engine_close(engine);
         return rc;
@@ -127,6 +131,7 @@ void bk_engine_close(bk_engine_t *engine)
     bk_engine_disown(engine);
     bk_capturing_free(engine->capturing);
     bk_watching_free(engine->watching);
+    bk_probe_free(engine->probe);
     bk_catalog_close(engine->catalog);
     free(engine->cache_dir);
     free(engine->spool_dir);
