@@ -487,6 +487,14 @@ ngx_http_backup_call_work(void *data)
         }
     }
 
+    if (rc == BK_INTERRUPTED) {
+
+        /* nothing was begun that goes on later, as a job would */
+
+        rc = bk_err_set(&call->err, BK_UNAVAILABLE,
+                        "This process of nginx is leaving: ask again");
+    }
+
     if (rc != BK_OK) {
         call->failed = 1;
 

@@ -231,9 +231,10 @@ ngx_int_t ngx_http_backup_post(ngx_thread_pool_t *pool, void (*work)(void *),
 typedef struct {
     ngx_queue_t                  queue;
     bk_ctl_t                     ctl;
+    ngx_uint_t                   leaves;    /* as soon as the worker does */
 } ngx_http_backup_ctl_t;
 
-void ngx_http_backup_ctl_init(ngx_http_backup_ctl_t *ctl);
+void ngx_http_backup_ctl_init(ngx_http_backup_ctl_t *ctl, ngx_uint_t leaves);
 void ngx_http_backup_ctl_done(ngx_http_backup_ctl_t *ctl);
 void ngx_http_backup_stop_all(ngx_cycle_t *cycle);
 

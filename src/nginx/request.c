@@ -62,7 +62,7 @@ ngx_http_backup_call_new(ngx_http_request_t *r, ngx_uint_t op)
     call->body_fd = -1;
     call->filter.limit = 50;
 
-    ngx_http_backup_ctl_init(&call->ctl);
+    ngx_http_backup_ctl_init(&call->ctl, 1);
     bk_buf_init(&call->text, 64 * 1024 * 1024);
 
     ngx_http_backup_prefix(r, &prefix);
