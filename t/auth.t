@@ -72,6 +72,12 @@ $t->wait_until(20, 'health', sub { ($t->get('//open', token => '')->{json} // {}
 my $open = $t->get('//open', token => '');
 is_deeply([sort keys %{ $open->{json} }], [qw(healthy status timestamp)], 'open health tells little');
 is($open->{headers}{'content-type'}, 'application/health+json', 'its media type');
+is($open->{json}{status}, 'warn', 'there is no backup yet');
+is($open->{status}, 200, 'which is a warning, and no failure');
+for my $to ('', 'admin') {
+    my $told = $t->get('//health', token => $to);
+    is_deeply([$told->{status}, @{ $told->{json} }{qw(status healthy)}], [200, 'warn', JSON::PP::true], "health is healthy for '$to'");
+}
 ok(!$t->get('//health', token => '')->{json}{checks}, 'no details for nobody');
 ok(!$t->get('//health', token => 'nxb_wrong')->{json}{checks}, 'no details for a wrong token');
 ok($t->get('//health')->{json}{checks}, 'details for a token');

@@ -1004,11 +1004,10 @@ ngx_http_backup_publish_work(void *data)
 
     text = json_string_value(json_object_get(health, "status"));
     timestamp = json_string_value(json_object_get(health, "timestamp"));
-    step->healthy = (text == NULL || strcmp(text, "fail") != 0);
+    step->healthy = json_is_true(json_object_get(health, "healthy"));
 
     brief = json_pack("{s:s, s:b}", "status", text ? text : "fail",
-                      "healthy", step->healthy && text != NULL
-                                 && strcmp(text, "pass") == 0);
+                      "healthy", (int) step->healthy);
 
     if (timestamp && brief) {
         json_object_set_new(brief, "timestamp", json_string(timestamp));
