@@ -89,7 +89,7 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     if (engine == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", set->name);
     engine->set = set;
-    engine->lock_fd = -1;
+    atomic_init(&engine->lock_fd, -1);
     engine->started = bk_now();
     pthread_mutex_init(&engine->helper_lock, NULL);
     if (gethostname(engine->host, sizeof engine->host - 1) != 0 || engine->host[0] == '\0')
@@ -240,45 +240,47 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
     return rc;
 }
 
-static void unlock(bk_engine_t *engine)
+static void unlock(int fd)
 {
-    flock(engine->lock_fd, LOCK_UN);
-    close(engine->lock_fd);
-    engine->lock_fd = -1;
+    flock(fd, LOCK_UN);
+    close(fd);
 }
 
 bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
 {
     char path[4096];
-    if (engine->lock_fd >= 0)
+    int fd = -1;
+    if (atomic_load(&engine->lock_fd) >= 0)
         return BK_OK;
     bk_fmt(path, sizeof path, "%s/lock", engine->set->base_dir);
-    bk_rc_t rc = bk_lock_file(path, &engine->lock_fd, err);
-    if (rc != BK_OK)
+    bk_rc_t rc = bk_lock_file(path, &fd, err);
+    if (rc != BK_OK) {
         bk_capturing_tire(engine->capturing);
-    if (rc == BK_OK)
-        rc = bk_remove_tree(engine->scratch_dir, false, err);
+        return rc;
+    }
+    rc = bk_remove_tree(engine->scratch_dir, false, err);
     if (rc == BK_OK)
         rc = recover_jobs(engine, err);
-    if (rc == BK_OK)
-        bk_watching_load(engine->watching);
-    else
-        unlock(engine);
-    if (rc == BK_OK) {
-        bk_engine_obey_detach(engine);
-        bk_capturing_allow(engine->capturing, true);
+    if (rc != BK_OK) {
+        unlock(fd);
+        return rc;
     }
-    return rc;
+    bk_watching_load(engine->watching);
+    bk_engine_obey_detach(engine);
+    bk_capturing_allow(engine->capturing, true);
+    atomic_store(&engine->lock_fd, fd); /* status acts as the owner from here on */
+    return BK_OK;
 }
 
 void bk_engine_disown(bk_engine_t *engine)
 {
-    if (engine->lock_fd < 0)
+    int fd = atomic_exchange(&engine->lock_fd, -1);
+    if (fd < 0)
         return;
     bk_capturing_allow(engine->capturing, false);
     if (bk_engine_watched(engine))
         bk_watching_save(engine->watching);
-    unlock(engine);
+    unlock(fd);
 }
 
 /* --- the queue --- */

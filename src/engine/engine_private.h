@@ -7,6 +7,7 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "engine/catalog.h"
 #include "engine/engine.h"
@@ -19,8 +20,8 @@ struct bk_engine_s {
     bk_catalog_t *catalog;
     char host[128];
     char *cache_dir, *spool_dir, *scratch_dir;
-    int lock_fd;     /* of base_dir/lock while owner, else -1 */
-    int64_t started; /* ns */
+    atomic_int lock_fd; /* of base_dir/lock while owner, else -1; status asks on another thread */
+    int64_t started;    /* ns */
     pthread_mutex_t helper_lock;
     bk_engine_helper_t helper;   /* as last told; under helper_lock */
     bk_helper_t *_Atomic client; /* NULL: jobs have their own rights only */

@@ -198,7 +198,7 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
     const bk_set_t *set = engine->set;
     uint64_t counts[8];
     json_t *summary = NULL;
-    if (engine->lock_fd >= 0)
+    if (atomic_load(&engine->lock_fd) >= 0)
         bk_engine_obey_detach(engine);
     bk_rc_t rc = bk_catalog_counts(engine->catalog, counts, err);
     if (rc == BK_OK)
