@@ -702,8 +702,10 @@ ngx_http_backup_api_handler(ngx_http_request_t *r)
 
     if (rc == NGX_HTTP_FORBIDDEN) {
         return ngx_http_backup_refuse(r, NGX_HTTP_FORBIDDEN, BK_FAILED,
-                                      "A page of another site sent this "
-                                      "request");
+                                      "A page of another site may have sent "
+                                      "this request: send Content-Type: "
+                                      "application/json, or an "
+                                      "X-Requested-With header");
     }
 
     if (route == NULL && allow.len) {

@@ -292,6 +292,7 @@ void ngx_http_backup_call_waiters(void);
 /* request.c: requests that wait for a job. */
 
 void ngx_http_backup_look(void);
+ngx_uint_t ngx_http_backup_is_json(ngx_http_request_t *r);
 
 
 /* helper.c: the privileged helper. */
