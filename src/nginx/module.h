@@ -195,6 +195,12 @@ extern ngx_module_t  ngx_backup_stop_module;
 char *ngx_http_backup_block(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 
+/* access.c: what the workers' user can reach. */
+
+ngx_int_t ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
+    const char *path, ngx_uint_t required);
+
+
 /* zone.c: what workers share.  Loop code. */
 
 ngx_int_t ngx_http_backup_zone_add(ngx_conf_t *cf,
