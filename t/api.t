@@ -144,7 +144,8 @@ problem_is("more than nginx's own limit", $t->request('POST', '//small/create', 
 problem_is('limit_except keeps the handler', $t->request('POST', '//limit/create', token => '', body => {x => 1}), 422, 'Invalid');
 is($t->get('//if/?x=', token => '')->{status}, 200, 'a location with if, when it is false');
 
-for my $query ('limit=0', 'limit=501', 'limit=x', 'since=yesterday', 'until=2025-99-01', 'typ=full', '=x', 'limit') {
+for my $query ('limit=0', 'limit=501', 'limit=x', 'since=yesterday', 'until=2025-99-01', 'typ=full', '=x', 'limit', 'ag=5', 'torage=x',
+    'tag%20=x', 'type%20since=x', 'type+since=x', 'TYPE=full') {
     problem_is("list?$query", $t->get("/list?$query"), 422, 'Invalid');
 }
 problem_is('status with a parameter it does not have', $t->get('/jobs?wait=3'), 422, 'Invalid');
@@ -173,6 +174,38 @@ my $auth = "Host: x\r\nAuthorization: Bearer $NgxBackup::token{admin}\r\n";
 print {$s} "GET /admin/backup/jobs HTTP/1.1\r\n$auth\r\nGET /admin/backup/list HTTP/1.1\r\n${auth}Connection: close\r\n\r\n";
 my $both = do { local $/; <$s> };
 is(() = $both =~ m{HTTP/1\.1 200}g, 2, 'pipelined requests are both answered');
+
+# Whatever the answer, the body is no part of the next request on the connection.
+sub twice {
+    my ($name, $line, %arg) = @_;
+    my $body = $arg{body} // "GET /admin/backup/nowhere HTTP/1.1\r\n$auth\r\n";
+    my $s = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $t->{port}) or die;
+    my $length = $arg{length} // 'Content-Length: ' . length $body;
+    my $head = join "\r\n", @{ $arg{head} // ['Authorization: Bearer ' . $NgxBackup::token{ $arg{token} // 'admin' }] };
+    print {$s} "$line HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n$head\r\n$length\r\n\r\n$body"
+        . "GET /admin/backup/jobs HTTP/1.1\r\n${auth}Connection: close\r\n\r\n";
+    my $said = do { local $/; <$s> };
+    is_deeply([$said =~ m{HTTP/1\.1 (\d+)}g], [$arg{status}, 200], "$name: two requests, two answers") or diag($said);
+    return;
+}
+twice('a parameter it does not have', 'POST /admin/backup/create?x=1', status => 422);
+twice('a wrong value', 'GET /admin/backup/list?limit=0', status => 422);
+twice('in chunks', 'POST /admin/backup/create?x=1', length => 'Transfer-Encoding: chunked', body => "3\r\nGET\r\n0\r\n\r\n", status => 422);
+twice('no such resource', 'POST /admin/backup/nowhere', status => 404);
+twice('no such method', 'POST /admin/backup/list', status => 405);
+twice('a strange id', 'POST /admin/backup/jobs/a%20b/cancel', status => 404);
+twice('no such job', 'POST /admin/backup/jobs/a/cancel', status => 404);
+twice('no such backup', 'GET /admin/backup/backups/a', status => 404);
+twice('no such database', 'POST /admin/backup/databases/a/detach', status => 404);
+twice('no token', 'POST /admin/backup/create', head => ['X: y'], status => 401);
+twice('a role too low', 'POST /admin/backup/create', token => 'viewer', status => 403);
+twice('a long key', 'POST /admin/backup/create', head => ["Authorization: Bearer $NgxBackup::token{admin}", 'Idempotency-Key: ' . 'k' x 300],
+    status => 422);
+twice('not JSON', 'POST /admin/backup/create', status => 400);
+twice("from nginx's memory", 'GET /admin/backup/status', status => 200);
+twice('the index', 'GET /admin/backup', status => 200);
+twice('health', 'POST /health', status => 405);
+twice('too large', 'POST /admin/backup/create', body => 'x' x 70_000, status => 413);
 
 $t->finish;
 done_testing;

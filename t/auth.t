@@ -72,6 +72,12 @@ $t->wait_until(20, 'health', sub { ($t->get('//open', token => '')->{json} // {}
 my $open = $t->get('//open', token => '');
 is_deeply([sort keys %{ $open->{json} }], [qw(healthy status timestamp)], 'open health tells little');
 is($open->{headers}{'content-type'}, 'application/health+json', 'its media type');
+is($open->{json}{status}, 'warn', 'there is no backup yet');
+is($open->{status}, 200, 'which is a warning, and no failure');
+for my $to ('', 'admin') {
+    my $told = $t->get('//health', token => $to);
+    is_deeply([$told->{status}, @{ $told->{json} }{qw(status healthy)}], [200, 'warn', JSON::PP::true], "health is healthy for '$to'");
+}
 ok(!$t->get('//health', token => '')->{json}{checks}, 'no details for nobody');
 ok(!$t->get('//health', token => 'nxb_wrong')->{json}{checks}, 'no details for a wrong token');
 ok($t->get('//health')->{json}{checks}, 'details for a token');
@@ -86,6 +92,24 @@ for my $site (['cross-site', 403], ['same-site', 403], ['same-origin', 422], ['n
     is($t->request('POST', '//operator/create', token => '', body => $invalid, headers => {'Sec-Fetch-Site' => $site->[0]})->{status},
         $site->[1], "external: a write from $site->[0]");
 }
+# A page of another site can make an old browser send a POST without a body, or with one of these types, and no more.
+my $host = "127.0.0.1:$t->{port}";
+for my $case (
+    ['nothing', {}, 403], ['a form', {'content-type' => 'application/x-www-form-urlencoded'}, 403], ['a text', {'content-type' => 'text/plain'}, 403],
+    ['JSON', {'content-type' => 'application/json'}, 404], ['X-Requested-With', {'X-Requested-With' => 'curl'}, 404],
+    ['its own Origin', {origin => "http://$host"}, 404], ['another Origin', {origin => 'http://example.org'}, 403],
+    ['an Origin that ends like it', {origin => "http://x.$host"}, 403], ['no Origin', {origin => 'null'}, 403],
+    ['another site that says so', {'content-type' => 'application/json', 'Sec-Fetch-Site' => 'cross-site'}, 403],
+  ) {
+    my ($name, $headers, $status) = @$case;
+    my $r = $t->request('POST', '//operator/jobs/none/cancel', token => '', headers => $headers);
+    is($r->{status}, $status, "external: an empty POST with $name: $status");
+    like($r->{json}{detail}, qr/send Content-Type/, 'says what to send') if $status == 403;
+}
+is($t->request('DELETE', '//basic/backups/none', token => '', headers => {authorization => 'Basic YW5uYTpzZWNyZXQ=', Prefer => 'wait=20'})->{status},
+    200, 'external: DELETE is a method that no page can send so');
+is($t->request('POST', '/jobs/none/cancel')->{status}, 404, 'a token is never added by a browser');
+
 my $r = $t->get('//basic/status', token => '');
 is($r->{status}, 401, 'auth_basic guards');
 is($r->{headers}{'content-type'}, 'application/problem+json', 'its refusal is a problem document');

@@ -78,6 +78,7 @@ backup app {
     thread_pool backup;
 }
 CONF
+$t->{server} = 'location /guarded { backup_api app; backup_auth external role=operator; }';
 $t->start;
 $ENV{NGX_BACKUP_URL} = "http://127.0.0.1:$t->{port}/admin/backup";
 check('without a token', 1, qr/asks for a token/, 'list');
@@ -107,6 +108,11 @@ check('cleanup plan', 0, qr/younger than retention/, 'cleanup', '--dry-run');
 check('cleanup', 0, qr/completed/, 'cleanup');
 check('jobs', 0, qr/\Q$full\E +completed/, 'jobs');
 check('cancel what has ended', 1, qr/is completed/, 'cancel', $full);
+{
+    local $ENV{NGX_BACKUP_URL} = "http://127.0.0.1:$t->{port}/guarded";
+    delete local $ENV{NGX_BACKUP_TOKEN_FILE};
+    check('where something else guards the location', 1, qr/is completed/, 'cancel', $full);
+}
 
 # --- recovery through nginx ---
 sql('DELETE FROM t WHERE id % 2');
@@ -158,4 +164,5 @@ make_path("$dir/empty");
 check('no repository', 10, qr/holds no repository/, 'list', '--storage', "file://$dir/empty", '--key-file', "$dir/k1.key");
 check('not a storage', 2, qr/not a storage URL/, 'list', '--storage', 'ftp://x/y');
 
+$t->finish;
 done_testing();

@@ -14,13 +14,14 @@ my %part = (
     base => "base_dir $dir/backups;",
     files => "files uploads { path $dir/app/uploads; }",
     storage => "storage local disk { path $dir/storage; }",
+    pool => 'thread_pool backup;',
 );
 
 # The whole configuration with these parts of the set, or other parts of it.
 sub conf_of {
     my (%arg) = @_;
     local $t->{set} = "    backup app {\n        "
-        . join("\n        ", $arg{set} // join("\n        ", map { $arg{$_} // $part{$_} } qw(base files storage)), $arg{more} // '')
+        . join("\n        ", $arg{set} // join("\n        ", map { $arg{$_} // $part{$_} } qw(base files storage pool)), $arg{more} // '')
         . "\n    }\n    " . ($arg{second} // '');
     local $t->{http} = $arg{http} // '';
     local $t->{main} = $arg{main} if exists $arg{main};
@@ -45,7 +46,7 @@ sub rejects {
 
 accepts('the least');
 accepts('everything', main => 'thread_pool backup threads=2; thread_pool small threads=2;',
-    http => 'backup_zone b:1m; backup_helper off;', more => <<CONF);
+    pool => 'thread_pool backup short=small;', http => 'backup_zone b:1m; backup_helper off;', more => <<CONF);
         database main { path $dir/app/app.db; wal require; busy_timeout 10s; }
         files more { path $dir/app/transcripts; match *.txt **/*.md; exclude *.tmp /cache/; max_file_size 100m;
                      one_file_system on; xattrs off; cachedir off; }
@@ -57,7 +58,6 @@ accepts('everything', main => 'thread_pool backup threads=2; thread_pool small t
         min_free 1g;
         shutdown_grace 10s;
         health_max_age 2d;
-        thread_pool backup short=small;
 CONF
 
 $t->write('parts.conf', "compression zstd level=7;\n");
@@ -103,10 +103,13 @@ rejects('a source inside base_dir', 'contain itself', files => "files uploads { 
 rejects('relative source', 'absolute', files => 'files uploads { path uploads; }');
 rejects('missing key file', 'k9.key', more => "encryption { key k9 $dir/k9.key; }");
 rejects('empty encryption', 'names no key', more => 'encryption { }');
-rejects('missing thread pool', 'unknown thread pool "nowhere"', more => 'thread_pool nowhere;');
-rejects('short pool is the job pool', 'would wait behind', more => 'thread_pool backup short=backup;');
-rejects('two sets of one name', 'defined twice', second => "backup app { $part{files} $part{storage} }");
-rejects('two sets with one base_dir', 'has the base_dir of', second => "backup b { $part{base} $part{files} $part{storage} }");
+rejects('missing thread pool', 'unknown thread pool "nowhere"', pool => 'thread_pool nowhere;');
+rejects('short pool is the job pool', 'would wait behind', pool => 'thread_pool backup short=backup;');
+rejects('both pools by default', '"default", the API would wait behind each job: write "thread_pool backup;"', pool => '');
+rejects('the pool of short calls for jobs', 'would wait behind', pool => 'thread_pool default;');
+accepts('jobs on the default pool', pool => 'thread_pool default short=backup;');
+rejects('two sets of one name', 'defined twice', second => "backup app { $part{files} $part{storage} $part{pool} }");
+rejects('two sets with one base_dir', 'has the base_dir of', second => "backup b { $part{base} $part{files} $part{storage} $part{pool} }");
 rejects('zone', 'NAME:SIZE', http => 'backup_zone 2m;');
 rejects('small zone', 'too small', http => 'backup_zone b:16k;');
 rejects('a helper that is not there', 'install ngx-backup-helper there', http => 'backup_helper /nowhere/h;');
@@ -184,7 +187,7 @@ SKIP: {
 {
     local $part{storage} = "storage local disk { path $dir/no/storage; }";
     like(accepts('a storage whose disk is not mounted'), qr/\[warn\].*mount its disk; until then its backups fail/, 'warned: backups fail until then');
-    $t->{set} = "backup app { @{[ join ' ', @part{qw(base files storage)} ]} }";
+    $t->{set} = "backup app { @{[ join ' ', @part{qw(base files storage pool)} ]} }";
     $t->start;
     $t->wait_until(20, 'status', sub { $t->get('/status')->{status} == 200 });
     my $job = $t->wait_job($t->post('/create', {})->{json}{id});

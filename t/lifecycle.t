@@ -4,6 +4,9 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
+use DBI;
+use Fcntl qw(O_RDWR F_SETFD FD_CLOEXEC);
+use IO::Socket::INET;
 use NgxBackup;
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -152,6 +155,22 @@ subtest 'cancel a running and a queued job' => sub {
     $t->finish;
 };
 
+subtest 'a wish to cancel outlives the runner' => sub {
+    my $t = new_app(grace => 'shutdown_grace 2m;');
+    $t->allow_log(qr/exited on signal 9/);
+    my $id = begin($t);
+    my $runner = $t->runner;
+    # It does not see the wish, and dies: so whoever comes next has to know.
+    kill 'STOP', $runner;
+    is($t->request('POST', "/jobs/$id/cancel", token => 'operator')->{status}, 202, 'asked to stop');
+    is($t->get("/jobs/$id")->{json}{status}, 'canceling', 'it is canceling');
+    kill 'KILL', $runner;
+    ok($t->wait_until(20, 'another runner', sub { $t->runner != $runner }), 'another worker runs the jobs');
+    is($t->wait_job($id, 120)->{status}, 'canceled', 'the job is canceled, not run again');
+    ok(!(grep { /$id was cut off and is queued again/ } $t->log_lines), 'nor queued');
+    $t->finish;
+};
+
 subtest 'a started server in the background' => sub {
     my $t = NgxBackup->new(user => 'www-data', daemon => 1);
     $t->start;
@@ -197,6 +216,30 @@ subtest 'a set that cannot run says why, and runs when it can' => sub {
     $t->finish;
 };
 
+subtest 'a reload does not wait for a question' => sub {
+    my $t = NgxBackup->new(user => 'www-data');
+    $t->{set_more} = "database main { path $t->{dir}/app/app.db; }";
+    my $db = DBI->connect("dbi:SQLite:dbname=$t->{dir}/app/app.db", '', '', {RaiseError => 1});
+    $db->do('PRAGMA journal_mode=WAL');
+    $db->do('CREATE TABLE t(a)');
+    $t->own(map { "app/app.db$_" } '', '-wal', '-shm');
+    $t->start;
+    is($t->backup->{status}, 'completed', 'a backup');
+    my @old = $t->workers;
+    my $body = $NgxBackup::json->encode(
+        {sql => 'WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c', timeout => 60});
+    my $s = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $t->{port}) or die;
+    print {$s} "POST /admin/backup/query HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer $NgxBackup::token{admin}\r\n"
+        . "Content-Type: application/json\r\nConnection: close\r\nContent-Length: @{[ length $body ]}\r\n\r\n$body";
+    ok($t->wait_until(20, 'the question is at work', sub { grep { ($t->cpu($_) // 0) > 0.5 } @old }), 'it counts and counts');
+    $t->hup;
+    my $said = do { local $/; <$s> };
+    like($said, qr{^HTTP/1\.1 503 .*is leaving: ask again}s, 'it is told to ask again');
+    ok($t->wait_until(20, 'old workers leave', sub { !grep { !$t->gone($_) } @old }), 'old workers left');
+    $db->disconnect;
+    $t->finish;
+};
+
 subtest 'one process' => sub {
     my $t = NgxBackup->new(user => 'www-data', main => 'thread_pool backup threads=2; master_process off;');
     $t->start;
@@ -226,6 +269,49 @@ subtest 'sets come and go with the configuration' => sub {
     $t->hup;
     $t->wait_until(10, 'the API', sub { $t->get('')->{status} == 200 });
     is($t->backup({backup_type => 'incremental'})->{status}, 'completed', 'and with it again');
+    $t->finish;
+};
+
+# A directory that answers no call, as that of a server that is gone: a file system whose other end we hold and never read.
+subtest 'a storage that hangs' => sub {
+    my $CLONE_NEWNS = 0x20000;
+    plan skip_all => 'needs root and its own mounts' unless $> == 0 && -e '/dev/fuse' && syscall(272, $CLONE_NEWNS) == 0
+        && system('mount --make-rprivate /') == 0;
+    my $t = NgxBackup->new(user => 'www-data')->start;
+    is($t->backup->{status}, 'completed', 'a backup');
+    ok($t->wait_until(20, 'health', sub { $t->get('/health')->{json}{status} eq 'pass' }), 'healthy');
+    sysopen my $fuse, '/dev/fuse', O_RDWR or die "/dev/fuse: $!";
+    fcntl $fuse, F_SETFD, 0;
+    my $options = 'allow_other,rootmode=40000,user_id=0,group_id=0,fd=' . fileno $fuse;
+    my $mounted = system("mount -i -t fuse -o $options none $t->{dir}/storage") == 0;
+    fcntl $fuse, F_SETFD, FD_CLOEXEC;
+    if (!$mounted) {
+        $t->finish;
+        return;
+    }
+    my $storage;
+    ok($t->wait_until(60, 'the status', sub {
+        $storage = $t->get('/status')->{json}{backup_system}{storage_backends}[0];
+        return $storage->{no_answer_since};
+    }), 'status tells since when it has not answered');
+    ok(!$storage->{accessible}, 'it is not accessible');
+    cmp_ok($storage->{checked}, 'le', $storage->{no_answer_since}, 'and when it last was looked at');
+    cmp_ok($storage->{disk_free}, '>', 0, 'with what was seen then');
+    my $r = $t->get('/health');
+    is($r->{status}, 503, 'health fails');
+    like($NgxBackup::json->encode($r->{json}), qr/has not answered since/, 'and says why');
+    for (1 .. 2) {
+        my $before = $t->get('/status')->{json}{timestamp};
+        ok($t->wait_until(30, 'another status', sub { $t->get('/status')->{json}{timestamp} ne $before }), 'status goes on');
+    }
+    # Not by a reload: in that the master itself looks at the directory.
+    my @old = $t->workers;
+    kill 'QUIT', @old;
+    ok($t->wait_until(30, 'old workers leave', sub { !grep { !$t->gone($_) } @old }), 'and no old worker waits for it');
+    close $fuse;
+    system("umount -l $t->{dir}/storage");
+    ok($t->wait_until(30, 'the storage', sub { $t->get('/health')->{status} == 200 }), 'healthy again');
+    is($t->backup->{status}, 'completed', 'and backs up');
     $t->finish;
 };
 

@@ -72,6 +72,12 @@ my $second = $t->post('/create', {backup_type => 'full', description => 'once'},
 is($second->{json}{id}, $first->{json}{id}, 'the same key gives the same job');
 is($second->{headers}{'idempotency-replayed'}, 'true', 'and says so');
 is($t->post('/create', {backup_type => 'incremental'}, %key)->{status}, 422, 'with another body it is refused');
+%key = (headers => {'Idempotency-Key' => '"for a test"', Prefer => 'wait=25'});
+is($t->post('/test', {}, %key)->{status}, 200, 'a key on one operation');
+$r = $t->post('/cleanup', {}, %key);
+is($r->{status}, 422, 'is refused on another');
+like($r->{json}{detail}, qr/another operation/, 'and the problem says so');
+is($t->post('/test', {}, %key, token => 'operator')->{status}, 422, 'and for another user');
 $t->wait_job($first->{json}{id});
 
 # Everything is lost

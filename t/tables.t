@@ -142,5 +142,5 @@ subtest 'a dropped table comes back' => sub {
 };
 
 $app->disconnect;
-$t->stop;
+$t->finish;
 done_testing();

@@ -132,10 +132,12 @@ bk_rc_t cli_request(const cli_t *cli, const char *method, const char *path, json
         curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, cli->value[OPT_SOCKET]);
     if ((rc = add_token(cli, &headers, err)) != BK_OK)
         goto done;
+    /* Without a body, too: where no token shows that it is not a browser, this does. */
+    if (strcmp(method, "GET") != 0)
+        headers = curl_slist_append(headers, "Content-Type: application/json");
     if (body != NULL) {
         if ((rc = bk_json_dump(body, false, &sent, err)) != BK_OK)
             goto done;
-        headers = curl_slist_append(headers, "Content-Type: application/json");
         curl_easy_setopt(curl, CURLOPT_POSTFIELDS, (const char *)sent.data);
         curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE, (long)sent.len);
     }

@@ -48,13 +48,20 @@ bk_rc_t bk_catalog_jobs(bk_catalog_t *catalog, int64_t before, unsigned limit, b
                         void *arg, uint64_t *total, bk_err_t *err);
 /* The oldest queued one becomes running; id "" when there is none. */
 bk_rc_t bk_catalog_take(bk_catalog_t *catalog, char id[BK_JOB_ID], bk_err_t *err);
-/* status, result (may be NULL) and completed = now for an ended one.  Queued: started is forgotten.
+/*
+ * status, result (may be NULL) and completed = now for an ended one.  Queued: it is to be taken
+ * again, started is forgotten; one that is being canceled is canceled instead.
  */
 bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t status,
                           const json_t *result, bk_err_t *err);
-/* A running job whose process died is queued again; *crashes: how often that has happened to it. */
-bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bk_err_t *err);
-/* Change status only when it is from now: BK_CONFLICT otherwise. */
+/*
+ * A running job whose process died is queued again; *crashes: how often that has happened to it.
+ * One that was being canceled is *canceled.
+ */
+bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bool *canceled,
+                           bk_err_t *err);
+/* Change status only when it is from now: BK_CONFLICT otherwise.  To canceling: it has no end yet.
+ */
 bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t from,
                           bk_job_status_t to, bk_err_t *err);
 /* Count of jobs by status since the beginning: counts[status]. */

@@ -21,6 +21,7 @@
 #include "engine/ending.h"
 #include "engine/engine_private.h"
 #include "engine/metrics.h"
+#include "engine/probe.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
@@ -88,7 +89,7 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     if (engine == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", set->name);
     engine->set = set;
-    engine->lock_fd = -1;
+    atomic_init(&engine->lock_fd, -1);
     engine->started = bk_now();
     pthread_mutex_init(&engine->helper_lock, NULL);
     if (gethostname(engine->host, sizeof engine->host - 1) != 0 || engine->host[0] == '\0')
@@ -109,9 +110,12 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     }
     if (replaced)
         tell_replaced(engine);
+    const bk_storage_config_t *storage = set->storage_count > 0 ? &set->storages[0] : NULL;
     rc = bk_watching_new(set, &engine->watching, err);
     if (rc == BK_OK)
         rc = bk_capturing_new(set, &engine->capturing, err);
+    if (rc == BK_OK && storage != NULL && strcmp(storage->driver, "local") == 0)
+        rc = bk_probe_new(bk_storage_config_get(storage, "path"), &engine->probe, err);
     if (rc != BK_OK) {
         bk_engine_close(engine);
         return rc;
@@ -127,6 +131,7 @@ void bk_engine_close(bk_engine_t *engine)
     bk_engine_disown(engine);
     bk_capturing_free(engine->capturing);
     bk_watching_free(engine->watching);
+    bk_probe_free(engine->probe);
     bk_catalog_close(engine->catalog);
     free(engine->cache_dir);
     free(engine->spool_dir);
@@ -189,7 +194,8 @@ typedef struct {
 static void find_running(void *arg, const bk_job_row_t *row)
 {
     running_t *running = arg;
-    if (row->status != BK_STATUS_RUNNING || running->count == 64)
+    bool runs = row->status == BK_STATUS_RUNNING || row->status == BK_STATUS_CANCELING;
+    if (!runs || running->count == 64)
         return;
     bk_strcpy(running->ids[running->count], BK_JOB_ID, row->id);
     running->resumes[running->count++] = kinds[row->kind].resumes;
@@ -209,6 +215,7 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
     for (size_t i = 0; i < running->count && rc == BK_OK; i++) {
         const char *id = running->ids[i];
         unsigned crashes = 0;
+        bool canceled = false;
         if (!running->resumes[i]) {
             rc = bk_ending_give_up(
                 engine, id, err,
@@ -216,8 +223,11 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
                 "there are whole, each database is as before or recovered; run it again");
             continue;
         }
-        rc = bk_catalog_requeue(engine->catalog, id, &crashes, err);
-        if (rc == BK_OK && crashes > CRASHES_MAX)
+        rc = bk_catalog_requeue(engine->catalog, id, &crashes, &canceled, err);
+        if (rc == BK_OK && canceled)
+            bk_log(BK_LOG_NOTICE, "backup %s: job %s was cut off while it was being canceled",
+                   engine->set->name, id);
+        else if (rc == BK_OK && crashes > CRASHES_MAX)
             rc = bk_ending_give_up(
                 engine, id, err,
                 "the process died again and again while this job ran: look for "
@@ -230,45 +240,47 @@ static bk_rc_t recover_jobs(bk_engine_t *engine, bk_err_t *err)
     return rc;
 }
 
-static void unlock(bk_engine_t *engine)
+static void unlock(int fd)
 {
-    flock(engine->lock_fd, LOCK_UN);
-    close(engine->lock_fd);
-    engine->lock_fd = -1;
+    flock(fd, LOCK_UN);
+    close(fd);
 }
 
 bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
 {
     char path[4096];
-    if (engine->lock_fd >= 0)
+    int fd = -1;
+    if (atomic_load(&engine->lock_fd) >= 0)
         return BK_OK;
     bk_fmt(path, sizeof path, "%s/lock", engine->set->base_dir);
-    bk_rc_t rc = bk_lock_file(path, &engine->lock_fd, err);
-    if (rc != BK_OK)
+    bk_rc_t rc = bk_lock_file(path, &fd, err);
+    if (rc != BK_OK) {
         bk_capturing_tire(engine->capturing);
-    if (rc == BK_OK)
-        rc = bk_remove_tree(engine->scratch_dir, false, err);
+        return rc;
+    }
+    rc = bk_remove_tree(engine->scratch_dir, false, err);
     if (rc == BK_OK)
         rc = recover_jobs(engine, err);
-    if (rc == BK_OK)
-        bk_watching_load(engine->watching);
-    else
-        unlock(engine);
-    if (rc == BK_OK) {
-        bk_engine_obey_detach(engine);
-        bk_capturing_allow(engine->capturing, true);
+    if (rc != BK_OK) {
+        unlock(fd);
+        return rc;
     }
-    return rc;
+    bk_watching_load(engine->watching);
+    bk_engine_obey_detach(engine);
+    bk_capturing_allow(engine->capturing, true);
+    atomic_store(&engine->lock_fd, fd); /* status acts as the owner from here on */
+    return BK_OK;
 }
 
 void bk_engine_disown(bk_engine_t *engine)
 {
-    if (engine->lock_fd < 0)
+    int fd = atomic_exchange(&engine->lock_fd, -1);
+    if (fd < 0)
         return;
     bk_capturing_allow(engine->capturing, false);
     if (bk_engine_watched(engine))
         bk_watching_save(engine->watching);
-    unlock(engine);
+    unlock(fd);
 }
 
 /* --- the queue --- */
@@ -315,19 +327,31 @@ bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err)
     return rc;
 }
 
+/* The job may be taken, end or be queued again between two looks at it: each try is one step. */
 bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status,
                          bk_err_t *err)
 {
+    static const struct {
+        bk_job_status_t from, to;
+    } tries[] = {{BK_STATUS_QUEUED, BK_STATUS_CANCELED},
+                 {BK_STATUS_RUNNING, BK_STATUS_CANCELING},
+                 {BK_STATUS_QUEUED, BK_STATUS_CANCELED}};
     bk_job_row_t row;
-    bk_rc_t rc = bk_catalog_change(engine->catalog, id, BK_STATUS_QUEUED, BK_STATUS_CANCELED, err);
-    *status = BK_STATUS_CANCELED;
-    if (rc != BK_CONFLICT)
-        return rc;
-    rc = bk_catalog_job(engine->catalog, id, &row, err);
+    for (size_t i = 0; i < sizeof tries / sizeof *tries; i++) {
+        *status = tries[i].to;
+        bk_rc_t rc = bk_catalog_change(engine->catalog, id, tries[i].from, tries[i].to, err);
+        if (rc != BK_CONFLICT)
+            return rc;
+    }
+    bk_rc_t rc = bk_catalog_job(engine->catalog, id, &row, err);
     if (rc != BK_OK)
         return rc;
     *status = row.status;
     bk_job_row_free(&row);
+    if (*status == BK_STATUS_CANCELING) { /* somebody was first */
+        bk_err_clear(err);
+        return BK_OK;
+    }
     return bk_err_set(err, BK_CONFLICT, "job %s is %s", id, bk_job_status_name(*status));
 }
 
@@ -370,6 +394,8 @@ bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_c
     if (rc != BK_OK) {
         bk_err_wrap(&failure, "job %s was not started, its record cannot be read", id);
     } else {
+        if (row.status == BK_STATUS_CANCELING) /* before anybody could raise its ctl */
+            bk_ctl_stop(ctl, BK_CANCELED);
         /* A request without its members would be another one: the newest backup, in place. */
         rc = row.damaged ? bk_err_set(&failure, BK_CORRUPT,
                                       "job %s was not started, its record in %s/catalog.db is "

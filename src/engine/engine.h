@@ -39,7 +39,7 @@ typedef enum {
 typedef enum {
     BK_STATUS_QUEUED,
     BK_STATUS_RUNNING,
-    BK_STATUS_CANCELING, /* only shown, never stored */
+    BK_STATUS_CANCELING, /* running, and somebody wants it to stop */
     BK_STATUS_COMPLETED,
     BK_STATUS_WARNING,
     BK_STATUS_FAILED,
@@ -127,8 +127,8 @@ typedef struct {
  * Queue a job; id gets its name ("full_20251015_143000", "_2" when that second is taken).
  * BK_CONFLICT when an equal job is already queued or running (id is then that one's); backups may
  * follow each other, so there only one that waits behind a running job is in the way.  With a known
- * idempotency key: the same body gives BK_OK and the first job's id with *replayed, another body
- * BK_INVALID.  [short]
+ * idempotency key: the same request of the same user gives BK_OK and the first job's id with
+ * *replayed; another kind, body or user BK_INVALID.  [short]
  */
 bk_rc_t bk_engine_submit(bk_engine_t *engine, const bk_submit_t *request, char id[BK_JOB_ID],
                          bool *replayed, bk_err_t *err);
@@ -145,8 +145,11 @@ bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err);
  */
 bk_rc_t bk_engine_run(bk_engine_t *engine, const char *id, bk_team_t *team, bk_ctl_t *ctl,
                       bk_job_status_t *status, bk_err_t *err);
-/* Cancel a queued job (BK_OK), BK_CONFLICT when running (raise its ctl) or finished, BK_NOT_FOUND.
- * [short] */
+/*
+ * Cancel a job: a queued one is *status canceled at once; of a running one the wish is recorded, so
+ * that it outlives a runner that leaves or dies: *status canceling, and the owner should raise the
+ * job's ctl.  BK_CONFLICT when it has ended, BK_NOT_FOUND.  [short]
+ */
 bk_rc_t bk_engine_cancel(bk_engine_t *engine, const char *id, bk_job_status_t *status,
                          bk_err_t *err);
 

@@ -7,6 +7,7 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "engine/catalog.h"
 #include "engine/engine.h"
@@ -19,13 +20,14 @@ struct bk_engine_s {
     bk_catalog_t *catalog;
     char host[128];
     char *cache_dir, *spool_dir, *scratch_dir;
-    int lock_fd;     /* of base_dir/lock while owner, else -1 */
-    int64_t started; /* ns */
+    atomic_int lock_fd; /* of base_dir/lock while owner, else -1; status asks on another thread */
+    int64_t started;    /* ns */
     pthread_mutex_t helper_lock;
     bk_engine_helper_t helper;   /* as last told; under helper_lock */
     bk_helper_t *_Atomic client; /* NULL: jobs have their own rights only */
     struct bk_watching_s *watching;
     struct bk_capturing_s *capturing;
+    struct bk_probe_s *probe; /* of a local storage, else NULL */
     /* Owner: the job that was taken and has no end in the catalog yet, "" when there is none; its
      * end once it has one (engine/ending.h). */
     char taken[BK_JOB_ID];
@@ -58,6 +60,8 @@ bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_
 void bk_engine_close_repo(bk_opened_t *opened);
 /* Free space of base_dir and of a local storage against min_free: BK_NO_SPACE. */
 bk_rc_t bk_engine_check_space(bk_engine_t *engine, bk_err_t *err);
+/* The same of what is known already: bytes that are free at path. */
+bk_rc_t bk_judge_space(const char *path, uint64_t bytes, uint64_t min, bk_err_t *err);
 
 /* Databases that this process may not open are opened through its helper, if it has one.  [may wait
  * for the helper] */

@@ -134,6 +134,16 @@ void bk_engine_close_repo(bk_opened_t *opened)
     memset(opened, 0, sizeof *opened);
 }
 
+bk_rc_t bk_judge_space(const char *path, uint64_t bytes, uint64_t min, bk_err_t *err)
+{
+    if (bytes >= min)
+        return BK_OK;
+    return bk_err_set(
+        err, BK_NO_SPACE,
+        "%s has %llu MiB free, min_free wants %llu MiB: free some space, or lower min_free", path,
+        (unsigned long long)(bytes >> 20), (unsigned long long)(min >> 20));
+}
+
 static bk_rc_t check_free(const char *path, uint64_t min, bk_err_t *err)
 {
     uint64_t bytes;
@@ -141,12 +151,7 @@ static bk_rc_t check_free(const char *path, uint64_t min, bk_err_t *err)
     if (stat(path, &st) != 0)
         return BK_OK; /* made later; the parent's disk will tell */
     bk_rc_t rc = bk_free_space(path, &bytes, err);
-    if (rc == BK_OK && bytes < min)
-        rc = bk_err_set(
-            err, BK_NO_SPACE,
-            "%s has %llu MiB free, min_free wants %llu MiB: free some space, or lower min_free",
-            path, (unsigned long long)(bytes >> 20), (unsigned long long)(min >> 20));
-    return rc;
+    return rc == BK_OK ? bk_judge_space(path, bytes, min, err) : rc;
 }
 
 bk_rc_t bk_engine_check_space(bk_engine_t *engine, bk_err_t *err)

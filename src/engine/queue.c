@@ -49,9 +49,29 @@ static void read_row(sqlite3_stmt *statement, bk_job_row_t *row)
     row->sequence = sqlite3_column_int64(statement, 11);
 }
 
+/*
+ * What a key stands for: the operation, who asked, and the body.  The same key on another operation
+ * is a mistake of the client, and of another user no business of this one.
+ */
+static char *key_request(const bk_job_row_t *row, const char *body)
+{
+    bk_buf_t text;
+    const char *kind = bk_job_kind_name(row->kind);
+    const char *user = row->requested_by != NULL ? row->requested_by : "";
+    bk_buf_init(&text, SIZE_MAX);
+    bk_buf_add(&text, kind, strlen(kind));
+    bk_buf_add(&text, "\n", 1);
+    bk_buf_add(&text, user, strlen(user));
+    bk_buf_add(&text, "\n", 1);
+    bk_buf_add(&text, body, strlen(body));
+    char *copy = bk_buf_ok(&text) ? bk_strdup(bk_buf_str(&text)) : NULL;
+    bk_buf_free(&text);
+    return copy;
+}
+
 /* Lock held, in a transaction.  What an earlier request with this key was. */
-static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, char id[BK_JOB_ID],
-                      bool *replayed, bk_err_t *err)
+static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *request,
+                      char id[BK_JOB_ID], bool *replayed, bk_err_t *err)
 {
     sqlite3_stmt *statement;
     bk_rc_t rc = bk_catalog_prepare(
@@ -64,11 +84,12 @@ static bk_rc_t replay(bk_catalog_t *catalog, const char *key, const char *body, 
     int code = sqlite3_step(statement);
     if (code == SQLITE_ROW) {
         bk_strcpy(id, BK_JOB_ID, (const char *)sqlite3_column_text(statement, 0));
-        *replayed = strcmp((const char *)sqlite3_column_text(statement, 1), body) == 0;
+        *replayed = strcmp((const char *)sqlite3_column_text(statement, 1), request) == 0;
         if (!*replayed)
-            rc = bk_err_set(
-                err, BK_INVALID,
-                "this Idempotency-Key was used with another request (job %s): use a new key", id);
+            rc = bk_err_set(err, BK_INVALID,
+                            "this Idempotency-Key was used for another request (job %s), with "
+                            "another operation, body or user: use a new key",
+                            id);
     } else if (code != SQLITE_DONE) {
         rc = bk_catalog_failed(catalog, code, "read", err);
     }
@@ -88,8 +109,8 @@ static bk_rc_t find_equal(bk_catalog_t *catalog, const bk_job_row_t *row, const 
         catalog,
         row->kind == BK_JOB_BACKUP
             ? "SELECT id FROM jobs WHERE status = 0 AND kind = ?1 AND body = ?2 AND EXISTS"
-              " (SELECT 1 FROM jobs WHERE status = 1)"
-            : "SELECT id FROM jobs WHERE status IN (0, 1) AND kind = ?1 AND body = ?2",
+              " (SELECT 1 FROM jobs WHERE status IN (1, 2))"
+            : "SELECT id FROM jobs WHERE status IN (0, 1, 2) AND kind = ?1 AND body = ?2",
         &statement, err);
     if (rc != BK_OK)
         return rc;
@@ -129,7 +150,7 @@ static bk_rc_t insert_job(bk_catalog_t *catalog, bk_job_row_t *row, const char *
     return bk_err_set(err, BK_CONFLICT, "too many jobs in one second: try again");
 }
 
-static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *body,
+static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *request,
                             const char *id, bk_err_t *err)
 {
     sqlite3_stmt *statement;
@@ -138,7 +159,7 @@ static bk_rc_t remember_key(bk_catalog_t *catalog, const char *key, const char *
     if (rc != BK_OK)
         return rc;
     bk_catalog_bind(statement, 1, key);
-    bk_catalog_bind(statement, 2, body);
+    bk_catalog_bind(statement, 2, request);
     bk_catalog_bind(statement, 3, id);
     sqlite3_bind_int64(statement, 4, bk_now());
     return bk_catalog_step(catalog, statement, err);
@@ -148,14 +169,17 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *
                           bk_err_t *err)
 {
     char *body = bk_catalog_dump(row->body), id[BK_JOB_ID];
+    char *request = body != NULL ? key_request(row, body) : NULL;
     *replayed = false;
-    if (body == NULL)
+    if (request == NULL) {
+        free(body);
         return bk_err_set(err, BK_NO_MEMORY, "catalog: out of memory");
+    }
     pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = bk_catalog_exec(catalog, "BEGIN IMMEDIATE", err);
     if (rc == BK_OK) {
         if (key != NULL)
-            rc = replay(catalog, key, body, id, replayed, err);
+            rc = replay(catalog, key, request, id, replayed, err);
         if (rc == BK_OK && *replayed) {
             bk_strcpy(row->id, sizeof row->id, id);
         } else if (rc == BK_OK) {
@@ -170,7 +194,7 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *
             if (rc == BK_OK)
                 rc = insert_job(catalog, row, body, err);
             if (rc == BK_OK && key != NULL)
-                rc = remember_key(catalog, key, body, row->id, err);
+                rc = remember_key(catalog, key, request, row->id, err);
         }
         bk_rc_t end =
             bk_catalog_exec(catalog, rc == BK_OK ? "COMMIT" : "ROLLBACK", rc == BK_OK ? err : NULL);
@@ -178,6 +202,7 @@ bk_rc_t bk_catalog_submit(bk_catalog_t *catalog, bk_job_row_t *row, const char *
             rc = end;
     }
     pthread_mutex_unlock(&catalog->lock);
+    free(request);
     free(body);
     return rc;
 }
@@ -287,6 +312,15 @@ bk_rc_t bk_catalog_take(bk_catalog_t *catalog, char id[BK_JOB_ID], bk_err_t *err
     return rc;
 }
 
+/*
+ * To the queue again; but the wish to cancel, which may come at any moment and from any process,
+ * holds for whoever would take the job next: then this is its end.
+ */
+#define AGAIN(now)                                                                                 \
+    "status = CASE status WHEN 2 THEN 6 ELSE 0 END,"                                               \
+    " started = CASE status WHEN 2 THEN started END,"                                              \
+    " completed = CASE status WHEN 2 THEN " now " END"
+
 bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t status,
                           const json_t *result, bk_err_t *err)
 {
@@ -296,15 +330,15 @@ bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t
     pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = bk_catalog_prepare(
         catalog,
-        again ? "UPDATE jobs SET status = ?2, result = ?3, started = NULL WHERE id = ?1"
+        again ? "UPDATE jobs SET " AGAIN("?4") ", result = ?3 WHERE id = ?1"
               : "UPDATE jobs SET status = ?2, result = ?3, completed = ?4 WHERE id = ?1",
         &statement, err);
     if (rc == BK_OK) {
         bk_catalog_bind(statement, 1, id);
-        sqlite3_bind_int(statement, 2, (int)status);
-        bk_catalog_bind(statement, 3, text);
         if (!again)
-            sqlite3_bind_int64(statement, 4, bk_now());
+            sqlite3_bind_int(statement, 2, (int)status);
+        bk_catalog_bind(statement, 3, text);
+        sqlite3_bind_int64(statement, 4, bk_now());
         rc = bk_catalog_step(catalog, statement, err);
     }
     pthread_mutex_unlock(&catalog->lock);
@@ -312,23 +346,33 @@ bk_rc_t bk_catalog_finish(bk_catalog_t *catalog, const char *id, bk_job_status_t
     return rc;
 }
 
-bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bk_err_t *err)
+bk_rc_t bk_catalog_requeue(bk_catalog_t *catalog, const char *id, unsigned *crashes, bool *canceled,
+                           bk_err_t *err)
 {
     sqlite3_stmt *statement;
-    char count[32] = "0";
+    *crashes = 0;
+    *canceled = false;
     pthread_mutex_lock(&catalog->lock);
-    bk_rc_t rc =
-        bk_catalog_prepare(catalog,
-                           "UPDATE jobs SET status = 0, started = NULL, crashes = crashes + 1"
-                           " WHERE id = ?1 RETURNING crashes",
-                           &statement, err);
+    bk_rc_t rc = bk_catalog_prepare(
+        catalog,
+        "UPDATE jobs SET " AGAIN("?2") ", crashes = crashes + 1"
+                                       " WHERE id = ?1 RETURNING crashes, status",
+        &statement, err);
     if (rc == BK_OK) {
         bk_catalog_bind(statement, 1, id);
-        rc = bk_catalog_text(catalog, statement, count, sizeof count, err);
+        sqlite3_bind_int64(statement, 2, bk_now());
+        int code = sqlite3_step(statement);
+        if (code == SQLITE_ROW) {
+            *crashes = (unsigned)sqlite3_column_int(statement, 0);
+            *canceled = sqlite3_column_int(statement, 1) == BK_STATUS_CANCELED;
+        } else {
+            rc = code == SQLITE_DONE ? bk_err_set(err, BK_NOT_FOUND, "there is no job \"%s\"", id)
+                                     : bk_catalog_failed(catalog, code, "write", err);
+        }
+        sqlite3_finalize(statement);
     }
     pthread_mutex_unlock(&catalog->lock);
-    *crashes = (unsigned)strtoul(count, NULL, 10);
-    return rc == BK_NOT_FOUND ? bk_err_set(err, rc, "there is no job \"%s\"", id) : rc;
+    return rc;
 }
 
 bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t from,
@@ -337,7 +381,9 @@ bk_rc_t bk_catalog_change(bk_catalog_t *catalog, const char *id, bk_job_status_t
     sqlite3_stmt *statement;
     pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = bk_catalog_prepare(
-        catalog, "UPDATE jobs SET status = ?3, completed = ?4 WHERE id = ?1 AND status = ?2",
+        catalog,
+        "UPDATE jobs SET status = ?3, completed = CASE ?3 WHEN 2 THEN completed ELSE ?4 END"
+        " WHERE id = ?1 AND status = ?2",
         &statement, err);
     if (rc == BK_OK) {
         bk_catalog_bind(statement, 1, id);

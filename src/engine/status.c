@@ -1,11 +1,10 @@
 /*
  * engine/status.c: GET /status and GET /health, from the catalog's figures and a look at the disks.
+ * Nothing here waits for a storage (engine/probe.h).
  */
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/json.h"
@@ -13,6 +12,7 @@
 #include "base/str.h"
 #include "engine/capturing.h"
 #include "engine/engine_private.h"
+#include "engine/probe.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
@@ -74,56 +74,41 @@ static json_t *files_status(const bk_engine_t *engine, const json_t *summary)
                      "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
 }
 
-/* The directory itself, or the nearest one above it that exists: its disk will be the one. */
-static void nearest(const char *path, char out[PATH_MAX])
-{
-    bk_strcpy(out, PATH_MAX, path);
-    while (access(out, F_OK) != 0 && out[0] == '/' && out[1] != '\0') {
-        char *slash = strrchr(out, '/');
-        slash[slash == out] = '\0';
-    }
-}
-
 /* A storage that is made by the first backup is fine when it can be made. */
-static bool reachable(const char *path, const json_t *summary)
+static bool is_usable(const bk_probe_answer_t *storage, const json_t *summary)
 {
-    char dir[PATH_MAX];
-    if (access(path, R_OK | W_OK | X_OK) == 0)
-        return true;
-    if (figure(summary, "total") > 0 || access(path, F_OK) == 0)
-        return false;
-    nearest(path, dir);
-    return access(dir, W_OK | X_OK) == 0;
+    bool beginning = !storage->there && storage->makeable && figure(summary, "total") == 0;
+    return storage->silent == 0 && (storage->usable || beginning);
 }
 
-static void add_disk(json_t *storage, const char *path)
+static void add_disk(json_t *storage, const bk_probe_answer_t *answer)
 {
-    char dir[PATH_MAX];
-    struct statvfs fs;
-    nearest(path, dir);
-    if (statvfs(dir, &fs) != 0)
+    double total = (double)answer->total, left = (double)answer->left;
+    if (answer->total == 0)
         return;
-    double total = (double)fs.f_blocks * (double)fs.f_frsize;
-    double left = (double)fs.f_bavail * (double)fs.f_frsize;
-    json_object_set_new(storage, "disk_total", json_integer((json_int_t)total));
-    json_object_set_new(storage, "disk_free", json_integer((json_int_t)left));
-    json_object_set_new(storage, "disk_used", json_integer((json_int_t)(total - left)));
-    json_object_set_new(storage, "disk_usage_percent",
-                        json_real(total > 0 ? 100 - 100 * left / total : 0));
+    json_object_set_new(storage, "disk_total", json_integer((json_int_t)answer->total));
+    json_object_set_new(storage, "disk_free", json_integer((json_int_t)answer->left));
+    json_object_set_new(storage, "disk_used",
+                        json_integer((json_int_t)(answer->total - answer->left)));
+    json_object_set_new(storage, "disk_usage_percent", json_real(100 - 100 * left / total));
 }
 
 static json_t *storages_status(const bk_engine_t *engine, const json_t *summary)
 {
     const bk_storage_config_t *storage = &engine->set->storages[0];
     const char *path = bk_storage_config_get(storage, "path");
-    bool local = path != NULL && strcmp(storage->driver, "local") == 0;
-    json_t *one =
-        json_pack("{ss ss sb sI sI}", "backend_type", storage->driver, "name", storage->name,
-                  "accessible", (int)(!local || reachable(path, summary)), "total_size",
-                  figure(summary, "bytes"), "pack_count", figure(summary, "packs"));
-    if (local) {
+    json_t *one = json_pack("{ss ss sb sI sI}", "backend_type", storage->driver, "name",
+                            storage->name, "accessible", 1, "total_size", figure(summary, "bytes"),
+                            "pack_count", figure(summary, "packs"));
+    if (engine->probe != NULL) {
+        bk_probe_answer_t answer;
+        bk_probe_look(engine->probe, &answer);
+        json_object_set_new(one, "accessible", json_boolean(is_usable(&answer, summary)));
+        json_object_set_new(one, "checked", bk_json_time(answer.time));
+        if (answer.silent != 0)
+            json_object_set_new(one, "no_answer_since", bk_json_time(answer.silent));
         json_object_set_new(one, "base_path", bk_json_name(path, strlen(path)));
-        add_disk(one, path);
+        add_disk(one, &answer);
     }
     return json_pack("[o]", one);
 }
@@ -213,7 +198,7 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
     const bk_set_t *set = engine->set;
     uint64_t counts[8];
     json_t *summary = NULL;
-    if (engine->lock_fd >= 0)
+    if (atomic_load(&engine->lock_fd) >= 0)
         bk_engine_obey_detach(engine);
     bk_rc_t rc = bk_catalog_counts(engine->catalog, counts, err);
     if (rc == BK_OK)
@@ -235,13 +220,14 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
         good + bad, "successful_operations", good, "failed_operations", bad, "last_full_backup",
         or_null(summary, "last_full"), "last_incremental_backup",
         or_null(summary, "last_incremental"), "last_cleanup", last_cleanup(engine));
-    *status = json_pack(
-        "{so ss ss sb so so so so s{sI sI} sI so}", "timestamp", bk_json_time(bk_now()), "backup",
-        set->name, "version", BK_VERSION, "service_running", 1, "backup_system",
-        system_status(engine, summary, good, bad, running_id, running), "configuration",
-        configuration, "helper", helper_status(engine), "statistics", statistics, "jobs", "running",
-        (json_int_t)counts[BK_STATUS_RUNNING], "queued", (json_int_t)counts[BK_STATUS_QUEUED],
-        "backups", figure(summary, "total"), "last_successful_backup", or_null(summary, "newest"));
+    *status =
+        json_pack("{so ss ss sb so so so so s{sI sI} sI so}", "timestamp", bk_json_time(bk_now()),
+                  "backup", set->name, "version", BK_VERSION, "service_running", 1, "backup_system",
+                  system_status(engine, summary, good, bad, running_id, running), "configuration",
+                  configuration, "helper", helper_status(engine), "statistics", statistics, "jobs",
+                  "running", (json_int_t)(counts[BK_STATUS_RUNNING] + counts[BK_STATUS_CANCELING]),
+                  "queued", (json_int_t)counts[BK_STATUS_QUEUED], "backups",
+                  figure(summary, "total"), "last_successful_backup", or_null(summary, "newest"));
     json_decref(summary);
     return *status != NULL ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "status: out of memory");
 }
@@ -251,7 +237,9 @@ void bk_engine_timeless(json_t *status)
     const json_t *system = json_object_get(status, "backup_system");
     json_t *captures = json_object_get(json_object_get(system, "database"), "captures"), *one;
     size_t i;
+    json_t *storages = json_object_get(system, "storage_backends");
     json_object_del(status, "timestamp");
+    json_array_foreach(storages, i, one) json_object_del(one, "checked");
     json_array_foreach(captures, i, one)
     {
         json_object_del(one, "durable_age_seconds");
@@ -317,8 +305,15 @@ static void check_disk(bk_engine_t *engine, json_t *checks, verdict_t *worst)
 {
     uint64_t bytes = 0;
     bk_err_t why = {0};
-    bk_rc_t rc = bk_engine_check_space(engine, &why);
-    bk_free_space(engine->set->base_dir, &bytes, NULL);
+    bk_probe_answer_t storage = {0};
+    const bk_set_t *set = engine->set;
+    if (engine->probe != NULL)
+        bk_probe_look(engine->probe, &storage);
+    bk_free_space(set->base_dir, &bytes, NULL);
+    bk_rc_t rc = bk_judge_space(set->base_dir, bytes, set->min_free, &why);
+    if (rc == BK_OK && storage.total > 0 && storage.there)
+        rc = bk_judge_space(bk_storage_config_get(&set->storages[0], "path"), storage.left,
+                            set->min_free, &why);
     add_check(checks, "disk:free", rc == BK_OK ? PASS : FAIL, json_integer((json_int_t)bytes), "By",
               why.text, worst);
 }
@@ -328,13 +323,21 @@ static void check_storage(const bk_engine_t *engine, const json_t *summary, json
 {
     const bk_storage_config_t *storage = &engine->set->storages[0];
     const char *path = bk_storage_config_get(storage, "path");
-    char name[64], text[PATH_MAX + 128] = "";
-    bool local = path != NULL && strcmp(storage->driver, "local") == 0;
-    bool good = !local || reachable(path, summary);
+    char name[64], since[BK_TIME_TEXT], text[PATH_MAX + 128] = "";
+    bool good = true;
     bk_fmt(name, sizeof name, "storage_%s:accessible", storage->name);
-    if (local)
-        bk_fmt(text, sizeof text,
-               "%s cannot be read and written by nginx's workers, or is not mounted", path);
+    if (engine->probe != NULL) {
+        bk_probe_answer_t answer;
+        bk_probe_look(engine->probe, &answer);
+        good = is_usable(&answer, summary);
+        bk_time_format(since, answer.silent);
+        if (answer.silent != 0)
+            bk_fmt(text, sizeof text, "%s has not answered since %s: look at its disk or server",
+                   path, since);
+        else
+            bk_fmt(text, sizeof text,
+                   "%s cannot be read and written by nginx's workers, or is not mounted", path);
+    }
     add_check(checks, name, good ? PASS : FAIL, json_boolean(good), NULL, text, worst);
 }
 

@@ -466,11 +466,30 @@ ngx_http_backup_set_arg(ngx_http_backup_call_t *call,
 }
 
 
+/* Is it one of these words, each of which ends with a blank? */
+
+static ngx_uint_t
+ngx_http_backup_known(ngx_str_t *name, const char *words)
+{
+    size_t  len;
+
+    for ( /* void */ ; *words; words += len + 1) {
+        len = ngx_strchr(words, ' ') - words;
+
+        if (name->len == len && ngx_memcmp(name->data, words, len) == 0) {
+            return 1;
+        }
+    }
+
+    return 0;
+}
+
+
 static ngx_int_t
 ngx_http_backup_args(ngx_http_request_t *r, ngx_http_backup_route_t *route,
     ngx_http_backup_call_t *call)
 {
-    char                    known[32], *value;
+    char                   *value;
     u_char                 *p, *last, *end, *eq;
     bk_err_t                err;
     ngx_str_t               name;
@@ -500,15 +519,11 @@ ngx_http_backup_args(ngx_http_request_t *r, ngx_http_backup_route_t *route,
 
         bk_err_clear(&err);
 
-        if (name.len == 0
-            || !bk_fmt(known, sizeof(known), "%.*s ", (int) name.len,
-                       (char *) name.data)
-            || ngx_strstr(route->args, known) == NULL)
-        {
+        if (!ngx_http_backup_known(&name, route->args)) {
             bk_err_set(&err, BK_INVALID, "Unknown query parameter \"%.*s\"%s%s",
                        (int) ngx_min(name.len, 64), (char *) name.data,
                        route->args[0] ? ": there are " : "", route->args);
-            return ngx_http_backup_problem(r, &err, 0, NULL);
+            return ngx_http_backup_refuse(r, 0, err.rc, err.text);
         }
 
         value = eq ? ngx_http_backup_arg(eq + 1, end - eq - 1)
@@ -524,7 +539,7 @@ ngx_http_backup_args(ngx_http_request_t *r, ngx_http_backup_route_t *route,
                        name.data[0] == 'l' ? "it is a number from 1 to 500"
                        : name.data[0] == 'w' ? "it is a number of seconds"
                        : "it is a time like 2025-10-15T14:30:00Z");
-            return ngx_http_backup_problem(r, &err, 0, NULL);
+            return ngx_http_backup_refuse(r, 0, err.rc, err.text);
         }
     }
 
@@ -687,8 +702,10 @@ ngx_http_backup_api_handler(ngx_http_request_t *r)
 
     if (rc == NGX_HTTP_FORBIDDEN) {
         return ngx_http_backup_refuse(r, NGX_HTTP_FORBIDDEN, BK_FAILED,
-                                      "A page of another site sent this "
-                                      "request");
+                                      "A page of another site may have sent "
+                                      "this request: send Content-Type: "
+                                      "application/json, or an "
+                                      "X-Requested-With header");
     }
 
     if (route == NULL && allow.len) {

@@ -329,11 +329,64 @@ ngx_http_backup_bearer(ngx_http_request_t *r, ngx_http_backup_user_t *user)
 }
 
 
+/* "http://HOST" with the host that this request names. */
+
+static ngx_uint_t
+ngx_http_backup_own_origin(ngx_http_request_t *r, ngx_str_t *origin)
+{
+    u_char     *p;
+    ngx_str_t  *host;
+
+    if (r->headers_in.host == NULL) {
+        return 0;
+    }
+
+    host = &r->headers_in.host->value;
+    p = ngx_strlchr(origin->data, origin->data + origin->len, ':');
+
+    return p && origin->len == (size_t) (p - origin->data) + 3 + host->len
+           && ngx_strncmp(p, "://", 3) == 0
+           && ngx_strncasecmp(p + 3, host->data, host->len) == 0;
+}
+
+
+/*
+ * May a page of another site have made a browser send this?  It adds what it
+ * remembers (Basic credentials, a client certificate) to such requests.  New
+ * browsers say where a request comes from.  With others a page can send a POST
+ * of its own, but no other method, no JSON and no header with a name of its
+ * own without asking the server first, which does not answer that.
+ */
+
+static ngx_uint_t
+ngx_http_backup_foreign(ngx_http_request_t *r)
+{
+    ngx_str_t  *site, *origin;
+
+    site = ngx_http_backup_find_header(r, "sec-fetch-site");
+
+    if (site) {
+        return !(site->len == 11
+                 && ngx_strncmp(site->data, "same-origin", 11) == 0)
+               && !(site->len == 4 && ngx_strncmp(site->data, "none", 4) == 0);
+    }
+
+    if (r->method != NGX_HTTP_POST || ngx_http_backup_is_json(r)
+        || ngx_http_backup_find_header(r, "x-requested-with"))
+    {
+        return 0;
+    }
+
+    origin = ngx_http_backup_find_header(r, "origin");
+
+    return origin == NULL || !ngx_http_backup_own_origin(r, origin);
+}
+
+
 ngx_int_t
 ngx_http_backup_authenticate(ngx_http_request_t *r,
     ngx_http_backup_user_t *user)
 {
-    ngx_str_t                   *site;
     ngx_http_backup_loc_conf_t  *blcf;
 
     user->role = NGX_HTTP_BACKUP_NOBODY;
@@ -355,21 +408,10 @@ ngx_http_backup_authenticate(ngx_http_request_t *r,
         user->name = r->headers_in.user;
     }
 
-    /*
-     * A browser adds what it remembers (Basic credentials, a client
-     * certificate) to requests that other sites make it send.
-     */
-
-    if (r->method != NGX_HTTP_GET && r->method != NGX_HTTP_HEAD) {
-        site = ngx_http_backup_find_header(r, "sec-fetch-site");
-
-        if (site
-            && !(site->len == 11
-                 && ngx_strncmp(site->data, "same-origin", 11) == 0)
-            && !(site->len == 4 && ngx_strncmp(site->data, "none", 4) == 0))
-        {
-            return NGX_HTTP_FORBIDDEN;
-        }
+    if (r->method != NGX_HTTP_GET && r->method != NGX_HTTP_HEAD
+        && ngx_http_backup_foreign(r))
+    {
+        return NGX_HTTP_FORBIDDEN;
     }
 
     user->role = blcf->external_role;

@@ -116,12 +116,6 @@ ngx_http_backup_dress(ngx_http_backup_call_t *call, json_t *job)
                 json_object_update(job, progress);
                 json_decref(progress);
             }
-
-            if (call->canceling) {
-                json_object_set_new(job, "status", json_string(
-                                        bk_job_status_name(
-                                            BK_STATUS_CANCELING)));
-            }
         }
     }
 
@@ -240,16 +234,11 @@ ngx_http_backup_call_cancel(ngx_http_backup_call_t *call, bk_engine_t *engine)
 
     rc = bk_engine_cancel(engine, call->id, &status, &call->err);
 
-    if (rc == BK_CONFLICT
-        && (status == BK_STATUS_RUNNING || status == BK_STATUS_CANCELING))
-    {
+    if (rc == BK_OK && status == BK_STATUS_CANCELING) {
+
         /* Only the runner can reach it; the loop passes the wish on. */
 
         call->stop = 1;
-
-        /* seen as the runner will show it */
-        bk_strcpy(call->running, sizeof(call->running), call->id);
-        call->canceling = 1;
 
         rc = ngx_http_backup_call_job(call, engine, call->id);
         call->status = NGX_HTTP_ACCEPTED;
@@ -496,6 +485,14 @@ ngx_http_backup_call_work(void *data)
         default: /* NGX_HTTP_BACKUP_OP_CANCEL */
             rc = ngx_http_backup_call_cancel(call, engine);
         }
+    }
+
+    if (rc == BK_INTERRUPTED) {
+
+        /* nothing was begun that goes on later, as a job would */
+
+        rc = bk_err_set(&call->err, BK_UNAVAILABLE,
+                        "This process of nginx is leaving: ask again");
     }
 
     if (rc != BK_OK) {

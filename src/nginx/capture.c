@@ -96,7 +96,7 @@ ngx_http_backup_capture_tick(ngx_http_backup_set_t *bset, ngx_uint_t owned)
     }
 
     cp->shipping = 1;
-    ngx_http_backup_ctl_init(&cp->ship);
+    ngx_http_backup_ctl_init(&cp->ship, 1);
 
     if (ngx_http_backup_post(bset->short_pool,
                              ngx_http_backup_capture_ship_work,

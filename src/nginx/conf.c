@@ -436,6 +436,20 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
         return NGX_CONF_ERROR;
     }
 
+    /* A pool is first in, first out: the API would hang behind each job. */
+
+    if (bset->pool == bset->short_pool) {
+        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                           "backup \"%V\": jobs and API have the same thread "
+                           "pool \"%s\", the API would wait behind each job: "
+                           "write \"thread_pool backup;\" here, and "
+                           "\"thread_pool backup threads=4 max_queue=512;\" "
+                           "at the top of nginx.conf", &bset->name,
+                           bset->pool_name.len ? (char *) bset->pool_name.data
+                                               : "default");
+        return NGX_CONF_ERROR;
+    }
+
     json = bk_set_describe(&bset->set);
     ok = ngx_http_backup_dump(cf->pool, json, &bset->config);
     json_decref(json);
@@ -752,18 +766,6 @@ ngx_http_backup_thread_pool(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 
     bset->short_name.data = value[2].data + 6;
     bset->short_name.len = value[2].len - 6;
-
-    /* A pool is first in, first out: the API would hang behind each job. */
-
-    if (bset->short_name.len == bset->pool_name.len
-        && ngx_memcmp(bset->short_name.data, bset->pool_name.data,
-                      bset->pool_name.len) == 0)
-    {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"short\" names the pool of the jobs: the API "
-                           "would wait behind them, name another pool");
-        return NGX_CONF_ERROR;
-    }
 
     return NGX_CONF_OK;
 }

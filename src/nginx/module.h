@@ -195,6 +195,12 @@ extern ngx_module_t  ngx_backup_stop_module;
 char *ngx_http_backup_block(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 
+/* access.c: what the workers' user can reach. */
+
+ngx_int_t ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
+    const char *path, ngx_uint_t required);
+
+
 /* zone.c: what workers share.  Loop code. */
 
 ngx_int_t ngx_http_backup_zone_add(ngx_conf_t *cf,
@@ -231,9 +237,10 @@ ngx_int_t ngx_http_backup_post(ngx_thread_pool_t *pool, void (*work)(void *),
 typedef struct {
     ngx_queue_t                  queue;
     bk_ctl_t                     ctl;
+    ngx_uint_t                   leaves;    /* as soon as the worker does */
 } ngx_http_backup_ctl_t;
 
-void ngx_http_backup_ctl_init(ngx_http_backup_ctl_t *ctl);
+void ngx_http_backup_ctl_init(ngx_http_backup_ctl_t *ctl, ngx_uint_t leaves);
 void ngx_http_backup_ctl_done(ngx_http_backup_ctl_t *ctl);
 void ngx_http_backup_stop_all(ngx_cycle_t *cycle);
 
@@ -291,6 +298,7 @@ void ngx_http_backup_call_waiters(void);
 /* request.c: requests that wait for a job. */
 
 void ngx_http_backup_look(void);
+ngx_uint_t ngx_http_backup_is_json(ngx_http_request_t *r);
 
 
 /* helper.c: the privileged helper. */
@@ -395,7 +403,6 @@ struct ngx_http_backup_call_s {
     off_t                        body_offset;
     char                         running[BK_JOB_ID];
     char                        *progress;
-    unsigned                     canceling:1;
 
     /* the answer */
     ngx_uint_t                   status;

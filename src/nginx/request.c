@@ -62,7 +62,7 @@ ngx_http_backup_call_new(ngx_http_request_t *r, ngx_uint_t op)
     call->body_fd = -1;
     call->filter.limit = 50;
 
-    ngx_http_backup_ctl_init(&call->ctl);
+    ngx_http_backup_ctl_init(&call->ctl, 1);
     bk_buf_init(&call->text, 64 * 1024 * 1024);
 
     ngx_http_backup_prefix(r, &prefix);
@@ -103,8 +103,6 @@ ngx_http_backup_call_zone(ngx_http_request_t *r, ngx_http_backup_call_t *call)
         call->running[0] = '\0';
         return;
     }
-
-    call->canceling = canceling;
 
     if (ngx_http_backup_get(bset, NGX_HTTP_BACKUP_PROGRESS, r->pool, &progress,
                             NULL, NULL)
@@ -262,6 +260,25 @@ ngx_http_backup_body_ready(ngx_http_request_t *r)
 }
 
 
+ngx_uint_t
+ngx_http_backup_is_json(ngx_http_request_t *r)
+{
+    ngx_str_t  *type;
+
+    if (r->headers_in.content_type == NULL) {
+        return 0;
+    }
+
+    type = &r->headers_in.content_type->value;
+
+    return type->len >= 16
+           && ngx_strncasecmp(type->data, (u_char *) "application/json", 16)
+              == 0
+           && (type->len == 16 || type->data[16] == ';'
+               || type->data[16] == ' ');
+}
+
+
 /* Copies what is in memory; a temporary file is read by the thread. */
 
 static ngx_int_t
@@ -271,7 +288,6 @@ ngx_http_backup_take_body(ngx_http_request_t *r, ngx_http_backup_call_t *call)
     u_char       *p;
     size_t        n;
     ngx_buf_t    *b;
-    ngx_str_t    *type;
     ngx_chain_t  *cl;
 
     if (r->request_body == NULL || r->request_body->bufs == NULL) {
@@ -293,15 +309,7 @@ ngx_http_backup_take_body(ngx_http_request_t *r, ngx_http_backup_call_t *call)
                                     "The request body is larger than 64 KiB");
     }
 
-    type = r->headers_in.content_type ? &r->headers_in.content_type->value
-                                      : NULL;
-
-    if (type == NULL
-        || ngx_strncasecmp(type->data, (u_char *) "application/json",
-                           ngx_min(type->len, 16)) != 0
-        || type->len < 16
-        || (type->len > 16 && type->data[16] != ';' && type->data[16] != ' '))
-    {
+    if (!ngx_http_backup_is_json(r)) {
         return ngx_http_backup_fail(r, BK_FAILED,
                                     NGX_HTTP_UNSUPPORTED_MEDIA_TYPE,
                                     "The body must be JSON: send "

@@ -49,7 +49,6 @@ typedef struct {
 
 struct ngx_http_backup_runner_s {
     ngx_http_backup_job_t    *job;
-    ngx_http_backup_ctl_t    *sync;         /* of a sync at work */
     ngx_msec_t                own_next;
     ngx_msec_t                own_since;
     ngx_msec_t                sync_next;
@@ -415,11 +414,6 @@ ngx_http_backup_run(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
 
     if (rn->busy) {
         rn->again = 1;
-
-        if (leaving && rn->sync) {
-            bk_ctl_stop(&rn->sync->ctl, BK_INTERRUPTED);
-        }
-
         return;
     }
 
@@ -465,7 +459,7 @@ ngx_http_backup_step(ngx_http_backup_set_t *bset, ngx_thread_pool_t *pool,
     step->rc = bk_err_set(&step->err, BK_UNAVAILABLE,
                           "the queue of the thread pool is full: enlarge "
                           "max_queue");
-    ngx_http_backup_ctl_init(&step->ctl);
+    ngx_http_backup_ctl_init(&step->ctl, 1);
     bk_buf_init(&step->status, 262144);
     bk_buf_init(&step->health, 65536);
     bk_buf_init(&step->metrics, 262144);
@@ -474,10 +468,6 @@ ngx_http_backup_step(ngx_http_backup_set_t *bset, ngx_thread_pool_t *pool,
     if (bset->runner->job) {
         step->job = bset->runner->job;
         step->job->refs++;
-    }
-
-    if (work == ngx_http_backup_sync_work) {
-        bset->runner->sync = &step->ctl;
     }
 
     if (ngx_http_backup_post(pool, work, done, step) != NGX_OK) {
@@ -655,7 +645,6 @@ ngx_http_backup_sync_done(void *data)
     rn = bset->runner;
 
     rn->busy = 0;
-    rn->sync = NULL;
     rn->synced = 1;
 
     if (step->rc == BK_OK) {
@@ -860,8 +849,8 @@ ngx_http_backup_job_start(ngx_http_backup_set_t *bset, const char *id)
     job->status = BK_STATUS_FAILED;
     (void) ngx_cpystrn((u_char *) job->id, (u_char *) id, BK_JOB_ID);
 
-    ngx_http_backup_ctl_init(&job->ctl);
-    ngx_http_backup_ctl_init(&job->sync);
+    ngx_http_backup_ctl_init(&job->ctl, 0);
+    ngx_http_backup_ctl_init(&job->sync, 0);
 
     bset->runner->job = job;
     bset->runner->publish_next = ngx_current_msec;
@@ -1015,11 +1004,10 @@ ngx_http_backup_publish_work(void *data)
 
     text = json_string_value(json_object_get(health, "status"));
     timestamp = json_string_value(json_object_get(health, "timestamp"));
-    step->healthy = (text == NULL || strcmp(text, "fail") != 0);
+    step->healthy = json_is_true(json_object_get(health, "healthy"));
 
     brief = json_pack("{s:s, s:b}", "status", text ? text : "fail",
-                      "healthy", step->healthy && text != NULL
-                                 && strcmp(text, "pass") == 0);
+                      "healthy", (int) step->healthy);
 
     if (timestamp && brief) {
         json_object_set_new(brief, "timestamp", json_string(timestamp));

@@ -4,13 +4,14 @@
  * A task lives on the heap, since what asked for it may be gone when it ends.
  * While one is at work a timer that is not cancelable keeps the worker in its
  * event loop: without it a worker that quits spins in the destruction of its
- * pools, and the task's end is never seen.
+ * pools, and the task's end is never seen.  It also stops what nobody has to
+ * wait for in a worker that leaves.
  */
 
 #include "nginx/module.h"
 
 
-#define NGX_HTTP_BACKUP_GUARD  60000    /* ms; re-armed while the task runs */
+#define NGX_HTTP_BACKUP_GUARD  500      /* ms; re-armed while the task runs */
 
 
 typedef struct {
@@ -25,6 +26,7 @@ typedef struct {
 static void ngx_http_backup_task_handler(void *data, ngx_log_t *log);
 static void ngx_http_backup_task_done(ngx_event_t *ev);
 static void ngx_http_backup_task_guard(ngx_event_t *ev);
+static void ngx_http_backup_stop(ngx_uint_t only_leaves);
 
 
 ngx_connection_t  ngx_http_backup_nowhere = { .fd = (ngx_socket_t) -1 };
@@ -101,17 +103,24 @@ ngx_http_backup_task_done(ngx_event_t *ev)
 }
 
 
+/* Jobs have their grace, and the runner for it; all others end now. */
+
 static void
 ngx_http_backup_task_guard(ngx_event_t *ev)
 {
+    if (ngx_exiting || ngx_quit || ngx_terminate) {
+        ngx_http_backup_stop(1);
+    }
+
     ngx_add_timer(ev, NGX_HTTP_BACKUP_GUARD);
 }
 
 
 void
-ngx_http_backup_ctl_init(ngx_http_backup_ctl_t *ctl)
+ngx_http_backup_ctl_init(ngx_http_backup_ctl_t *ctl, ngx_uint_t leaves)
 {
     bk_ctl_init(&ctl->ctl);
+    ctl->leaves = leaves;
     ngx_queue_insert_tail(&ngx_http_backup_ctls, &ctl->queue);
 }
 
@@ -124,13 +133,8 @@ ngx_http_backup_ctl_done(ngx_http_backup_ctl_t *ctl)
 }
 
 
-/*
- * The exit of a module that stands before the thread pools: they wait for
- * their tasks, and on TERM the master kills who waits longer than a second.
- */
-
-void
-ngx_http_backup_stop_all(ngx_cycle_t *cycle)
+static void
+ngx_http_backup_stop(ngx_uint_t only_leaves)
 {
     ngx_queue_t            *q;
     ngx_http_backup_ctl_t  *ctl;
@@ -140,8 +144,23 @@ ngx_http_backup_stop_all(ngx_cycle_t *cycle)
          q = ngx_queue_next(q))
     {
         ctl = ngx_queue_data(q, ngx_http_backup_ctl_t, queue);
-        bk_ctl_stop(&ctl->ctl, BK_INTERRUPTED);
+
+        if (ctl->leaves || !only_leaves) {
+            bk_ctl_stop(&ctl->ctl, BK_INTERRUPTED);
+        }
     }
+}
+
+
+/*
+ * The exit of a module that stands before the thread pools: they wait for
+ * their tasks, and on TERM the master kills who waits longer than a second.
+ */
+
+void
+ngx_http_backup_stop_all(ngx_cycle_t *cycle)
+{
+    ngx_http_backup_stop(0);
 }
 
 

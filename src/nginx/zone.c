@@ -244,7 +244,13 @@ ngx_http_backup_running(ngx_http_backup_set_t *bset, const char *id)
     ngx_shmtx_lock(&bset->shpool->mutex);
 
     ngx_http_backup_copy_id(bset->slot->running, id);
-    bset->slot->cancel[0] = '\0';
+
+    /* A wish may come as soon as the job is taken, before it is known here. */
+
+    if (ngx_strcmp(bset->slot->cancel, id) != 0) {
+        bset->slot->cancel[0] = '\0';
+    }
+
     bset->slot->texts[NGX_HTTP_BACKUP_PROGRESS].len = 0;
 
     ngx_shmtx_unlock(&bset->shpool->mutex);

@@ -108,6 +108,35 @@ static void an_idempotency_key_stands_for_one_request(void **state)
     assert_string_equal(id, "r_2");
 }
 
+static bk_rc_t submit_as(bk_catalog_t *catalog, bk_job_kind_t kind, const char *user, char *out,
+                         bool *replayed, bk_err_t *err)
+{
+    bk_job_row_t row = {
+        .kind = kind, .body = json("{}"), .requested_by = bk_strdup(user), .created = bk_now()};
+    bk_strcpy(row.id, sizeof row.id, "j");
+    bk_rc_t rc = bk_catalog_submit(catalog, &row, "k", replayed, err);
+    bk_strcpy(out, BK_JOB_ID, row.id);
+    bk_job_row_free(&row);
+    return rc;
+}
+
+static void an_idempotency_key_is_bound_to_operation_and_user(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    char first[BK_JOB_ID], id[BK_JOB_ID];
+    bool replayed;
+    OK(submit_as(box->catalog, BK_JOB_TEST, "anna", first, &replayed, &err), &err);
+    assert_int_equal(submit_as(box->catalog, BK_JOB_CLEANUP, "anna", id, &replayed, &err),
+                     BK_INVALID);
+    assert_contains(err.text, "another operation");
+    assert_int_equal(submit_as(box->catalog, BK_JOB_TEST, "ben", id, &replayed, &err), BK_INVALID);
+    assert_false(replayed);
+    OK(submit_as(box->catalog, BK_JOB_TEST, "anna", id, &replayed, &err), &err);
+    assert_true(replayed);
+    assert_string_equal(id, first);
+}
+
 static void a_job_that_ended_can_be_asked_for_again(void **state)
 {
     box_t *box = *state;
@@ -123,6 +152,38 @@ static void a_job_that_ended_can_be_asked_for_again(void **state)
                      BK_CONFLICT);
     OK(bk_catalog_finish(box->catalog, "r_1", BK_STATUS_COMPLETED, NULL, &err), &err);
     assert_int_equal(submit_row(box->catalog, "r_2", "{}", false, NULL, id, &replayed), BK_OK);
+}
+
+/* A runner that leaves puts its job back; but not one that somebody does not want any more. */
+static void a_job_that_is_being_canceled_is_not_queued_again(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    bk_job_row_t row;
+    char id[BK_JOB_ID];
+    bool replayed, canceled;
+    unsigned crashes;
+    for (int i = 0; i < 4; i++) {
+        bool wish = i % 2 == 1, crash = i >= 2;
+        assert_int_equal(submit_row(box->catalog, "b", "{}", true, NULL, id, &replayed), BK_OK);
+        OK(bk_catalog_take(box->catalog, id, &err), &err);
+        if (wish)
+            OK(bk_catalog_change(box->catalog, id, BK_STATUS_RUNNING, BK_STATUS_CANCELING, &err),
+               &err);
+        if (crash) {
+            OK(bk_catalog_requeue(box->catalog, id, &crashes, &canceled, &err), &err);
+            assert_int_equal(crashes, 1);
+            assert_int_equal(canceled, wish);
+        } else {
+            OK(bk_catalog_finish(box->catalog, id, BK_STATUS_QUEUED, NULL, &err), &err);
+        }
+        OK(bk_catalog_job(box->catalog, id, &row, &err), &err);
+        assert_int_equal(row.status, wish ? BK_STATUS_CANCELED : BK_STATUS_QUEUED);
+        assert_int_equal(row.completed > 0, wish);
+        assert_int_equal(row.started > 0, wish);
+        bk_job_row_free(&row);
+        OK(bk_catalog_finish(box->catalog, id, BK_STATUS_FAILED, NULL, &err), &err);
+    }
 }
 
 static void ended_jobs_are_pruned_and_waiting_ones_kept(void **state)
@@ -333,7 +394,9 @@ int main(void)
         T(a_backup_that_waits_behind_another_stands_for_later_ones),
         T(jobs_are_taken_in_order_and_once),
         T(an_idempotency_key_stands_for_one_request),
+        T(an_idempotency_key_is_bound_to_operation_and_user),
         T(a_job_that_ended_can_be_asked_for_again),
+        T(a_job_that_is_being_canceled_is_not_queued_again),
         T(ended_jobs_are_pruned_and_waiting_ones_kept),
         T(the_list_of_backups_is_replaced_whole),
         T(a_damaged_catalog_is_set_aside),

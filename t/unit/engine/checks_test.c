@@ -536,6 +536,66 @@ static void a_waiting_job_can_be_canceled(void **state)
     assert_string_equal(id, "");
 }
 
+static bk_job_status_t status_of(fixture_t *f, const char *id)
+{
+    bk_err_t err = {0};
+    json_t *job = NULL;
+    bk_job_status_t status = BK_STATUS_QUEUED;
+    OK(bk_engine_job(f->engine, id, &job, &err), &err);
+    const char *name = json_string_value(json_object_get(job, "status"));
+    while (strcmp(bk_job_status_name(status), name) != 0)
+        status++;
+    json_decref(job);
+    return status;
+}
+
+/* A backup that was taken, and canceled before anybody could raise its ctl. */
+static void take_canceled(fixture_t *f, char id[BK_JOB_ID])
+{
+    char taken[BK_JOB_ID];
+    bk_job_status_t status;
+    bk_err_t err = {0};
+    assert_int_equal(submit(f, BK_JOB_BACKUP, NULL, id), BK_OK);
+    OK(bk_engine_take(f->engine, taken, &err), &err);
+    assert_string_equal(taken, id);
+    for (int i = 0; i < 2; i++) {
+        OK(bk_engine_cancel(f->engine, id, &status, &err), &err);
+        assert_int_equal(status, BK_STATUS_CANCELING);
+    }
+    assert_int_equal(status_of(f, id), BK_STATUS_CANCELING);
+}
+
+static void a_wish_to_cancel_holds_before_the_job_begins(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID];
+    bk_job_status_t status;
+    bk_ctl_t ctl;
+    bk_err_t err = {0};
+    bk_team_t *team = bk_team_new(1, 8, 1 << 20);
+    take_canceled(f, id);
+    bk_ctl_init(&ctl);
+    assert_int_equal(bk_engine_run(f->engine, id, team, &ctl, &status, &err), BK_CANCELED);
+    assert_int_equal(status, BK_STATUS_CANCELED);
+    assert_int_equal(status_of(f, id), BK_STATUS_CANCELED);
+    bk_ctl_free(&ctl);
+    bk_team_unref(team);
+}
+
+static void a_wish_to_cancel_outlives_the_runner(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_JOB_ID], next[BK_JOB_ID];
+    bk_err_t err = {0};
+    take_canceled(f, id);
+    bk_engine_close(f->engine); /* as a process that dies does */
+    OK(bk_engine_open(&f->set, &f->engine, &err), &err);
+    OK(bk_engine_own(f->engine, &err), &err);
+    assert_int_equal(status_of(f, id), BK_STATUS_CANCELED);
+    OK(bk_engine_take(f->engine, next, &err), &err);
+    assert_string_equal(next, "");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -557,6 +617,8 @@ int main(void)
         T(two_sets_on_one_storage_do_not_mix),
         T(only_one_process_owns_a_set),
         T(a_waiting_job_can_be_canceled),
+        T(a_wish_to_cancel_holds_before_the_job_begins),
+        T(a_wish_to_cancel_outlives_the_runner),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
