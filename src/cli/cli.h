@@ -27,7 +27,9 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTE
       "work on a storage without nginx, for example file:///srv/backup")                           \
     X(KEY_FILE, "key-file", "FILE", "repository key, as written by 'ngx-backup key new'")          \
     X(PASSPHRASE_FILE, "passphrase-file", "FILE", "file with the repository passphrase")           \
-    X(TYPE, "type", "TYPE", "backup: full or incremental; recover: database, files or full")       \
+    X(TYPE, "type", "TYPE",                                                                        \
+      "backup: full or incremental; recover: database, files or full (default: what else is "      \
+      "asked for, or full)")                                                                       \
     X(DESCRIPTION, "description", "TEXT", "free text kept with the backup")                        \
     X(TAG, "tag", "TAG", "tag of the backup; list: only backups with it; may be repeated")         \
     X(NO_UPLOAD, "no-upload", NULL, "keep the backup in the spool for now")                        \
@@ -38,8 +40,8 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTE
     X(UNTIL, "until", "TIME", "timeline: transactions up to this time (default: now)")             \
     X(DATABASE, "database", "NAME", "only this database")                                          \
     X(TABLE, "table", "NAME", "only this table, in place; may be repeated")                        \
-    X(PATTERN, "pattern", "GLOB", "only files that match; may be repeated")                        \
-    X(PATH, "path", "PATH", "only this file or directory; may be repeated")                        \
+    X(PATTERN, "pattern", "GLOB", "only files that match, no database; may be repeated")           \
+    X(PATH, "path", "PATH", "only this file or directory, no database; may be repeated")           \
     X(TARGET, "target", "DIR", "recover into this directory instead of in place")                  \
     X(OVERWRITE, "overwrite", "POLICY", "always, if-newer, never or rename (default: always)")     \
     X(DELETE_EXTRA, "delete-extra", NULL, "also remove files that the backup does not have")       \
@@ -148,7 +150,12 @@ int cli_offline_query(const cli_t *cli);
 int cli_offline_verify(const cli_t *cli);
 int cli_key(const cli_t *cli);
 int cli_token(const cli_t *cli);
-/* Body of a recovery request from the options; NULL after a usage message. */
+/*
+ * What is to be recovered: --type, or what the other options name a part of.  Who asks for some
+ * files does not want the database of yesterday with them.
+ */
+const char *cli_recovery_type(const cli_t *cli);
+/* Body of a recovery request from the options. */
 json_t *cli_recovery_body(const cli_t *cli);
 
 #endif

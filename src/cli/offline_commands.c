@@ -294,7 +294,7 @@ static int recover_point(recover_t *recover, bk_err_t *err)
 /* The options of the command line as those of a recovery; a usage message otherwise. */
 static int read_recovery(const cli_t *cli, bk_recover_options_t *o, bk_patterns_t *patterns)
 {
-    const char *type = cli->value[OPT_TYPE] != NULL ? cli->value[OPT_TYPE] : "full";
+    const char *type = cli_recovery_type(cli);
     bk_err_t err = {0};
     size_t i;
     json_t *item;
@@ -308,6 +308,9 @@ static int read_recovery(const cli_t *cli, bk_recover_options_t *o, bk_patterns_
         return cli_usage("--target must be an absolute path");
     if (strcmp(type, "full") != 0 && strcmp(type, "database") != 0 && strcmp(type, "files") != 0)
         return cli_usage("--type is database, files or full");
+    if (strcmp(type, "files") != 0 &&
+        (cli->values[OPT_PATTERN] != NULL || cli->values[OPT_PATH] != NULL))
+        return cli_usage("--pattern and --path choose files: leave out --type %s", type);
     if (cli->value[OPT_OVERWRITE] != NULL &&
         !bk_overwrite_parse(cli->value[OPT_OVERWRITE], &o->overwrite))
         return cli_usage("--overwrite is always, if-newer, never or rename");

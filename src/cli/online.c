@@ -190,13 +190,21 @@ static json_t *point_body(const cli_t *cli)
     return body;
 }
 
+const char *cli_recovery_type(const cli_t *cli)
+{
+    if (given(cli, OPT_TYPE))
+        return cli->value[OPT_TYPE];
+    if (given(cli, OPT_TABLE))
+        return "database";
+    if (given(cli, OPT_PATTERN) || given(cli, OPT_PATH))
+        return "files";
+    return given(cli, OPT_DATABASE) ? "database" : "full";
+}
+
 json_t *cli_recovery_body(const cli_t *cli)
 {
     json_t *body = point_body(cli);
-    put_text(body, "recovery_type",
-             given(cli, OPT_TYPE)    ? cli->value[OPT_TYPE]
-             : given(cli, OPT_TABLE) ? "database"
-                                     : "full");
+    put_text(body, "recovery_type", cli_recovery_type(cli));
     put_text(body, "overwrite", cli->value[OPT_OVERWRITE]);
     put_text(body, "target_directory", cli->value[OPT_TARGET]);
     json_object_set_new(body, "restore_to_original", json_boolean(!given(cli, OPT_TARGET)));

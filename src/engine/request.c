@@ -157,6 +157,30 @@ static void want_patterns(bk_want_t *want, const char *name)
     }
 }
 
+/*
+ * A choice of files: with another type it would not narrow what that type does to the database, and
+ * whoever names some files must not get yesterday's database with them.
+ */
+static void want_files(bk_want_t *want)
+{
+    const char *type = json_string_value(json_object_get(want->object, "recovery_type"));
+    const char *const names[] = {"file_patterns", "paths"};
+    json_t *paths, *item;
+    size_t n;
+    want_patterns(want, "file_patterns");
+    if (bk_want_strings(want, "paths", &paths)) {
+        json_array_foreach(paths, n, item) if (json_string_length(item) == 0 ||
+                                               json_string_length(item) >= PATH_MAX)
+            bk_want_problem(want, "paths", "must not be empty or too long");
+    }
+    for (n = 0; n < 2 && type != NULL && strcmp(type, "files") != 0; n++)
+        if (json_array_size(json_object_get(want->object, names[n])) > 0)
+            bk_want_problem(want, names[n],
+                            "needs \"recovery_type\": \"files\": it chooses files, while \"%s\" "
+                            "replaces the database as a whole",
+                            type);
+}
+
 /* A backup, or a moment; whether there is one shows when it is looked for. */
 static void want_point(bk_want_t *want)
 {
@@ -236,8 +260,6 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
     const char *text, *root, *below;
     char resolved[PATH_MAX];
     bool original = true, flag;
-    json_t *paths, *item;
-    size_t n;
 
     if (!bk_want_string(want, "recovery_type", &text))
         bk_want_problem(want, "recovery_type", "is needed: \"database\", \"files\" or \"full\"");
@@ -250,12 +272,7 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
         bk_want_string(want, "database", &text);
     else
         want_database(want, set);
-    want_patterns(want, "file_patterns");
-    if (bk_want_strings(want, "paths", &paths)) {
-        json_array_foreach(paths, n, item) if (json_string_length(item) == 0 ||
-                                               json_string_length(item) >= PATH_MAX)
-            bk_want_problem(want, "paths", "must not be empty or too long");
-    }
+    want_files(want);
     bk_want_bool(want, "restore_to_original", &original);
     if (bk_want_string(want, "overwrite", &text) && !one_of(text, policies))
         bk_want_problem(want, "overwrite",
