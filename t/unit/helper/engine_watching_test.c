@@ -1,0 +1,169 @@
+/*
+ * t/unit/helper/engine_watching_test.c: what the engine makes of what a helper's watcher tells: which backups go by changes,
+ * what ends that, and what it says of it.  The helper is a real one.
+ */
+#include "agent.h"
+
+#include "unit/engine/fixture.h"
+
+#include "engine/engine_private.h"
+#include "engine/watching.h"
+#include "helper/watch.h"
+
+typedef struct {
+    fixture_t *f;
+    agent_t agent;
+    bk_helper_t *helper;
+    int fd;
+} box_t;
+
+/* --- the log --- */
+
+static char logged[65536];
+
+static void keep_log(void *data, bk_log_level_t level, const char *line)
+{
+    size_t len = strlen(logged);
+    (void)data;
+    if (level <= BK_LOG_NOTICE)
+        snprintf(logged + len, sizeof logged - len, "%s\n", line);
+}
+
+static inline unsigned times_logged(const char *text)
+{
+    unsigned count = 0;
+    for (const char *at_ = logged; (at_ = strstr(at_, text)) != NULL; at_++)
+        count++;
+    return count;
+}
+
+/* --- an engine with a helper --- */
+
+static void begin(box_t *box)
+{
+    const uint32_t may = BK_WIRE_MAY_READ | BK_WIRE_MAY_WATCH;
+    agent_root_t roots[] = {{at(box->f, "app/uploads"), may},
+                            {at(box->f, "app/transcripts"), may},
+                            {at(box->f, "app/app.db"), may | BK_WIRE_DATABASE}};
+    bk_err_t err = {0};
+    box->agent = agent_start(roots, 3);
+    OK(bk_helper_new(box->agent.broker, &box->helper, &err), &err);
+}
+
+static void end(box_t *box)
+{
+    bk_engine_watch_end(box->f->engine);
+    bk_helper_free(box->helper);
+    agent_stop(&box->agent);
+}
+
+static void watch(box_t *box)
+{
+    bk_err_t err = {0};
+    OK(bk_engine_watch(box->f->engine, box->helper, &box->fd, &err), &err);
+}
+
+/* What status says of a tree. */
+static bool says(const box_t *box, size_t tree, const char *name, const char *value)
+{
+    json_t *list = bk_watching_describe(box->f->engine->watching);
+    json_t *found = json_object_get(json_array_get(list, tree), name);
+    bool is = json_is_boolean(found) ? json_is_true(found) == (strcmp(value, "true") == 0)
+                                     : found != NULL && strstr(json_string_value(found), value);
+    json_decref(list);
+    return is;
+}
+
+/* Drain until it is so. */
+static void until(const box_t *box, size_t tree, const char *name, const char *value)
+{
+    for (unsigned tries = 0; tries < 300; tries++) {
+        bk_err_t err = {0};
+        (void)bk_engine_watch_drain(box->f->engine, &err);
+        if (says(box, tree, name, value))
+            return;
+        bk_wire_wait(box->fd, POLLIN, 50);
+    }
+    json_t *list = bk_watching_describe(box->f->engine->watching);
+    char *text = json_dumps(list, 0);
+    fail_msg("not: %s %s: %s", name, value, text);
+}
+
+static int set_up_box(void **state)
+{
+    box_t *box = calloc(1, sizeof *box);
+    logged[0] = '\0';
+    box->f = fixture_new(false);
+    bk_log_set(keep_log, NULL, BK_LOG_DEBUG);
+    open_engine(box->f);
+    *state = box;
+    return 0;
+}
+
+static void start(box_t *box)
+{
+    begin(box);
+    watch(box);
+    until(box, 0, "watching", "true");
+    until(box, 1, "watching", "true");
+}
+
+static int tear_down_box(void **state)
+{
+    box_t *box = *state;
+    if (box->helper != NULL)
+        end(box);
+    bk_watch_most = UINT32_MAX;
+    fixture_free(box->f);
+    free(box);
+    return 0;
+}
+
+/* A backup, and what it was made by. */
+static void backed_up(box_t *box, const char *type, const char *status, const char *scan)
+{
+    char body[64];
+    bk_sleep_ms(80); /* past the time in which a file system's clock stands still */
+    bk_fmt(body, sizeof body, "{\"backup_type\": \"%s\"}", type);
+    json_t *job = do_job(box->f, BK_JOB_BACKUP, body, status);
+    assert_string_equal(text_of(job, "stats.scan"), scan);
+    done(job);
+}
+
+/* --- tests --- */
+
+static void spoil_pack(void *arg, const char *path, const struct stat *st)
+{
+    (void)arg;
+    for (off_t pos = 100; S_ISREG(st->st_mode) && pos + 8 < st->st_size; pos += 8)
+        test_spoil(path, pos, "XXXXXXXX");
+}
+
+/* What was missed is a report; that it cannot be made must not be in the way of a backup. */
+static void a_damaged_backup_before_does_not_fail_the_next(void **state)
+{
+    box_t *box = *state;
+    start(box);
+    backed_up(box, "full", "completed", "walk");
+    backed_up(box, "incremental", "completed", "changes");
+    test_visit(at(box->f, "storage/meta"), spoil_pack, NULL);
+    put(box->f, "app/uploads/2025/new.wav", "new");
+    json_t *job = do_job(box->f, BK_JOB_BACKUP, "{\"backup_type\": \"full\"}", "warning");
+    assert_contains(text_of(job, "warnings.0"), "cannot be compared");
+    assert_int_equal(int_of(job, "stats.files"), 5);
+    done(job);
+    backed_up(box, "incremental", "completed", "changes");
+    test_visit(at(box->f, "storage/meta"), spoil_pack, NULL);
+    put(box->f, "app/uploads/2025/new.wav", "newer");
+    backed_up(box, "incremental", "warning", "walk");
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up_box, tear_down_box)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_damaged_backup_before_does_not_fail_the_next),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
