@@ -158,12 +158,82 @@ static void a_damaged_backup_before_does_not_fail_the_next(void **state)
     backed_up(box, "incremental", "warning", "walk");
 }
 
+/* As on a reload: the successor watches before the one before it lets go. */
+static void hand_over(box_t *box)
+{
+    bk_err_t err = {0};
+    bk_engine_t *before = box->f->engine;
+    OK(bk_engine_open(&box->f->set, &box->f->engine, &err), &err);
+    watch(box);
+    until(box, 0, "watching", "true");
+    until(box, 1, "watching", "true");
+    bk_engine_disown(before);
+    bk_engine_watch_end(before);
+    bk_engine_close(before);
+    OK(bk_engine_own(box->f->engine, &err), &err);
+}
+
+static void change_nothing(bk_set_files_t *files)
+{
+    (void)files;
+}
+
+static void change_cachedir(bk_set_files_t *files)
+{
+    files->cachedir = !files->cachedir;
+}
+
+static void change_xattrs(bk_set_files_t *files)
+{
+    files->xattrs = !files->xattrs;
+}
+
+static void change_file_system(bk_set_files_t *files)
+{
+    files->one_file_system = !files->one_file_system;
+}
+
+static void change_size(bk_set_files_t *files)
+{
+    files->max_size = 1000000;
+}
+
+static void change_match(bk_set_files_t *files)
+{
+    OK(bk_set_add_text(&files->match, "**", NULL), &(bk_err_t){0});
+}
+
+static void change_exclude(bk_set_files_t *files)
+{
+    OK(bk_set_add_text(&files->exclude, "*.part", NULL), &(bk_err_t){0});
+}
+
+/* What was noted is worth nothing where a walk would look at other things now. */
+static void each_option_of_files_that_changes_makes_a_walk(void **state)
+{
+    static void (*const change[])(bk_set_files_t *) = {
+        change_nothing, change_cachedir, change_xattrs,  change_file_system,
+        change_size,    change_match,    change_exclude, change_nothing};
+    box_t *box = *state;
+    bk_err_t err = {0};
+    start(box);
+    backed_up(box, "full", "completed", "walk");
+    for (unsigned i = 0; i < sizeof change / sizeof change[0]; i++) {
+        hand_over(box);
+        change[i](&box->f->set.files[0]);
+        OK(bk_set_check(&box->f->set, true, NULL, &err), &err);
+        backed_up(box, "incremental", "completed",
+                  change[i] == change_nothing ? "changes" : "walk");
+    }
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up_box, tear_down_box)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_damaged_backup_before_does_not_fail_the_next),
+        TEST(each_option_of_files_that_changes_makes_a_walk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
