@@ -16,6 +16,7 @@
 #define NGX_HTTP_BACKUP_WATCH_FIRST    1000     /* ms to the second try */
 #define NGX_HTTP_BACKUP_WATCH_LONGEST  30000
 #define NGX_HTTP_BACKUP_WATCH_HEIR     5000     /* ms to wait for the heir */
+#define NGX_HTTP_BACKUP_WATCH_EVERY    30000    /* ms, without an event */
 
 
 struct ngx_http_backup_watch_s {
@@ -73,9 +74,17 @@ ngx_http_backup_watch_tick(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
 {
     ngx_http_backup_watch_t  *w = bset->watch;
 
-    if (w->connection || w->busy || leaving
+    if (w->busy || leaving
         || (ngx_msec_int_t) (ngx_current_msec - w->next) < 0)
     {
+        return;
+    }
+
+    /* a tree that could not be watched is tried again */
+
+    if (w->connection) {
+        w->next = ngx_current_msec + NGX_HTTP_BACKUP_WATCH_EVERY;
+        ngx_http_backup_watch_drain(w);
         return;
     }
 
@@ -139,6 +148,7 @@ ngx_http_backup_watch_open_done(void *data)
     }
 
     w->connection = c;
+    w->next = ngx_current_msec + NGX_HTTP_BACKUP_WATCH_EVERY;
 
     c->data = w;
     c->idle = 1;            /* so that we are told when the worker quits */

@@ -114,6 +114,7 @@ static int tear_down_box(void **state)
     if (box->helper != NULL)
         end(box);
     bk_watch_most = UINT32_MAX;
+    bk_watching_try_every = 30 * BK_SEC;
     fixture_free(box->f);
     free(box);
     return 0;
@@ -227,12 +228,41 @@ static void each_option_of_files_that_changes_makes_a_walk(void **state)
     }
 }
 
+/* A disk that is not mounted, a directory that is made anew. */
+static void a_tree_that_was_missing_is_watched_when_it_comes(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    unsigned ends = 0;
+    assert_int_equal(rename(at(box->f, "app/transcripts"), at(box->f, "aside")), 0);
+    bk_watching_try_every = 1;
+    begin(box);
+    watch(box);
+    until(box, 0, "watching", "true");
+    assert_true(says(box, 1, "reason", "No such file"));
+    for (unsigned i = 0; i < 3; i++)
+        OK(bk_engine_watch_drain(box->f->engine, &err), &err);
+    assert_int_equal(times_logged("files transcripts: changes are not noticed"), 1);
+    assert_int_equal(rename(at(box->f, "aside"), at(box->f, "app/transcripts")), 0);
+    for (unsigned i = 0; i < 100 && !says(box, 1, "watching", "true"); i++) {
+        if (bk_engine_watch_drain(box->f->engine, &err) != BK_OK) {
+            ends++;
+            watch(box);
+        }
+        bk_sleep_ms(20);
+    }
+    until(box, 0, "watching", "true");
+    until(box, 1, "watching", "true");
+    assert_true(ends <= 1);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up_box, tear_down_box)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(a_damaged_backup_before_does_not_fail_the_next),
+        TEST(a_tree_that_was_missing_is_watched_when_it_comes),
         TEST(each_option_of_files_that_changes_makes_a_walk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
