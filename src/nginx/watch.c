@@ -287,11 +287,15 @@ ngx_http_backup_watch_close(ngx_http_backup_watch_t *w)
 
     w->connection = NULL;
 
-    if (ngx_del_conn) {
-        ngx_del_conn(c, 0);
+    /* not before the first drain: the kernel would not know it, an alert */
 
-    } else if (c->read->active) {
-        (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
+    if (c->read->active) {
+        if (ngx_del_conn) {
+            ngx_del_conn(c, 0);
+
+        } else {
+            (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
+        }
     }
 
     if (c->read->posted) {
