@@ -206,7 +206,7 @@ bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err);
 void bk_engine_watch_end(bk_engine_t *engine);
 /* Is a tree of it watched now, or is there none? */
 bool bk_engine_watched(bk_engine_t *engine);
-/* Counts what was told of databases: it changed, so something was written to one. */
+/* Counts what was told of databases: it changed, so something was written to one.  Never waits. */
 unsigned bk_engine_written(bk_engine_t *engine);
 
 /*

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -183,17 +184,21 @@ static bool hold(bk_watching_t *w, bk_ctl_t *ctl)
     }
 }
 
-/* Under the lock: all that happened until now is in the journals; or it is not, and they know. */
-static void catch_up(bk_watching_t *w, bk_ctl_t *ctl)
+/* Under the lock: all that happened until now is in the journals; or it is not, and they know.
+ * False: ctl said stop before that was sure. */
+static bool catch_up(bk_watching_t *w, bk_ctl_t *ctl)
 {
     bk_err_t why = {0};
     if (w->watch == NULL || w->sync_path == NULL)
-        return;
+        return true;
     bk_rc_t rc = bk_watch_sync(w->watch, w->sync_path, ctl, &why);
+    if (rc == BK_CANCELED || rc == BK_INTERRUPTED)
+        return false;
     if (rc == BK_OK)
         rc = drain(w, &why);
     if (rc != BK_OK)
         forget(w);
+    return true;
 }
 
 /* --- the host's side --- */
@@ -319,9 +324,8 @@ bool bk_engine_watched(bk_engine_t *engine)
 
 /* --- what a backup goes by --- */
 
-static bool is_below(const char *path, const char *root)
+static bool is_below(const char *path, const char *root, size_t len)
 {
-    size_t len = strlen(root);
     return strncmp(path, root, len) == 0 && (path[len] == '/' || path[len] == '\0');
 }
 
@@ -342,10 +346,13 @@ static void unescape(char *text)
  * The mounts in and below a tree: what happens in one below makes no event, so it is listed by
  * every backup.  The watcher tells this only of those that it meets in its first look.
  */
-static uint64_t look_at_mounts(const char *root, bk_changes_t *journal, uint64_t hash)
+static uint64_t look_at_mounts(const char *path, bk_changes_t *journal, uint64_t hash)
 {
-    char line[8192];
-    size_t len = strlen(root);
+    char line[8192], root[PATH_MAX];
+    /* The kernel tells of mounts by paths without links. */
+    if (!bk_path_resolve(path, root))
+        bk_strcpy(root, sizeof root, path);
+    size_t len = strcmp(root, "/") == 0 ? 0 : strlen(root);
     FILE *file = fopen("/proc/self/mountinfo", "re");
     if (file == NULL)
         return hash;
@@ -357,10 +364,10 @@ static uint64_t look_at_mounts(const char *root, bk_changes_t *journal, uint64_t
         if (rest == NULL)
             continue;
         unescape(field);
-        if (!is_below(field, root))
+        if (!is_below(field, root, len))
             continue;
         hash = XXH3_64bits_withSeed(field, strlen(field), hash + 1);
-        if (field[len] == '/')
+        if (field[len] == '/' && field[len + 1] != '\0')
             bk_changes_tell(journal, BK_CHANGES_LIMIT, field + len + 1);
     }
     fclose(file);
@@ -387,8 +394,8 @@ void bk_watching_take(bk_watching_t *w, size_t at, const char *previous, bool fu
     plan->walk = true;
     if (!hold(w, ctl))
         return;
-    catch_up(w, ctl);
-    plan->usable = bk_changes_take(plan->journal, &plan->dirty, &plan->base);
+    bool sure = catch_up(w, ctl);
+    plan->usable = bk_changes_take(plan->journal, &plan->dirty, &plan->base) && sure;
     pthread_mutex_unlock(&w->lock);
     plan->usable = plan->usable && previous != NULL && strcmp(previous, plan->base.backup) == 0 &&
                    plan->base.fingerprint == plan->fingerprint;
@@ -401,8 +408,8 @@ void bk_watching_explain(bk_watching_t *w, const bk_watching_plan_t *plan, const
 {
     if (!hold(w, ctl))
         return;
-    catch_up(w, ctl);
-    bk_changes_explain(plan->journal, where, rest);
+    if (catch_up(w, ctl))
+        bk_changes_explain(plan->journal, where, rest);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -473,7 +480,7 @@ void bk_watching_save(bk_watching_t *w)
     bk_buf_init(&out, 256u << 20);
     pthread_mutex_lock(&w->lock);
     int64_t until = bk_mono(); /* before the question, not after it */
-    catch_up(w, NULL);
+    (void)catch_up(w, NULL);
     bk_buf_add(&out, MAGIC, strlen(MAGIC));
     bk_buf_add(&out, boot, BOOT_ID);
     bk_buf_i64(&out, until);

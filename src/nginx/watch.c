@@ -7,7 +7,7 @@
  * watches, or after a while.  The loop sees that there is something to read;
  * a thread reads it, since whoever takes a backup may be reading just then,
  * and holds the engine's lock while a helper that hangs lets it wait.  So the
- * loop calls nothing of the engine but at the very end.
+ * loop calls nothing of the engine that takes a lock but at the very end.
  */
 
 #include "nginx/module.h"
@@ -28,7 +28,6 @@ struct ngx_http_backup_watch_s {
     bk_rc_t                   rc;
     bk_err_t                  err;
     ngx_uint_t                watched;          /* as of the last drain */
-    ngx_uint_t                written;          /* the same */
     ngx_uint_t                known;            /* what capture was told */
     unsigned                  busy:1;
     unsigned                  again:1;          /* an event while busy */
@@ -46,6 +45,7 @@ static void ngx_http_backup_watch_drain(ngx_http_backup_watch_t *w);
 static void ngx_http_backup_watch_close(ngx_http_backup_watch_t *w);
 static void ngx_http_backup_watch_retry(ngx_http_backup_watch_t *w);
 static void ngx_http_backup_watch_ready(ngx_http_backup_watch_t *w);
+static void ngx_http_backup_watch_written(ngx_http_backup_watch_t *w);
 
 
 ngx_int_t
@@ -73,6 +73,12 @@ void
 ngx_http_backup_watch_tick(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
 {
     ngx_http_backup_watch_t  *w = bset->watch;
+
+    /* a backup has read the watch, too, and wakes nobody */
+
+    if (w->connection) {
+        ngx_http_backup_watch_written(w);
+    }
 
     if (w->busy || leaving
         || (ngx_msec_int_t) (ngx_current_msec - w->next) < 0)
@@ -216,7 +222,6 @@ ngx_http_backup_watch_drain_work(void *data)
 
     w->rc = bk_engine_watch_drain(w->bset->engine, &w->err);
     w->watched = (w->rc == BK_OK && bk_engine_watched(w->bset->engine));
-    w->written = bk_engine_written(w->bset->engine);
 }
 
 
@@ -228,10 +233,7 @@ ngx_http_backup_watch_drain_done(void *data)
 
     w->busy = 0;
 
-    if (w->written != w->known) {
-        w->known = w->written;
-        ngx_http_backup_capture_wake(w->bset);
-    }
+    ngx_http_backup_watch_written(w);
 
     if (w->connection == NULL) {
         return;
@@ -266,6 +268,20 @@ ngx_http_backup_watch_drain_done(void *data)
     if (ngx_handle_read_event(rev, 0) != NGX_OK) {
         ngx_http_backup_watch_close(w);
         ngx_http_backup_watch_retry(w);
+    }
+}
+
+
+static void
+ngx_http_backup_watch_written(ngx_http_backup_watch_t *w)
+{
+    ngx_uint_t  written;
+
+    written = bk_engine_written(w->bset->engine);
+
+    if (written != w->known) {
+        w->known = written;
+        ngx_http_backup_capture_wake(w->bset);
     }
 }
 

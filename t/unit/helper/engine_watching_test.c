@@ -6,6 +6,9 @@
 
 #include "unit/engine/fixture.h"
 
+#include <sched.h>
+#include <sys/mount.h>
+
 #include "engine/engine_private.h"
 #include "engine/watching.h"
 #include "helper/watch.h"
@@ -159,6 +162,30 @@ static void a_damaged_backup_before_does_not_fail_the_next(void **state)
     backed_up(box, "incremental", "warning", "walk");
 }
 
+/* What a backup reads of the watch is known to whoever captures, and a stop in between ends nothing. */
+static void a_backup_keeps_what_was_told_of_databases(void **state)
+{
+    box_t *box = *state;
+    bk_watching_plan_t plan;
+    bk_ctl_t stopped;
+    bk_err_t err = {0};
+    start(box);
+    backed_up(box, "full", "completed", "walk");
+    sqlite3 *db = open_db(box->f, "app/app.db");
+    unsigned before = bk_engine_written(box->f->engine);
+    sql(db, "INSERT INTO jobs(name) VALUES ('one more')");
+    bk_ctl_init(&stopped);
+    bk_ctl_stop(&stopped, BK_CANCELED);
+    bk_watching_take(box->f->engine->watching, 0, "any", false, &stopped, &plan);
+    assert_false(plan.usable);
+    bk_watching_settle(&plan, NULL, NULL);
+    bk_ctl_free(&stopped);
+    backed_up(box, "incremental", "completed", "changes");
+    assert_true(bk_engine_written(box->f->engine) > before);
+    OK(bk_engine_watch_drain(box->f->engine, &err), &err);
+    sqlite3_close(db);
+}
+
 /* As on a reload: the successor watches before the one before it lets go. */
 static void hand_over(box_t *box)
 {
@@ -256,6 +283,34 @@ static void a_tree_that_was_missing_is_watched_when_it_comes(void **state)
     assert_true(ends <= 1);
 }
 
+/* Nothing is told of what happens in a mount; the kernel names it by its real path. */
+static void a_mount_below_a_root_with_a_link_in_its_path_is_listed(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    if (unshare(CLONE_NEWNS) != 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+        SKIP_TEST();
+    close_engine(box->f);
+    assert_int_equal(rename(at(box->f, "app/uploads"), at(box->f, "app/real")), 0);
+    assert_int_equal(symlink("real", at(box->f, "app/uploads")), 0);
+    box->f->set.files[0].one_file_system = false;
+    OK(bk_engine_open(&box->f->set, &box->f->engine, &err), &err);
+    OK(bk_engine_own(box->f->engine, &err), &err);
+    start(box);
+    backed_up(box, "full", "completed", "walk");
+    if (mount("none", at(box->f, "app/uploads/2025"), "tmpfs", 0, NULL) != 0)
+        SKIP_TEST();
+    put(box->f, "app/uploads/2025/inside", "1");
+    backed_up(box, "incremental", "completed", "walk");
+    put(box->f, "app/uploads/2025/inside", "2");
+    bk_sleep_ms(80);
+    json_t *job = do_job(box->f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "completed");
+    assert_string_equal(text_of(job, "stats.scan"), "changes");
+    assert_int_equal(int_of(job, "stats.files_changed"), 1);
+    done(job);
+    assert_int_equal(umount(at(box->f, "app/uploads/2025")), 0);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up_box, tear_down_box)
 
 int main(void)
@@ -263,7 +318,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(a_damaged_backup_before_does_not_fail_the_next),
         TEST(a_tree_that_was_missing_is_watched_when_it_comes),
+        TEST(a_backup_keeps_what_was_told_of_databases),
         TEST(each_option_of_files_that_changes_makes_a_walk),
+        TEST(a_mount_below_a_root_with_a_link_in_its_path_is_listed), /* last: in a namespace */
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

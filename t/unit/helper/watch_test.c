@@ -516,6 +516,37 @@ static void a_barrier_comes_after_all_that_waits(void **state)
     }
 }
 
+/* A job that is cancelled in its barrier does not end the watch: the answer comes later, to nobody. */
+static void a_barrier_that_nobody_waits_for_ends_nothing(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    bk_ctl_t stopped;
+    uint64_t rights;
+    if (box->skip)
+        SKIP_TEST();
+    make_dir(box, "d");
+    start(box, 1);
+    pid_t watcher = conversation_of(box->w.agent.pid, &rights);
+    bk_ctl_init(&stopped);
+    bk_ctl_stop(&stopped, BK_CANCELED);
+    assert_int_equal(kill(watcher, SIGSTOP), 0);
+    assert_int_equal(bk_watch_sync(box->w.watch, box->a, &stopped, &err), BK_CANCELED);
+    assert_int_equal(bk_watch_sync(box->w.watch, box->a, &stopped, &err), BK_CANCELED);
+    assert_int_equal(kill(watcher, SIGCONT), 0);
+    put(box, "d/file");
+    told_of(box, 0, "d");
+    assert_int_equal(bk_watch_sync(box->w.watch, box->a, &stopped, &err), BK_CANCELED);
+    put(box, "file");
+    for (unsigned i = 0; i < 10; i++) {
+        bk_wire_wait(bk_watch_fd(box->w.watch), POLLIN, 20);
+        watching_drain(&box->w);
+    }
+    assert_false(box->w.over);
+    told_of(box, 0, "");
+    bk_ctl_free(&stopped);
+}
+
 /* With a queue of 16 events nearly everything is lost, which is said; then all is watched again. */
 static void after_lost_events_everything_is_watched_again(void **state)
 {
@@ -692,6 +723,7 @@ int main(void)
         TEST(databases_are_told_at_once),
         TEST(a_reader_that_is_slow_loses_nothing),
         TEST(a_barrier_comes_after_all_that_waits),
+        TEST(a_barrier_that_nobody_waits_for_ends_nothing),
         TEST(after_lost_events_everything_is_watched_again),
         TEST(only_watching_is_left_in_that_conversation),
         TEST(a_root_that_may_not_be_watched_is_refused),
