@@ -69,7 +69,7 @@ below_repo    := repo storage crypto base
 below_sqlite  := sqlite client repo storage crypto base
 below_files   := files client repo storage crypto base
 below_engine  := engine sqlite files client repo storage crypto base
-below_helper  := sqlite files client helper repo storage crypto base
+below_helper  := engine sqlite files client helper repo storage crypto base
 archives = $(patsubst %,$(BUILD)/lib%.a,$(below_$(1)))
 
 cli: $(BUILD)/ngx-backup

@@ -155,7 +155,10 @@ static bool note_missed(void *arg, const char *path, bool tree)
     return ++missed->noted < MISSED_SHOWN;
 }
 
-/* What changed although the watcher said nothing of it: a walk that was due has found it. */
+/*
+ * What changed although the watcher said nothing of it: a walk that was due has found it.  This is
+ * a report: that the previous tree cannot be read is no reason to be without a new one.
+ */
 static bk_rc_t find_missed(backup_t *b, const bk_watching_plan_t *plan,
                            const bk_snapshot_tree_t *previous, const bk_snapshot_tree_t *tree,
                            bk_err_t *err)
@@ -178,7 +181,13 @@ static bk_rc_t find_missed(backup_t *b, const bk_watching_plan_t *plan,
     b->watch_missed += rest.marked;
     bk_dirset_free(&where);
     bk_dirset_free(&rest);
-    return rc;
+    if (rc == BK_OK || is_stop(rc))
+        return rc;
+    bk_ctl_note(ctl,
+                "what the watcher may have missed in %s is not told, because the previous backup "
+                "cannot be compared: %s",
+                tree->path, err->text);
+    return BK_OK;
 }
 
 /* The last backup's figures stand for this one's until it is through. */

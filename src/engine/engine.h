@@ -199,7 +199,8 @@ typedef struct {
  * Watch the set's files through a helper that answers, from now on: *fd is to be polled for reading
  * (drain at once, too).  What happened before is not known, so that the next backup walks, unless
  * the process that owned the set before watched until later.  Called again it watches anew.
- * drain reads what was told; BK_UNAVAILABLE: the watch is over, so begin anew after a while.
+ * drain reads what was told, and tries trees again that could not be watched: call it every 30 s,
+ * too.  BK_UNAVAILABLE: the watch is over, so begin anew after a while.
  * end closes fd, as beginning anew does: stop polling it first.  [short] all of them: each may wait
  * for a thread that talks to a helper that hangs.
  */
@@ -208,7 +209,7 @@ bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err);
 void bk_engine_watch_end(bk_engine_t *engine);
 /* Is a tree of it watched now, or is there none? */
 bool bk_engine_watched(bk_engine_t *engine);
-/* Counts what was told of databases: it changed, so something was written to one. */
+/* Counts what was told of databases: it changed, so something was written to one.  Never waits. */
 unsigned bk_engine_written(bk_engine_t *engine);
 
 /*

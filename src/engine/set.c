@@ -445,11 +445,12 @@ json_t *bk_set_describe(const bk_set_t *set)
                            "pitr_window_seconds", (double)set->dbs[i].pitr_window / 1000));
     for (size_t i = 0; i < set->files_count; i++) {
         const bk_set_files_t *f = &set->files[i];
-        json_array_append_new(files, json_pack("{ss so so so sI sb sb}", "name", f->name, "path",
-                                               path_json(f->path), "match", texts(f->match),
-                                               "exclude", texts(f->exclude), "max_file_size",
-                                               (json_int_t)f->max_size, "one_file_system",
-                                               (int)f->one_file_system, "xattrs", (int)f->xattrs));
+        json_array_append_new(files,
+                              json_pack("{ss so so so sI sb sb sb}", "name", f->name, "path",
+                                        path_json(f->path), "match", texts(f->match), "exclude",
+                                        texts(f->exclude), "max_file_size", (json_int_t)f->max_size,
+                                        "one_file_system", (int)f->one_file_system, "cachedir",
+                                        (int)f->cachedir, "xattrs", (int)f->xattrs));
     }
     for (size_t i = 0; i < set->storage_count; i++)
         json_array_append_new(storages, storage_json(&set->storages[i]));

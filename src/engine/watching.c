@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,14 +25,18 @@
 #include "helper/client.h"
 
 #define WALK_EVERY (24 * 3600 * BK_SEC) /* what no watcher sees is found then */
+#define TRY_EVERY  (30 * BK_SEC)        /* to watch a tree that could not be */
 #define JOURNAL    "changes"
 #define MAGIC      "ngx-backup changes 1\n"
 #define BOOT_ID    36
+
+int64_t bk_watching_try_every = TRY_EVERY;
 
 typedef struct {
     bk_changes_t *journal;
     unsigned number;  /* of the watch's root */
     bool rooted;      /* the watch has it */
+    bool refused;     /* the configuration of the helper does not give it: nothing to wait for */
     char reason[256]; /* why not; under the lock "text" */
 } tree_t;
 
@@ -41,6 +46,7 @@ struct bk_watching_s {
     bk_watch_t *watch;
     const char *sync_path; /* a root of it; NULL: none */
     unsigned roots;
+    int64_t try_at;       /* bk_mono: trees without a root are tried again */
     pthread_mutex_t text; /* guards reasons */
     char reason[256];     /* why there is no watch */
     atomic_uint data;     /* changes of databases */
@@ -178,38 +184,63 @@ static bool hold(bk_watching_t *w, bk_ctl_t *ctl)
     }
 }
 
-/* Under the lock: all that happened until now is in the journals; or it is not, and they know. */
-static void catch_up(bk_watching_t *w, bk_ctl_t *ctl)
+/* Under the lock: all that happened until now is in the journals; or it is not, and they know.
+ * False: ctl said stop before that was sure. */
+static bool catch_up(bk_watching_t *w, bk_ctl_t *ctl)
 {
     bk_err_t why = {0};
     if (w->watch == NULL || w->sync_path == NULL)
-        return;
+        return true;
     bk_rc_t rc = bk_watch_sync(w->watch, w->sync_path, ctl, &why);
+    if (rc == BK_CANCELED || rc == BK_INTERRUPTED)
+        return false;
     if (rc == BK_OK)
         rc = drain(w, &why);
     if (rc != BK_OK)
         forget(w);
+    return true;
 }
 
 /* --- the host's side --- */
 
-static void add_tree(bk_watching_t *w, size_t at, bk_rc_t *over, bk_err_t *err)
+/* Under the lock.  BK_UNAVAILABLE: the watch is over; what else fails concerns this tree. */
+static bk_rc_t add_tree(bk_watching_t *w, size_t at, bk_err_t *err)
 {
     bk_err_t why = {0};
     tree_t *tree = &w->trees[at];
     bk_rc_t rc = bk_watch_add(w->watch, w->set->files[at].path, NULL, &why);
-    say_reason(w, tree->reason, rc == BK_OK ? "" : why.text);
     if (rc == BK_UNAVAILABLE) {
-        *over = rc;
         *err = why;
-    } else if (rc != BK_OK) {
-        bk_log(BK_LOG_WARN, "backup %s: files %s: changes are not noticed, so its backups walk: %s",
-               w->set->name, w->set->files[at].name, why.text);
-    } else {
+        return rc;
+    }
+    if (rc == BK_OK) {
         tree->rooted = true;
         tree->number = w->roots++;
         w->sync_path = w->set->files[at].path;
+    } else if (strcmp(tree->reason, why.text) != 0) {
+        bk_log(BK_LOG_WARN, "backup %s: files %s: changes are not noticed, so its backups walk: %s",
+               w->set->name, w->set->files[at].name, why.text);
     }
+    tree->refused = rc == BK_FORBIDDEN;
+    say_reason(w, tree->reason, rc == BK_OK ? "" : why.text);
+    return BK_OK;
+}
+
+/*
+ * Under the lock: trees that are not watched are tried now and then: what is in the way (a disk
+ * that is not mounted, a directory that is made anew) may be gone.  The cage of a conversation does
+ * not reach a directory that came later: that ends the watch, and a new one has it.
+ */
+static bk_rc_t try_again(bk_watching_t *w, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    if (w->watch == NULL || bk_mono() < w->try_at)
+        return BK_OK;
+    w->try_at = bk_mono() + bk_watching_try_every;
+    for (size_t i = 0; i < w->set->files_count && rc == BK_OK; i++)
+        if (!w->trees[i].rooted && !w->trees[i].refused)
+            rc = add_tree(w, i, err);
+    return rc;
 }
 
 bk_rc_t bk_engine_watch(bk_engine_t *engine, bk_helper_t *helper, int *fd, bk_err_t *err)
@@ -225,7 +256,7 @@ bk_rc_t bk_engine_watch(bk_engine_t *engine, bk_helper_t *helper, int *fd, bk_er
     w->roots = 0;
     rc = bk_watch_open(helper, &w->watch, &why);
     for (size_t i = 0; i < w->set->files_count && rc == BK_OK; i++)
-        add_tree(w, i, &rc, &why);
+        rc = add_tree(w, i, &why);
     for (size_t i = 0; i < w->set->db_count && rc == BK_OK; i++) {
         rc = bk_watch_add(w->watch, w->set->dbs[i].path, NULL, &why);
         w->roots += rc == BK_OK;
@@ -237,6 +268,7 @@ bk_rc_t bk_engine_watch(bk_engine_t *engine, bk_helper_t *helper, int *fd, bk_er
         bk_watch_close(w->watch);
         w->watch = NULL;
     } else {
+        w->try_at = bk_mono() + bk_watching_try_every;
         *fd = bk_watch_fd(w->watch);
         (void)drain(w, NULL); /* what came meanwhile does not show in poll; the end does */
     }
@@ -253,8 +285,13 @@ bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err)
     bk_err_t why = {0};
     bk_rc_t rc = BK_UNAVAILABLE;
     pthread_mutex_lock(&w->lock);
-    if (w->watch != NULL && (rc = drain(w, &why)) != BK_OK)
-        forget(w);
+    if (w->watch != NULL) {
+        rc = try_again(w, &why); /* which may find events while it waits for the answer */
+        if (rc == BK_OK)
+            rc = drain(w, &why);
+        if (rc != BK_OK)
+            forget(w);
+    }
     pthread_mutex_unlock(&w->lock);
     if (rc != BK_OK) {
         say_reason(w, w->reason, why.text);
@@ -287,9 +324,8 @@ bool bk_engine_watched(bk_engine_t *engine)
 
 /* --- what a backup goes by --- */
 
-static bool is_below(const char *path, const char *root)
+static bool is_below(const char *path, const char *root, size_t len)
 {
-    size_t len = strlen(root);
     return strncmp(path, root, len) == 0 && (path[len] == '/' || path[len] == '\0');
 }
 
@@ -310,10 +346,13 @@ static void unescape(char *text)
  * The mounts in and below a tree: what happens in one below makes no event, so it is listed by
  * every backup.  The watcher tells this only of those that it meets in its first look.
  */
-static uint64_t look_at_mounts(const char *root, bk_changes_t *journal, uint64_t hash)
+static uint64_t look_at_mounts(const char *path, bk_changes_t *journal, uint64_t hash)
 {
-    char line[8192];
-    size_t len = strlen(root);
+    char line[8192], root[PATH_MAX];
+    /* The kernel tells of mounts by paths without links. */
+    if (!bk_path_resolve(path, root))
+        bk_strcpy(root, sizeof root, path);
+    size_t len = strcmp(root, "/") == 0 ? 0 : strlen(root);
     FILE *file = fopen("/proc/self/mountinfo", "re");
     if (file == NULL)
         return hash;
@@ -325,10 +364,10 @@ static uint64_t look_at_mounts(const char *root, bk_changes_t *journal, uint64_t
         if (rest == NULL)
             continue;
         unescape(field);
-        if (!is_below(field, root))
+        if (!is_below(field, root, len))
             continue;
         hash = XXH3_64bits_withSeed(field, strlen(field), hash + 1);
-        if (field[len] == '/')
+        if (field[len] == '/' && field[len + 1] != '\0')
             bk_changes_tell(journal, BK_CHANGES_LIMIT, field + len + 1);
     }
     fclose(file);
@@ -355,8 +394,8 @@ void bk_watching_take(bk_watching_t *w, size_t at, const char *previous, bool fu
     plan->walk = true;
     if (!hold(w, ctl))
         return;
-    catch_up(w, ctl);
-    plan->usable = bk_changes_take(plan->journal, &plan->dirty, &plan->base);
+    bool sure = catch_up(w, ctl);
+    plan->usable = bk_changes_take(plan->journal, &plan->dirty, &plan->base) && sure;
     pthread_mutex_unlock(&w->lock);
     plan->usable = plan->usable && previous != NULL && strcmp(previous, plan->base.backup) == 0 &&
                    plan->base.fingerprint == plan->fingerprint;
@@ -369,8 +408,8 @@ void bk_watching_explain(bk_watching_t *w, const bk_watching_plan_t *plan, const
 {
     if (!hold(w, ctl))
         return;
-    catch_up(w, ctl);
-    bk_changes_explain(plan->journal, where, rest);
+    if (catch_up(w, ctl))
+        bk_changes_explain(plan->journal, where, rest);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -441,7 +480,7 @@ void bk_watching_save(bk_watching_t *w)
     bk_buf_init(&out, 256u << 20);
     pthread_mutex_lock(&w->lock);
     int64_t until = bk_mono(); /* before the question, not after it */
-    catch_up(w, NULL);
+    (void)catch_up(w, NULL);
     bk_buf_add(&out, MAGIC, strlen(MAGIC));
     bk_buf_add(&out, boot, BOOT_ID);
     bk_buf_i64(&out, until);

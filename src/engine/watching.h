@@ -50,4 +50,6 @@ void bk_watching_save(bk_watching_t *watching);
 json_t *bk_watching_describe(bk_watching_t *watching);
 bool bk_watching_any(bk_watching_t *watching);
 
+extern int64_t bk_watching_try_every; /* ns; for tests */
+
 #endif

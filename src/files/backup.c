@@ -540,7 +540,8 @@ static void tear_down(bk_walk_t *walk)
     pthread_mutex_destroy(&walk->lock);
 }
 
-/* The figures of the whole tree, when only a part of it was looked at. */
+/* The figures of the whole tree, when only a part of it was looked at.  That reads more of the
+ * previous tree than making the new one did: what was removed is counted there. */
 static bk_rc_t count_by_comparison(bk_walk_t *walk, bk_err_t *err)
 {
     const bk_snapshot_tree_t *previous = walk->options->previous;
@@ -549,8 +550,10 @@ static bk_rc_t count_by_comparison(bk_walk_t *walk, bk_err_t *err)
     bk_compared_t sums;
     bk_rc_t rc = bk_files_compare(bk_session_repo(walk->session), &previous->root, &walk->root_id,
                                   &sums, NULL, walk->ctl, err);
-    if (rc != BK_OK)
+    if (rc == BK_CANCELED || rc == BK_INTERRUPTED)
         return rc;
+    if (rc != BK_OK)
+        return bk_reuse_give_up(walk, err);
     stats->files = previous->files + (uint64_t)sums.files;
     stats->bytes = previous->bytes + (uint64_t)sums.bytes;
     stats->dirs = since->dirs + (uint64_t)sums.dirs;

@@ -84,7 +84,7 @@ void bk_watch_close(bk_watch_t *watch); /* NULL is fine */
 bk_rc_t bk_watch_add(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_t *err);
 /*
  * Wait until everything that happened so far, in all roots, is told: bk_watch_next then has it.
- * path: any root that was added.
+ * path: any root that was added.  When ctl stops it the watch goes on.
  */
 bk_rc_t bk_watch_sync(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_t *err);
 /* To be polled for reading, by an event loop too; what is known already does not show there, so ask

@@ -26,6 +26,8 @@ struct bk_watch_s {
     body_t *first, **last;
     size_t at; /* in first */
     bool over;
+    bk_err_t why;  /* it is over */
+    uint32_t owed; /* the id of a barrier that nobody waits for any more; 0: none */
 };
 
 bk_rc_t bk_watch_open(bk_helper_t *helper, bk_watch_t **out, bk_err_t *err)
@@ -69,13 +71,28 @@ int bk_watch_fd(const bk_watch_t *watch)
     return watch->talker->fd;
 }
 
+static bool is_stop(bk_rc_t rc)
+{
+    return rc == BK_CANCELED || rc == BK_INTERRUPTED;
+}
+
+/* The first reason is the true one. */
+static bk_rc_t end(bk_watch_t *watch, const char *text, bk_err_t *err)
+{
+    if (!watch->over)
+        bk_err_set(&watch->why, BK_UNAVAILABLE, "privileged helper: %s", text);
+    watch->over = true;
+    if (err != NULL)
+        *err = watch->why;
+    return BK_UNAVAILABLE;
+}
+
 static bk_rc_t is_over(bk_watch_t *watch, bk_err_t *err)
 {
-    watch->over = true;
-    return bk_err_set(
-        err, BK_UNAVAILABLE,
-        "privileged helper: it ended the watching; a watched directory is gone or was "
-        "replaced, or see the system's log");
+    return end(watch,
+               "it ended the watching; a watched directory is gone or was replaced, or see the "
+               "system's log",
+               err);
 }
 
 /* Keep the events of the message that was just received. */
@@ -84,7 +101,7 @@ static bk_rc_t keep_events(bk_watch_t *watch, bk_err_t *err)
     const bk_wire_message_t *in = &watch->talker->in;
     body_t *body = malloc(sizeof *body + in->head.len);
     if (body == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "privileged helper: memory is exhausted");
+        return end(watch, "memory is exhausted", err);
     body->next = NULL;
     body->len = in->head.len;
     memcpy(body->bytes, in->body, in->head.len);
@@ -93,7 +110,8 @@ static bk_rc_t keep_events(bk_watch_t *watch, bk_err_t *err)
     return BK_OK;
 }
 
-/* The next message: an EVENT is kept; *answered when it is the reply with that id. */
+/* The next message: an EVENT is kept; *answered when it is the reply with that id.  One that is
+ * owed to nobody counts as none. */
 static bk_rc_t receive(bk_watch_t *watch, uint32_t id, bool *answered, bool *empty, bk_err_t *err)
 {
     bk_talker_t *talker = watch->talker;
@@ -107,45 +125,69 @@ static bk_rc_t receive(bk_watch_t *watch, uint32_t id, bool *answered, bool *emp
         if (talker->in.head.verb == BK_WIRE_EVENT && talker->in.head.id == 0 &&
             talker->in.fd_count == 0)
             return keep_events(watch, err);
-        *answered =
-            id != 0 && talker->in.head.id == id && talker->in.fd_count == 0 &&
-            (talker->in.head.verb == BK_WIRE_WATCH || talker->in.head.verb == BK_WIRE_FAILED);
+        if ((talker->in.head.verb != BK_WIRE_WATCH && talker->in.head.verb != BK_WIRE_FAILED) ||
+            talker->in.fd_count != 0 || talker->in.head.id == 0)
+            return is_over(watch, err);
+        if (talker->in.head.id == watch->owed) {
+            watch->owed = 0;
+            return BK_OK;
+        }
+        *answered = talker->in.head.id == id;
         return *answered ? BK_OK : is_over(watch, err);
     default:
         return is_over(watch, err);
     }
 }
 
-static bk_rc_t ask(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_t *err)
+/* Receive until the reply with that id, 0: until nothing is owed. */
+static bk_rc_t wait_reply(bk_watch_t *watch, uint32_t id, int64_t until, bk_ctl_t *ctl,
+                          bk_err_t *err)
+{
+    bool answered = false, empty = false;
+    while (id != 0 ? !answered : watch->owed != 0) {
+        if (empty && bk_wire_wait(watch->talker->fd, POLLIN, STEP_MS) < 0)
+            return is_over(watch, err);
+        bk_rc_t rc = bk_ctl_check(ctl, err);
+        if (rc == BK_OK)
+            rc = receive(watch, id, &answered, &empty, err);
+        if (rc != BK_OK)
+            return rc;
+        if (!answered && bk_mono() >= until)
+            return end(watch, "its watching does not answer", err);
+    }
+    return BK_OK;
+}
+
+/*
+ * barrier: whoever stops waiting leaves the reply to the next who asks.  Not so of a new root, whose
+ * number would be missed.
+ */
+static bk_rc_t ask(bk_watch_t *watch, const char *path, bool barrier, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_talker_t *talker = watch->talker;
     bk_wire_ask_root_t body = {.may = BK_WIRE_MAY_WATCH, .len = (uint32_t)strlen(path)};
     int64_t until = bk_mono() + ANSWER_MS * BK_MS;
-    bool answered = false, empty;
     if (body.len == 0 || body.len > BK_WIRE_PATH)
         return bk_err_set(err, BK_INVALID, "privileged helper: the path of a root is too long");
+    if (watch->over)
+        return is_over(watch, err);
+    bk_rc_t rc = wait_reply(watch, 0, until, ctl, err);
+    if (rc != BK_OK)
+        return rc;
     talker->out_len = 0;
     bk_talker_put(talker, &body, sizeof body);
     bk_talker_put(talker, path, body.len);
     if (++talker->last_id == 0)
         talker->last_id++;
-    if (watch->over || bk_wire_send(talker->fd, BK_WIRE_WATCH, talker->last_id, talker->out,
-                                    talker->out_len, NULL, 0) != 0)
+    if (bk_wire_send(talker->fd, BK_WIRE_WATCH, talker->last_id, talker->out, talker->out_len, NULL,
+                     0) != 0)
         return is_over(watch, err);
-    while (!answered) {
-        bk_rc_t rc = bk_ctl_check(ctl, err);
-        if (rc == BK_OK)
-            rc = receive(watch, talker->last_id, &answered, &empty, err);
-        /* What comes later would be taken for the answer to something else. */
-        if (rc == BK_OK && !answered && bk_mono() >= until)
-            rc = is_over(watch, err);
-        watch->over = watch->over || rc != BK_OK;
-        if (rc != BK_OK)
-            return rc;
-        if (empty && bk_wire_wait(talker->fd, POLLIN, STEP_MS) < 0)
-            return is_over(watch, err);
-    }
-    return BK_OK;
+    rc = wait_reply(watch, talker->last_id, until, ctl, err);
+    if (barrier && is_stop(rc))
+        watch->owed = talker->last_id;
+    else if (rc != BK_OK && !watch->over)
+        (void)end(watch, "nobody waited for its answer", NULL);
+    return rc;
 }
 
 /* What the reply says; *root: its number. */
@@ -189,7 +231,7 @@ static bk_rc_t read_reply(bk_watch_t *watch, const char *path, uint32_t *root, b
 bk_rc_t bk_watch_add(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_t *err)
 {
     uint32_t root;
-    bk_rc_t rc = ask(watch, path, ctl, err);
+    bk_rc_t rc = ask(watch, path, false, ctl, err);
     if (rc == BK_OK)
         rc = read_reply(watch, path, &root, err);
     if (rc == BK_OK && root != watch->roots)
@@ -201,7 +243,7 @@ bk_rc_t bk_watch_add(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_
 bk_rc_t bk_watch_sync(bk_watch_t *watch, const char *path, bk_ctl_t *ctl, bk_err_t *err)
 {
     uint32_t root;
-    bk_rc_t rc = ask(watch, path, ctl, err);
+    bk_rc_t rc = ask(watch, path, true, ctl, err);
     return rc == BK_OK ? read_reply(watch, path, &root, err) : rc;
 }
 
@@ -234,10 +276,8 @@ bk_rc_t bk_watch_next(bk_watch_t *watch, bk_watch_event_t *event, bk_err_t *err)
     bool answered, empty = false;
     while (watch->first == NULL && !empty) {
         bk_rc_t rc = watch->over ? is_over(watch, err) : receive(watch, 0, &answered, &empty, err);
-        if (rc != BK_OK) {
-            watch->over = true;
+        if (rc != BK_OK)
             return rc;
-        }
     }
     if (watch->first == NULL)
         return bk_err_set(err, BK_NOT_FOUND, "nothing has changed");

@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -227,12 +226,6 @@ static int work(watcher_t *w, int64_t now)
     return ms;
 }
 
-static size_t waiting(int fd)
-{
-    int bytes = 0;
-    return ioctl(fd, FIONREAD, &bytes) == 0 && bytes > 0 ? (size_t)bytes : 0;
-}
-
 /*
  * All that happened until now into what is pending.  New directories are visited, too, as long as
  * that does not take long: it is not needed, since they are told with all below them, but saves
@@ -241,12 +234,12 @@ static size_t waiting(int fd)
 static bool catch_up(watcher_t *w)
 {
     int64_t until = bk_watch_now() + VISIT_MS;
-    size_t bytes = w->fan != NULL ? waiting(bk_fanotify_fd(w->fan)) : 0;
-    if (bytes > 0 && !bk_fanotify_read(w->fan, bytes))
+    size_t events = w->fan != NULL ? bk_fanotify_waiting(w->fan) : 0;
+    if (events > 0 && !bk_fanotify_read(w->fan, events))
         return false;
     for (unsigned i = 0; i < w->count; i++) {
         watched_t *root = &w->list[i];
-        bytes = root->inotify != NULL ? waiting(bk_inotify_fd(root->inotify)) : 0;
+        size_t bytes = root->inotify != NULL ? bk_inotify_waiting(root->inotify) : 0;
         if (bytes > 0 && !bk_inotify_read(root->inotify, root->watch, bytes))
             return false;
     }

@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/fanotify.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -438,7 +439,16 @@ static bool dispatch(bk_fanotify_t *fan, const event_t *event)
     return all;
 }
 
-bool bk_fanotify_read(bk_fanotify_t *fan, size_t bytes)
+/* FIONREAD counts the head of each event and none of what follows it. */
+size_t bk_fanotify_waiting(const bk_fanotify_t *fan)
+{
+    int bytes = 0;
+    return ioctl(fan->fd, FIONREAD, &bytes) == 0 && bytes > 0
+               ? (size_t)bytes / FAN_EVENT_METADATA_LEN
+               : 0;
+}
+
+bool bk_fanotify_read(bk_fanotify_t *fan, size_t events)
 {
     size_t done = 0;
     for (table_t *table = fan->tables; table != NULL; table = table->next)
@@ -449,13 +459,12 @@ bool bk_fanotify_read(bk_fanotify_t *fan, size_t bytes)
         ssize_t len = read(fan->fd, fan->buffer, BUFFER);
         if (len <= 0)
             break;
-        while (at < (size_t)len) {
+        for (; at < (size_t)len; done++) {
             if (!next_event(fan->buffer, (size_t)len, &at, &event))
                 return false; /* a kernel that speaks another language */
             if (!dispatch(fan, &event))
                 return false;
         }
-        done += (size_t)len;
-    } while (done < bytes);
+    } while (done < events);
     return true;
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "helper/watch_private.h"
@@ -74,6 +75,12 @@ static void drop(void *self, int number)
 bk_source_t bk_inotify_source(bk_inotify_t *in)
 {
     return (bk_source_t){.self = in, .add = add, .drop = drop};
+}
+
+size_t bk_inotify_waiting(const bk_inotify_t *in)
+{
+    int bytes = 0;
+    return ioctl(in->fd, FIONREAD, &bytes) == 0 && bytes > 0 ? (size_t)bytes : 0;
 }
 
 bool bk_inotify_read(bk_inotify_t *in, bk_rootwatch_t *root, size_t bytes)

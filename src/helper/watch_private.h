@@ -132,7 +132,8 @@ int bk_inotify_open(bool database, bk_inotify_t **in); /* 0 or an errno */
 void bk_inotify_close(bk_inotify_t *in);               /* NULL is fine */
 int bk_inotify_fd(const bk_inotify_t *in);
 bk_source_t bk_inotify_source(bk_inotify_t *in);
-/* Read what is there, at most about bytes of it, 0: one buffer.  False: the root is gone. */
+size_t bk_inotify_waiting(const bk_inotify_t *in); /* bytes */
+/* Read what is there: at least bytes of it, if there are so many, 0: one buffer.  False: the root is gone. */
 bool bk_inotify_read(bk_inotify_t *in, bk_rootwatch_t *root, size_t bytes);
 
 /* fanotify: watch.h has how it begins and ends. */
@@ -140,8 +141,9 @@ int bk_fanotify_fd(const bk_fanotify_t *fan);
 /* The source of one root, while it lives; false: not on this file system.  The source's close ends
  * it. */
 bool bk_fanotify_join(bk_fanotify_t *fan, int dir, bk_rootwatch_t *root, bk_source_t *source);
+size_t bk_fanotify_waiting(const bk_fanotify_t *fan); /* events, whose sizes are not known */
 /* As bk_inotify_read, for all roots that joined.  False: one of them is gone. */
-bool bk_fanotify_read(bk_fanotify_t *fan, size_t bytes);
+bool bk_fanotify_read(bk_fanotify_t *fan, size_t events);
 
 int64_t bk_watch_now(void); /* ms, monotonic */
 

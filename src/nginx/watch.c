@@ -7,7 +7,7 @@
  * watches, or after a while.  The loop sees that there is something to read;
  * a thread reads it, since whoever takes a backup may be reading just then,
  * and holds the engine's lock while a helper that hangs lets it wait.  So the
- * loop calls nothing of the engine but at the very end.
+ * loop calls nothing of the engine that takes a lock but at the very end.
  */
 
 #include "nginx/module.h"
@@ -16,6 +16,7 @@
 #define NGX_HTTP_BACKUP_WATCH_FIRST    1000     /* ms to the second try */
 #define NGX_HTTP_BACKUP_WATCH_LONGEST  30000
 #define NGX_HTTP_BACKUP_WATCH_HEIR     5000     /* ms to wait for the heir */
+#define NGX_HTTP_BACKUP_WATCH_EVERY    30000    /* ms, without an event */
 
 
 struct ngx_http_backup_watch_s {
@@ -27,7 +28,6 @@ struct ngx_http_backup_watch_s {
     bk_rc_t                   rc;
     bk_err_t                  err;
     ngx_uint_t                watched;          /* as of the last drain */
-    ngx_uint_t                written;          /* the same */
     ngx_uint_t                known;            /* what capture was told */
     unsigned                  busy:1;
     unsigned                  again:1;          /* an event while busy */
@@ -45,6 +45,7 @@ static void ngx_http_backup_watch_drain(ngx_http_backup_watch_t *w);
 static void ngx_http_backup_watch_close(ngx_http_backup_watch_t *w);
 static void ngx_http_backup_watch_retry(ngx_http_backup_watch_t *w);
 static void ngx_http_backup_watch_ready(ngx_http_backup_watch_t *w);
+static void ngx_http_backup_watch_written(ngx_http_backup_watch_t *w);
 
 
 ngx_int_t
@@ -73,9 +74,23 @@ ngx_http_backup_watch_tick(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
 {
     ngx_http_backup_watch_t  *w = bset->watch;
 
-    if (w->connection || w->busy || leaving
+    /* a backup has read the watch, too, and wakes nobody */
+
+    if (w->connection) {
+        ngx_http_backup_watch_written(w);
+    }
+
+    if (w->busy || leaving
         || (ngx_msec_int_t) (ngx_current_msec - w->next) < 0)
     {
+        return;
+    }
+
+    /* a tree that could not be watched is tried again */
+
+    if (w->connection) {
+        w->next = ngx_current_msec + NGX_HTTP_BACKUP_WATCH_EVERY;
+        ngx_http_backup_watch_drain(w);
         return;
     }
 
@@ -139,6 +154,7 @@ ngx_http_backup_watch_open_done(void *data)
     }
 
     w->connection = c;
+    w->next = ngx_current_msec + NGX_HTTP_BACKUP_WATCH_EVERY;
 
     c->data = w;
     c->idle = 1;            /* so that we are told when the worker quits */
@@ -206,7 +222,6 @@ ngx_http_backup_watch_drain_work(void *data)
 
     w->rc = bk_engine_watch_drain(w->bset->engine, &w->err);
     w->watched = (w->rc == BK_OK && bk_engine_watched(w->bset->engine));
-    w->written = bk_engine_written(w->bset->engine);
 }
 
 
@@ -218,10 +233,7 @@ ngx_http_backup_watch_drain_done(void *data)
 
     w->busy = 0;
 
-    if (w->written != w->known) {
-        w->known = w->written;
-        ngx_http_backup_capture_wake(w->bset);
-    }
+    ngx_http_backup_watch_written(w);
 
     if (w->connection == NULL) {
         return;
@@ -260,6 +272,20 @@ ngx_http_backup_watch_drain_done(void *data)
 }
 
 
+static void
+ngx_http_backup_watch_written(ngx_http_backup_watch_t *w)
+{
+    ngx_uint_t  written;
+
+    written = bk_engine_written(w->bset->engine);
+
+    if (written != w->known) {
+        w->known = written;
+        ngx_http_backup_capture_wake(w->bset);
+    }
+}
+
+
 /*
  * The descriptor is the engine's, which closes it when it begins anew: on a
  * thread, since whoever takes a backup may be waiting for the helper just
@@ -277,11 +303,15 @@ ngx_http_backup_watch_close(ngx_http_backup_watch_t *w)
 
     w->connection = NULL;
 
-    if (ngx_del_conn) {
-        ngx_del_conn(c, 0);
+    /* not before the first drain: the kernel would not know it, an alert */
 
-    } else if (c->read->active) {
-        (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
+    if (c->read->active) {
+        if (ngx_del_conn) {
+            ngx_del_conn(c, 0);
+
+        } else {
+            (void) ngx_del_event(c->read, NGX_READ_EVENT, 0);
+        }
     }
 
     if (c->read->posted) {

@@ -324,6 +324,48 @@ static void a_damaged_previous_tree_means_a_walk(void **state)
     assert_int_equal(w->stats.files, 5);
 }
 
+typedef struct {
+    char paths[8][4400];
+    unsigned count;
+} packs_t;
+
+static void note_pack(void *arg, const char *path, const struct stat *st)
+{
+    packs_t *packs = arg;
+    if (S_ISREG(st->st_mode))
+        snprintf(packs->paths[packs->count++ % 8], sizeof packs->paths[0], "%s", path);
+}
+
+/* Only the figures need what was in a directory that is gone. */
+static void a_previous_tree_that_cannot_be_compared_means_a_walk(void **state)
+{
+    world_t *w = world(state);
+    char meta[400];
+    packs_t first = {.count = 0};
+    make_some(w);
+    begin(w);
+    snprintf(meta, sizeof meta, "%s/storage/meta", w->dir);
+    test_visit(meta, note_pack, &first);
+    assert_int_equal(first.count, 1);
+    /* The node of the root is in another pack now than those of what is below. */
+    put_text(at(w, "top"), "another");
+    changed(w, "");
+    let_the_clock_tick();
+    run_changes(w);
+    assert_false(w->stats.walked);
+    for (off_t pos = 100; pos < 500; pos += 8)
+        test_spoil(first.paths[0], pos, "XXXXXXXX");
+    bk_repo_close(w->repo);
+    bk_storage_close(w->storage);
+    world_open_repo(w);
+    assert_int_equal(unlink(at(w, "d/e/four")) + unlink(at(w, "d/e/link")), 0);
+    assert_int_equal(unlink(at(w, "d/fifo")) + rmdir(at(w, "d/e")) + rmdir(at(w, "d")), 0);
+    changed(w, "");
+    run_changes(w);
+    assert_true(w->stats.walked);
+    assert_int_equal(w->stats.files, 4);
+}
+
 static void of_a_hundred_changed_directories_no_other_is_listed(void **state)
 {
     world_t *w = world(state);
@@ -366,6 +408,7 @@ int main(void)
         TEST(what_was_read_too_early_is_looked_at_again),
         TEST(what_could_not_be_read_is_tried_again),
         TEST(a_damaged_previous_tree_means_a_walk),
+        TEST(a_previous_tree_that_cannot_be_compared_means_a_walk),
         TEST(of_a_hundred_changed_directories_no_other_is_listed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

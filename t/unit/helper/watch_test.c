@@ -456,6 +456,97 @@ static void a_reader_that_is_slow_loses_nothing(void **state)
     }
 }
 
+/* The process of the one conversation that the agent forked, and its permitted capabilities. */
+static pid_t conversation_of(pid_t agent, uint64_t *rights)
+{
+    pid_t found = 0;
+    DIR *proc = opendir("/proc");
+    assert_non_null(proc);
+    for (const struct dirent *item; (item = readdir(proc)) != NULL;) {
+        char path[300], line[200];
+        unsigned long long permitted = 0;
+        long parent = -1;
+        snprintf(path, sizeof path, "/proc/%s/status", item->d_name);
+        FILE *file = item->d_name[0] >= '1' && item->d_name[0] <= '9' ? fopen(path, "r") : NULL;
+        while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+            if (strncmp(line, "PPid:", 5) == 0)
+                parent = strtol(line + 5, NULL, 10);
+            else if (strncmp(line, "CapPrm:", 7) == 0)
+                permitted = strtoull(line + 7, NULL, 16);
+        }
+        if (file != NULL)
+            fclose(file);
+        if (parent != agent)
+            continue;
+        found = (pid_t)strtol(item->d_name, NULL, 10);
+        *rights = permitted;
+    }
+    closedir(proc);
+    assert_true(found > 0);
+    return found;
+}
+
+/* What waits in the kernel's queue when the barrier is asked for is more than one buffer holds. */
+static void a_barrier_comes_after_all_that_waits(void **state)
+{
+    box_t *box = *state;
+    if (box->skip)
+        SKIP_TEST();
+    char path[300];
+    uint64_t rights;
+    for (unsigned i = 0; i < 5000; i++) {
+        snprintf(path, sizeof path, "directory %u", i);
+        make_dir(box, path);
+    }
+    start(box, 1);
+    pid_t watcher = conversation_of(box->w.agent.pid, &rights);
+    assert_int_equal(kill(watcher, SIGSTOP), 0);
+    for (unsigned i = 0; i < 5000; i++) {
+        snprintf(path, sizeof path, "directory %u/a file with a long name", i);
+        int fd = open(at(box, path), O_WRONLY | O_CREAT, 0644);
+        assert_true(fd >= 0);
+        close(fd);
+    }
+    assert_int_equal(kill(watcher, SIGCONT), 0);
+    watching_sync(&box->w);
+    for (unsigned i = 0; i < 5000; i++) {
+        snprintf(path, sizeof path, "directory %u", i);
+        if (!bk_dirset_has(&box->w.roots[0].dirty, path))
+            fail_msg("\"%s\" is not told", path);
+    }
+}
+
+/* A job that is cancelled in its barrier does not end the watch: the answer comes later, to nobody. */
+static void a_barrier_that_nobody_waits_for_ends_nothing(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    bk_ctl_t stopped;
+    uint64_t rights;
+    if (box->skip)
+        SKIP_TEST();
+    make_dir(box, "d");
+    start(box, 1);
+    pid_t watcher = conversation_of(box->w.agent.pid, &rights);
+    bk_ctl_init(&stopped);
+    bk_ctl_stop(&stopped, BK_CANCELED);
+    assert_int_equal(kill(watcher, SIGSTOP), 0);
+    assert_int_equal(bk_watch_sync(box->w.watch, box->a, &stopped, &err), BK_CANCELED);
+    assert_int_equal(bk_watch_sync(box->w.watch, box->a, &stopped, &err), BK_CANCELED);
+    assert_int_equal(kill(watcher, SIGCONT), 0);
+    put(box, "d/file");
+    told_of(box, 0, "d");
+    assert_int_equal(bk_watch_sync(box->w.watch, box->a, &stopped, &err), BK_CANCELED);
+    put(box, "file");
+    for (unsigned i = 0; i < 10; i++) {
+        bk_wire_wait(bk_watch_fd(box->w.watch), POLLIN, 20);
+        watching_drain(&box->w);
+    }
+    assert_false(box->w.over);
+    told_of(box, 0, "");
+    bk_ctl_free(&stopped);
+}
+
 /* With a queue of 16 events nearly everything is lost, which is said; then all is watched again. */
 static void after_lost_events_everything_is_watched_again(void **state)
 {
@@ -529,45 +620,14 @@ static void only_watching_is_left_in_that_conversation(void **state)
     free(in);
 }
 
-/* One bit of the effective capabilities of each process that the agent forked, OR-ed. */
-static uint64_t rights_of_conversations(pid_t agent, unsigned *count)
-{
-    uint64_t all = 0;
-    DIR *proc = opendir("/proc");
-    assert_non_null(proc);
-    *count = 0;
-    for (const struct dirent *item; (item = readdir(proc)) != NULL;) {
-        char path[300], line[200];
-        unsigned long long rights = 0;
-        long parent = -1;
-        snprintf(path, sizeof path, "/proc/%s/status", item->d_name);
-        FILE *file = item->d_name[0] >= '1' && item->d_name[0] <= '9' ? fopen(path, "r") : NULL;
-        while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-            if (strncmp(line, "PPid:", 5) == 0)
-                parent = strtol(line + 5, NULL, 10);
-            else if (strncmp(line, "CapPrm:", 7) == 0)
-                rights = strtoull(line + 7, NULL, 16);
-        }
-        if (file != NULL)
-            fclose(file);
-        if (parent != agent)
-            continue;
-        all |= rights;
-        *count += 1;
-    }
-    closedir(proc);
-    return all;
-}
-
 static void a_watcher_gives_up_the_right_to_administrate(void **state)
 {
     box_t *box = *state;
-    unsigned count;
+    uint64_t rights;
     if (box->skip || geteuid() != 0)
         SKIP_TEST();
     start(box, 2);
-    uint64_t rights = rights_of_conversations(box->w.agent.pid, &count);
-    assert_true(count > 0);
+    conversation_of(box->w.agent.pid, &rights);
     assert_true((rights & 1u << CAP_DAC_READ_SEARCH) != 0);
     assert_true((rights & 1u << CAP_SYS_ADMIN) == 0);
     put(box, "b:x"); /* and watches all the same */
@@ -662,6 +722,8 @@ int main(void)
         TEST(a_dead_helper_ends_the_watch),
         TEST(databases_are_told_at_once),
         TEST(a_reader_that_is_slow_loses_nothing),
+        TEST(a_barrier_comes_after_all_that_waits),
+        TEST(a_barrier_that_nobody_waits_for_ends_nothing),
         TEST(after_lost_events_everything_is_watched_again),
         TEST(only_watching_is_left_in_that_conversation),
         TEST(a_root_that_may_not_be_watched_is_refused),
