@@ -17,8 +17,8 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "engine/bases.h"
 #include "engine/engine_private.h"
-#include "engine/moments.h"
 
 #define NOT_COLLECTED                                                                              \
     "space of removed backups is not freed by this version: their data stays on the storage"
@@ -52,39 +52,90 @@ static void add_reason(json_t *reasons, bool holds, const char *text)
         json_array_append_new(reasons, json_string(text));
 }
 
-/* The moment from which on transactions are needed: the newest backup that is older than the
- * window. */
-static int64_t needed_since(const bk_set_t *set, const bk_set_db_t *db,
-                            const bk_snapshot_list_t *list)
+/* --- what windows begin with --- */
+
+/*
+ * Marks the backups that the moments of a pitr_window begin with, and, with segments, removes the
+ * transactions that none of these needs.
+ */
+typedef struct {
+    bk_engine_t *engine;
+    bk_opened_t *opened;
+    const bk_snapshot_list_t *list;
+    bool *begins; /* of the list; those of windows are set */
+    bk_ctl_t *ctl;
+    bool segments, dry_run;
+    uint64_t removed;
+} windows_t;
+
+/* All that lies in it, and one more: for when its transactions cannot be read. */
+static void mark_by_time(windows_t *w, const bk_set_db_t *db, int64_t edge)
 {
-    int64_t since = INT64_MIN, edge = bk_now() - (int64_t)db->pitr_window * BK_MS;
+    const bk_snapshot_list_t *list = w->list;
+    size_t before = list->count;
     for (size_t i = 0; i < list->count; i++) {
         const bk_snapshot_t *s = &list->items[i];
-        for (size_t n = 0; n < s->db_count && strcmp(s->set, set->name) == 0; n++)
-            if (strcmp(s->dbs[n].name, db->name) == 0 && s->dbs[n].instant < edge &&
-                s->dbs[n].instant > since)
-                since = s->dbs[n].instant;
+        for (size_t n = 0; n < s->db_count && strcmp(s->set, w->engine->set->name) == 0; n++) {
+            if (strcmp(s->dbs[n].name, db->name) != 0)
+                continue;
+            w->begins[i] = w->begins[i] || s->dbs[n].instant >= edge;
+            if (s->dbs[n].instant < edge)
+                before = i;
+        }
     }
-    return since;
+    if (before < list->count)
+        w->begins[before] = true;
 }
 
-static bool begins_window(const bk_set_t *set, const bk_snapshot_t *s,
-                          const bk_snapshot_list_t *list)
+static bk_rc_t mark_window(windows_t *w, const bk_set_db_t *db, bk_err_t *err)
 {
-    bool begins = false;
-    for (size_t i = 0; i < set->db_count; i++) {
-        const bk_set_db_t *db = &set->dbs[i];
-        int64_t since = db->pitr_window > 0 ? needed_since(set, db, list) : INT64_MIN;
-        for (size_t n = 0; n < s->db_count && since != INT64_MIN; n++)
-            begins =
-                begins || (strcmp(s->dbs[n].name, db->name) == 0 && s->dbs[n].instant == since);
+    const bk_set_t *set = w->engine->set;
+    bk_moments_t *moments = NULL;
+    bk_err_t why = {0};
+    int64_t edge = bk_now() - (int64_t)db->pitr_window * BK_MS;
+    bk_rc_t rc = bk_moments_open(set->base_dir, set->name, db->name, w->opened->repo, w->ctl,
+                                 &moments, &why);
+    if (rc == BK_OK)
+        rc = bk_moments_keep(moments, edge, w->list, w->begins, &why);
+    if (rc == BK_OK && w->segments)
+        rc = bk_moments_remove(moments, w->dry_run, &w->removed, &why);
+    bk_moments_free(moments);
+    if (rc != BK_CORRUPT && rc != BK_NOT_FOUND) {
+        if (rc != BK_OK && err != NULL)
+            *err = why;
+        return rc;
     }
-    return begins;
+    /* Some of it is damaged: what can still be had must not go because of that. */
+    mark_by_time(w, db, edge);
+    if (w->segments)
+        bk_ctl_note(w->ctl, "no transactions of database %s are removed: %s", db->name, why.text);
+    return BK_OK;
 }
+
+static bk_rc_t mark_windows(windows_t *w, bk_err_t *err)
+{
+    const bk_set_t *set = w->engine->set;
+    bk_rc_t rc = BK_OK;
+    for (size_t i = 0; i < set->db_count && rc == BK_OK; i++)
+        if (set->dbs[i].pitr_window > 0)
+            rc = mark_window(w, &set->dbs[i], err);
+    return rc;
+}
+
+static bk_rc_t find_begins(bk_engine_t *engine, bk_opened_t *opened, const bk_snapshot_list_t *list,
+                           bool **begins, bk_ctl_t *ctl, bk_err_t *err)
+{
+    windows_t w = {.engine = engine, .opened = opened, .list = list, .ctl = ctl};
+    w.begins = *begins = calloc(list->count + 1, sizeof **begins);
+    return *begins != NULL ? mark_windows(&w, err)
+                           : bk_err_set(err, BK_NO_MEMORY, "cleanup: out of memory");
+}
+
+/* --- backups, one by one --- */
 
 /* Why it stays, as an array; empty: it may go. */
 static json_t *reasons_of(const bk_set_t *set, const bk_snapshot_t *s, const keepers_t *k,
-                          const bk_snapshot_list_t *list, int64_t now)
+                          bool begins, int64_t now)
 {
     json_t *reasons = json_array();
     bool dbs = s->db_count > 0, files = s->tree_count > 0;
@@ -99,7 +150,7 @@ static json_t *reasons_of(const bk_set_t *set, const bk_snapshot_t *s, const kee
     add_reason(reasons, s == k->newest, "the newest backup");
     add_reason(reasons, s == k->newest_whole, "the newest backup without warnings");
     add_reason(reasons, s == k->newest_full, "the newest full backup without warnings");
-    add_reason(reasons, begins_window(set, s, list), "the moments of pitr_window begin with it");
+    add_reason(reasons, begins, "the moments of pitr_window begin with it");
     add_reason(reasons, for_ever, "retention keeps it for ever");
     add_reason(reasons, !for_ever && age_ms < (int64_t)keep, "younger than retention");
     return reasons;
@@ -110,14 +161,16 @@ static bk_rc_t clean_backups(bk_job_t *job, bk_opened_t *opened, bool dry_run, j
 {
     bk_engine_t *engine = job->engine;
     bk_snapshot_list_t list;
+    bool *begins = NULL;
     int64_t now = bk_now();
     bk_rc_t rc = bk_snapshot_list(opened->repo, engine->cache_dir, job->ctl, &list, err);
     if (rc != BK_OK)
         return rc;
+    rc = find_begins(engine, opened, &list, &begins, job->ctl, err);
     keepers_t keepers = find_keepers(engine->set, &list);
     for (size_t i = 0; i < list.count && rc == BK_OK; i++) {
         const bk_snapshot_t *s = &list.items[i];
-        json_t *reasons = reasons_of(engine->set, s, &keepers, &list, now);
+        json_t *reasons = reasons_of(engine->set, s, &keepers, begins[i], now);
         rc = bk_ctl_check(job->ctl, err);
         if (rc == BK_OK && json_array_size(reasons) > 0) {
             json_array_append_new(kept, json_pack("{ss so sO}", "id", s->backup_id, "completed",
@@ -130,6 +183,7 @@ static bk_rc_t clean_backups(bk_job_t *job, bk_opened_t *opened, bool dry_run, j
         }
         json_decref(reasons);
     }
+    free(begins);
     bk_snapshot_list_free(&list);
     return rc;
 }
@@ -186,24 +240,75 @@ static void clean_leftovers(const bk_set_t *set, bool dry_run, json_t *removed)
 
 /* --- transactions --- */
 
+static bool has_window(const bk_set_t *set, const char *database)
+{
+    for (size_t i = 0; i < set->db_count; i++)
+        if (strcmp(set->dbs[i].name, database) == 0)
+            return set->dbs[i].pitr_window > 0;
+    return false;
+}
+
+/* Those of databases that are not captured any more, once retention has passed. */
+static bk_rc_t clean_abandoned(windows_t *w, const char *database, bk_err_t *err)
+{
+    const bk_set_t *set = w->engine->set;
+    bk_moments_t *moments = NULL;
+    bk_err_t why = {0};
+    bk_rc_t rc =
+        bk_moments_open(NULL, set->name, database, w->opened->repo, w->ctl, &moments, &why);
+    if (rc == BK_OK)
+        rc = bk_moments_keep_since(moments, bk_now() - (int64_t)set->retention_db * BK_MS, &why);
+    if (rc == BK_OK)
+        rc = bk_moments_remove(moments, w->dry_run, &w->removed, &why);
+    bk_moments_free(moments);
+    if (rc == BK_CORRUPT || rc == BK_NOT_FOUND) {
+        bk_ctl_note(w->ctl, "no transactions of database %s are removed: %s", database, why.text);
+        return BK_OK;
+    }
+    if (rc != BK_OK && err != NULL)
+        *err = why;
+    return rc;
+}
+
+static bk_rc_t clean_all_abandoned(windows_t *w, bk_err_t *err)
+{
+    const bk_set_t *set = w->engine->set;
+    bk_buf_t names;
+    if (set->retention_db == 0)
+        return BK_OK;
+    bk_buf_init(&names, 1u << 20);
+    bk_rc_t rc = bk_history_databases(w->opened->repo, set->name, &names, w->ctl, err);
+    for (size_t at = 0; rc == BK_OK && at < names.len;) {
+        const char *name = (const char *)names.data + at;
+        if (!has_window(set, name))
+            rc = clean_abandoned(w, name, err);
+        at += strlen(name) + 1;
+    }
+    bk_buf_free(&names);
+    return rc;
+}
+
 static bk_rc_t clean_transactions(bk_job_t *job, bk_opened_t *opened, bool dry_run, json_t *result,
                                   bk_err_t *err)
 {
-    const bk_set_t *set = job->engine->set;
     bk_snapshot_list_t list;
-    uint64_t segments = 0;
+    windows_t w = {.engine = job->engine,
+                   .opened = opened,
+                   .list = &list,
+                   .ctl = job->ctl,
+                   .segments = true,
+                   .dry_run = dry_run};
     bk_rc_t rc = bk_snapshot_list(opened->repo, job->engine->cache_dir, job->ctl, &list, err);
     if (rc != BK_OK)
         return rc;
-    for (size_t i = 0; i < set->db_count && rc == BK_OK; i++) {
-        const bk_set_db_t *db = &set->dbs[i];
-        int64_t since = needed_since(set, db, &list);
-        if (db->pitr_window > 0 && since != INT64_MIN)
-            rc = bk_moments_remove(opened->repo, set->name, db->name, since, dry_run, &segments,
-                                   job->ctl, err);
-    }
+    w.begins = calloc(list.count + 1, sizeof *w.begins);
+    rc = w.begins != NULL ? mark_windows(&w, err)
+                          : bk_err_set(err, BK_NO_MEMORY, "cleanup: out of memory");
+    if (rc == BK_OK)
+        rc = clean_all_abandoned(&w, err);
+    free(w.begins);
     bk_snapshot_list_free(&list);
-    json_object_set_new(result, "segments_deleted", json_integer((json_int_t)segments));
+    json_object_set_new(result, "segments_deleted", json_integer((json_int_t)w.removed));
     return rc;
 }
 
@@ -255,20 +360,59 @@ bk_rc_t bk_job_cleanup(bk_job_t *job, bk_err_t *err)
     return bk_cleanup_run(job, json_is_true(json_object_get(job->body, "dry_run")), result, err);
 }
 
+/* Is it one that nobody may delete just now?  BK_CONFLICT says why. */
+static bk_rc_t may_delete(bk_engine_t *engine, bk_opened_t *opened, const bk_snapshot_list_t *list,
+                          const bk_snapshot_t *snapshot, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bool *begins = NULL;
+    const char *id = snapshot->backup_id;
+    if (snapshot->pinned)
+        return bk_err_set(err, BK_CONFLICT, "backup %s is pinned: it cannot be deleted", id);
+    bk_rc_t rc = find_begins(engine, opened, list, &begins, ctl, err);
+    if (rc == BK_OK && begins[snapshot - list->items])
+        rc = bk_err_set(err, BK_CONFLICT,
+                        "backup %s: the moments of pitr_window begin with it, without it they "
+                        "could not be recovered: it can be deleted when the window has moved on, "
+                        "or with a shorter pitr_window",
+                        id);
+    free(begins);
+    return rc;
+}
+
+static bk_rc_t find_deleted(bk_engine_t *engine, bk_opened_t *opened, const json_t *body,
+                            bk_snapshot_list_t *list, const bk_snapshot_t **snapshot, bk_ctl_t *ctl,
+                            bk_err_t *err)
+{
+    const char *id = json_string_value(json_object_get(body, "backup_id"));
+    bk_rc_t rc = bk_snapshot_list(opened->repo, engine->cache_dir, ctl, list, err);
+    if (rc == BK_OK)
+        rc = bk_snapshot_find(list, id != NULL ? id : "", snapshot, err);
+    return rc == BK_OK ? may_delete(engine, opened, list, *snapshot, ctl, err) : rc;
+}
+
+bk_rc_t bk_delete_check(bk_engine_t *engine, const json_t *body, bk_ctl_t *ctl, bk_err_t *err)
+{
+    const bk_snapshot_t *snapshot;
+    bk_snapshot_list_t list = {0};
+    bk_opened_t opened;
+    bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = find_deleted(engine, &opened, body, &list, &snapshot, ctl, err);
+    bk_snapshot_list_free(&list);
+    bk_engine_close_repo(&opened);
+    return rc;
+}
+
 bk_rc_t bk_job_delete(bk_job_t *job, bk_err_t *err)
 {
-    const char *id = json_string_value(json_object_get(job->body, "backup_id"));
     const bk_snapshot_t *snapshot;
     bk_snapshot_list_t list = {0};
     bk_opened_t opened;
     bk_rc_t rc = bk_engine_open_repo(job->engine, false, job->ctl, &opened, err);
     if (rc != BK_OK)
         return rc;
-    rc = bk_snapshot_list(opened.repo, job->engine->cache_dir, job->ctl, &list, err);
-    if (rc == BK_OK)
-        rc = bk_snapshot_find(&list, id != NULL ? id : "", &snapshot, err);
-    if (rc == BK_OK && snapshot->pinned)
-        rc = bk_err_set(err, BK_CONFLICT, "backup %s is pinned: it cannot be deleted", id);
+    rc = find_deleted(job->engine, &opened, job->body, &list, &snapshot, job->ctl, err);
     if (rc == BK_OK)
         rc = bk_snapshot_remove(opened.repo, snapshot, job->ctl, err);
     if (rc == BK_OK) {

@@ -79,7 +79,8 @@ bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, 
 
 /*
  * Can the moment that a checked request names be had?  BK_INVALID, before a job is made of it, when
- * it can't; the message names the nearest.  [short, but for the storage]
+ * it can't; the message names the nearest.  May the backup that is to go?  BK_CONFLICT when not.
+ * [short, but for the storage]
  */
 bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, bk_ctl_t *ctl,
                         bk_err_t *err);

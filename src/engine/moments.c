@@ -2,8 +2,6 @@
  * engine/moments.c: looks up segments by epoch, number and time, and brings a backup forward.
  * Reads base_dir/wal and the storage; writes only the image that it is asked for.
  */
-#include "engine/moments.h"
-
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,38 +13,20 @@
 #include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "engine/moments_private.h"
 #include "sqlite/dump.h"
 #include "sqlite/replay.h"
 
 #define CHECK_WHOLE (5ull << 30) /* bytes, from which SQLite's quick check has to do */
 #define NAME_LEN    (2 * BK_EPOCH_SIZE + 1 + 20 + 3)
 
-typedef struct {
-    uint8_t epoch[BK_EPOCH_SIZE];
-    uint64_t first;
-    char *path;             /* in base_dir; else item counts */
-    bk_history_item_t item; /* on the storage */
-    int64_t begins;         /* ns: t_lo of the first transaction of its epoch */
-} segment_t;
-
-struct bk_moments_s {
-    const char *database;
-    char key[BK_HISTORY_NAME];
-    bk_repo_t *repo;
-    bk_ctl_t *ctl;
-    segment_t *segments; /* by time of the epoch, then number */
-    size_t count, room;
-    bk_txlog_t *log; /* of segment held */
-    size_t held;
-};
-
 /* --- the list --- */
 
-static bk_rc_t add(bk_moments_t *m, const segment_t *segment, bk_err_t *err)
+static bk_rc_t add(bk_moments_t *m, const bk_moments_segment_t *segment, bk_err_t *err)
 {
     if (m->count == m->room) {
         size_t room = m->room * 2 + 64;
-        segment_t *more = realloc(m->segments, room * sizeof *more);
+        bk_moments_segment_t *more = realloc(m->segments, room * sizeof *more);
         if (more == NULL)
             return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", m->database);
         m->segments = more;
@@ -57,11 +37,14 @@ static bk_rc_t add(bk_moments_t *m, const segment_t *segment, bk_err_t *err)
 }
 
 /* Open ones may be empty, and then there is nothing to look up in them. */
-static bk_rc_t is_empty(const char *path, bool *empty, bk_err_t *err)
+static bk_rc_t last_of(const char *path, uint64_t *last, bool *empty, bk_err_t *err)
 {
     bk_txlog_t *log = NULL;
     bk_rc_t rc = bk_txlog_open_file(path, &log, err);
-    *empty = rc == BK_OK && bk_txlog_count(log) == 0;
+    size_t count = rc == BK_OK ? bk_txlog_count(log) : 0;
+    *empty = count == 0;
+    if (count > 0)
+        *last = bk_txlog_tx(log, count - 1)->txid;
     bk_txlog_free(log);
     return rc;
 }
@@ -75,7 +58,7 @@ static bk_rc_t list_local(bk_moments_t *m, const char *base_dir, bk_err_t *err)
     if (stream == NULL)
         return errno == ENOENT ? BK_OK : bk_err_sys(err, errno, "open %s", dir);
     for (const struct dirent *entry; rc == BK_OK && (entry = readdir(stream)) != NULL;) {
-        segment_t segment = {0};
+        bk_moments_segment_t segment = {0};
         const char *name = entry->d_name;
         if (strlen(name) != NAME_LEN || strcmp(name + NAME_LEN - 3, ".tx") != 0 ||
             !bk_unhex(segment.epoch, BK_EPOCH_SIZE, name, 2 * (size_t)BK_EPOCH_SIZE))
@@ -83,10 +66,10 @@ static bk_rc_t list_local(bk_moments_t *m, const char *base_dir, bk_err_t *err)
         segment.first = strtoull(name + 2 * (size_t)BK_EPOCH_SIZE + 1, NULL, 10);
         bool empty = false;
         bk_fmt(path, sizeof path, "%s/%s", dir, name);
-        rc = is_empty(path, &empty, err);
+        rc = last_of(path, &segment.last, &empty, err);
         /* One that is gone was shipped just now. */
-        if (rc == BK_NOT_FOUND || empty) {
-            rc = rc == BK_NOT_FOUND ? BK_OK : rc;
+        if (rc == BK_NOT_FOUND || (rc == BK_OK && empty)) {
+            rc = BK_OK;
             continue;
         }
         if (rc != BK_OK)
@@ -101,7 +84,7 @@ static bk_rc_t list_local(bk_moments_t *m, const char *base_dir, bk_err_t *err)
     return rc;
 }
 
-static bool is_local(const bk_moments_t *m, const segment_t *segment)
+static bool is_local(const bk_moments_t *m, const bk_moments_segment_t *segment)
 {
     for (size_t i = 0; i < m->count && m->segments[i].path != NULL; i++)
         if (m->segments[i].first == segment->first &&
@@ -117,8 +100,10 @@ static bk_rc_t list_stored(bk_moments_t *m, bk_err_t *err)
     if (rc != BK_OK)
         return rc;
     for (size_t i = 0; i < list.count && rc == BK_OK; i++) {
-        segment_t segment = {.first = list.items[i].name.first, .item = list.items[i]};
-        memcpy(segment.epoch, list.items[i].name.epoch, BK_EPOCH_SIZE);
+        const bk_history_name_t *name = &list.items[i].name;
+        bk_moments_segment_t segment = {
+            .first = name->first, .last = name->last, .item = list.items[i]};
+        memcpy(segment.epoch, name->epoch, BK_EPOCH_SIZE);
         if (!is_local(m, &segment))
             rc = add(m, &segment, err);
     }
@@ -166,7 +151,7 @@ static bk_rc_t open_stored(const bk_moments_t *m, const bk_history_item_t *item,
 }
 
 /* One that was in base_dir is shipped meanwhile. */
-static bk_rc_t look_on_storage(const bk_moments_t *m, segment_t *s, bk_err_t *err)
+static bk_rc_t look_on_storage(const bk_moments_t *m, bk_moments_segment_t *s, bk_err_t *err)
 {
     bk_history_list_t list;
     bk_rc_t rc = bk_history_list(m->repo, m->key, s->epoch, m->ctl, &list, err);
@@ -189,7 +174,7 @@ static bk_rc_t look_on_storage(const bk_moments_t *m, segment_t *s, bk_err_t *er
 
 bk_rc_t bk_moments_log(bk_moments_t *m, size_t at, bk_txlog_t **log, bk_err_t *err)
 {
-    segment_t *s = &m->segments[at];
+    bk_moments_segment_t *s = &m->segments[at];
     bk_rc_t rc = bk_ctl_check(m->ctl, err);
     if (rc == BK_OK && s->path != NULL) {
         rc = bk_txlog_open_file(s->path, log, err);
@@ -227,7 +212,7 @@ bk_rc_t bk_moments_segment(bk_moments_t *m, size_t at, bk_txlog_t **log, bk_err_
 
 static int by_epoch(const void *a, const void *b)
 {
-    const segment_t *x = a, *y = b;
+    const bk_moments_segment_t *x = a, *y = b;
     int order = memcmp(x->epoch, y->epoch, BK_EPOCH_SIZE);
     if (order != 0)
         return order;
@@ -236,13 +221,13 @@ static int by_epoch(const void *a, const void *b)
 
 static int by_time(const void *a, const void *b)
 {
-    const segment_t *x = a, *y = b;
+    const bk_moments_segment_t *x = a, *y = b;
     if (x->begins != y->begins)
         return x->begins < y->begins ? -1 : 1;
     return by_epoch(a, b);
 }
 
-static bool same_epoch(const bk_moments_t *m, size_t a, size_t b)
+bool bk_moments_same_epoch(const bk_moments_t *m, size_t a, size_t b)
 {
     return memcmp(m->segments[a].epoch, m->segments[b].epoch, BK_EPOCH_SIZE) == 0;
 }
@@ -255,7 +240,7 @@ static bk_rc_t sort(bk_moments_t *m, bk_err_t *err)
         qsort(m->segments, m->count, sizeof *m->segments, by_epoch);
     for (size_t i = 0; i < m->count && rc == BK_OK; i++) {
         bk_txlog_t *log;
-        if (i > 0 && same_epoch(m, i - 1, i)) {
+        if (i > 0 && bk_moments_same_epoch(m, i - 1, i)) {
             m->segments[i].begins = m->segments[i - 1].begins;
             continue;
         }
@@ -317,7 +302,7 @@ size_t bk_moments_count(const bk_moments_t *m)
 size_t bk_moments_epoch_end(const bk_moments_t *m, size_t at)
 {
     size_t end = at + 1;
-    while (end < m->count && same_epoch(m, at, end))
+    while (end < m->count && bk_moments_same_epoch(m, at, end))
         end++;
     return end;
 }
@@ -374,7 +359,7 @@ static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, bk_tx_t *next
         if (*there)
             *next = *bk_txlog_tx(log, 0);
         /* A new epoch: what was between is not known. */
-        if (*there && !same_epoch(m, segment, segment + 1))
+        if (*there && !bk_moments_same_epoch(m, segment, segment + 1))
             next->flags |= BK_TXLOG_GAP;
     }
     return rc;
@@ -412,69 +397,6 @@ static bk_rc_t too_early(bk_moments_t *m, int64_t time, bk_err_t *err)
                       m->database, at, from);
 }
 
-/* --- where to begin --- */
-
-static const bk_snapshot_db_t *database_of(const bk_snapshot_t *s, const char *name)
-{
-    for (size_t i = 0; i < s->db_count; i++)
-        if (strcmp(s->dbs[i].name, name) == 0)
-            return &s->dbs[i];
-    return NULL;
-}
-
-bool bk_moments_backup(const bk_moments_t *m, const bk_snapshot_list_t *list, uint64_t digest,
-                       uint64_t page_count, bk_moment_t *moment)
-{
-    for (size_t i = list->count; i > 0; i--) {
-        const bk_snapshot_db_t *db = database_of(&list->items[i - 1], m->database);
-        if (db == NULL || db->digest != digest || (page_count != 0 && db->page_count != page_count))
-            continue;
-        moment->backup = &list->items[i - 1];
-        moment->from = db;
-        return true;
-    }
-    return false;
-}
-
-/*
- * Back from the transaction until there is a backup.  The numbers of an epoch have no holes, so a
- * segment that is missing shows.
- */
-static bk_rc_t find_base(bk_moments_t *m, size_t segment, const bk_snapshot_list_t *list,
-                         bk_moment_t *moment, bk_err_t *err)
-{
-    uint64_t want = moment->tx.txid;
-    bk_rc_t rc = BK_OK;
-    moment->last = segment;
-    for (size_t s = segment + 1; s > 0 && rc == BK_OK; s--) {
-        bk_txlog_t *log;
-        if (!same_epoch(m, segment, s - 1))
-            break;
-        rc = bk_moments_segment(m, s - 1, &log, err);
-        for (size_t i = rc == BK_OK ? bk_txlog_count(log) : 0; i > 0; i--) {
-            const bk_tx_t *tx = bk_txlog_tx(log, i - 1);
-            if (tx->txid > want)
-                continue;
-            if (tx->txid < want)
-                return bk_err_set(err, BK_NOT_FOUND,
-                                  "database %s: the segment with transaction %llu is missing",
-                                  m->database, (unsigned long long)want);
-            moment->first = s - 1;
-            moment->base = tx->txid;
-            if (bk_moments_backup(m, list, tx->after, tx->page_count, moment))
-                return BK_OK;
-            moment->base = --want;
-            if (want == 0 && bk_moments_backup(m, list, tx->before, 0, moment))
-                return BK_OK;
-        }
-    }
-    return rc != BK_OK ? rc
-                       : bk_err_set(err, BK_NOT_FOUND,
-                                    "database %s: no backup was made between the beginning of the "
-                                    "capture and transaction %llu: nothing to begin from",
-                                    m->database, (unsigned long long)moment->tx.txid);
-}
-
 bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
                       bk_moment_t *moment, bk_err_t *err)
 {
@@ -499,7 +421,7 @@ bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *l
     rc = next_of(m, segment, at, &next, &there, err);
     if (rc == BK_OK && there)
         rc = check_seen(m, time, &moment->tx, &next, err);
-    return rc == BK_OK ? find_base(m, segment, list, moment, err) : rc;
+    return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
 }
 
 bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list_t *list,
@@ -520,7 +442,7 @@ bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list
         if (at >= bk_txlog_count(log))
             continue;
         moment->tx = *bk_txlog_tx(log, at);
-        return find_base(m, s - 1, list, moment, err);
+        return bk_moments_find_base(m, s - 1, list, moment, err);
     }
     return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu", m->database,
                       (unsigned long long)txid);
@@ -593,32 +515,5 @@ bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bool check
         rc = bk_db_check_file(file, image.page_count * image.page_size < CHECK_WHOLE, m->ctl, err);
     if (rc != BK_OK)
         unlink(file);
-    return rc;
-}
-
-/* --- what is not needed any more --- */
-
-bk_rc_t bk_moments_remove(bk_repo_t *repo, const char *set, const char *database, int64_t since,
-                          bool dry_run, uint64_t *count, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_moments_t m = {.database = database, .repo = repo, .ctl = ctl, .held = SIZE_MAX};
-    bk_moments_key(set, database, m.key);
-    bk_rc_t rc = list_stored(&m, err);
-    if (rc == BK_OK)
-        rc = sort(&m, err);
-    /* In order of time, so that the first one that is needed ends it. */
-    for (size_t i = 0; i < m.count && rc == BK_OK; i++) {
-        bk_txlog_t *log;
-        rc = bk_moments_segment(&m, i, &log, err);
-        size_t txs = rc == BK_OK ? bk_txlog_count(log) : 0;
-        if (rc != BK_OK || (txs > 0 && bk_txlog_tx(log, txs - 1)->t_hi >= since))
-            break;
-        let_go(&m);
-        if (!dry_run)
-            rc = bk_history_remove(repo, &m.segments[i].item, ctl, err);
-        *count += rc == BK_OK;
-    }
-    let_go(&m);
-    free(m.segments);
     return rc;
 }

@@ -62,17 +62,7 @@ size_t bk_moments_epoch_end(const bk_moments_t *moments, size_t at);
 bk_rc_t bk_moments_segment_at(bk_moments_t *moments, int64_t time, size_t *at, bk_err_t *err);
 /* The same, open until the next call: not to be freed. */
 bk_rc_t bk_moments_segment(bk_moments_t *moments, size_t at, bk_txlog_t **log, bk_err_t *err);
-/* A backup whose database has this content, the newest one; page_count 0: whatever it is. */
-bool bk_moments_backup(const bk_moments_t *moments, const bk_snapshot_list_t *list, uint64_t digest,
-                       uint64_t page_count, bk_moment_t *moment);
 /* Segment number at, for bk_txlog_free. */
 bk_rc_t bk_moments_log(bk_moments_t *moments, size_t at, bk_txlog_t **log, bk_err_t *err);
-
-/*
- * Remove the segments of the storage that hold nothing but transactions older than since (ns);
- * dry_run: only count them, into *count.
- */
-bk_rc_t bk_moments_remove(bk_repo_t *repo, const char *set, const char *database, int64_t since,
-                          bool dry_run, uint64_t *count, bk_ctl_t *ctl, bk_err_t *err);
 
 #endif

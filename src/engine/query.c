@@ -5,6 +5,7 @@
  */
 #include <string.h>
 
+#include "engine/cleanup.h"
 #include "engine/engine_private.h"
 
 static bool names_moment(const json_t *body)
@@ -20,6 +21,8 @@ bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, b
     bk_point_t point = {0};
     bk_opened_t opened;
     bool tables = json_is_array(json_object_get(body, "tables"));
+    if (kind == BK_JOB_DELETE)
+        return bk_delete_check(engine, body, ctl, err);
     if ((kind != BK_JOB_RECOVERY && kind != BK_JOB_VALIDATE) || (!names_moment(body) && !tables))
         return BK_OK;
     bk_request_point(engine, body, &wish);

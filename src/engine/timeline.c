@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/str.h"
+#include "engine/bases.h"
 #include "engine/engine_private.h"
 
 #define DAY (86400 * BK_SEC)
@@ -15,6 +16,7 @@
 typedef struct {
     bk_moments_t *moments;
     bk_snapshot_list_t list;
+    bk_bases_t bases; /* of the database at hand */
     const bk_timeline_filter_t *filter;
     uint8_t epoch[BK_TXLOG_EPOCH]; /* of the cursor */
     uint64_t before;               /* of that epoch only transactions below this one; 0: all */
@@ -43,9 +45,8 @@ static bk_rc_t look_for_backup(timeline_t *t, size_t segment, window_t *w, bk_er
     for (size_t i = 0; rc == BK_OK && i < bk_txlog_count(log) && !w->reachable; i++) {
         const bk_tx_t *tx = bk_txlog_tx(log, i);
         bool is_first = segment == w->first && i == 0;
-        w->reachable =
-            bk_moments_backup(t->moments, &t->list, tx->after, tx->page_count, &moment) ||
-            (is_first && bk_moments_backup(t->moments, &t->list, tx->before, 0, &moment));
+        w->reachable = bk_bases_find(&t->bases, tx->after, tx->page_count, &moment) ||
+                       (is_first && bk_bases_find(&t->bases, tx->before, 0, &moment));
         w->earliest = *tx;
     }
     return rc;
@@ -228,7 +229,10 @@ static bk_rc_t all_databases(bk_engine_t *engine, bk_opened_t *opened,
         rc =
             bk_moments_open(set->base_dir, set->name, db->name, opened->repo, ctl, &t.moments, err);
         if (rc == BK_OK)
+            rc = bk_bases_init(&t.bases, &t.list, db->name, err);
+        if (rc == BK_OK)
             rc = one_database(&t, db->name, list, err);
+        bk_bases_free(&t.bases);
         bk_moments_free(t.moments);
         t.moments = NULL;
     }

@@ -160,6 +160,39 @@ bk_rc_t bk_history_list(bk_repo_t *repo, const char *database, const uint8_t *ep
     return list_prefix(repo, prefix, ctl, list, err);
 }
 
+typedef struct {
+    size_t skip; /* "wal/<set>." */
+    size_t last; /* where the name that was added last begins */
+    bk_buf_t *names;
+} databases_t;
+
+static bk_rc_t add_database(void *arg, const bk_storage_item_t *found, bk_err_t *err)
+{
+    databases_t *d = arg;
+    const char *name = found->name + d->skip, *slash = strchr(name, '/');
+    size_t len = slash != NULL ? (size_t)(slash - name) : 0;
+    if (len == 0 || len >= BK_HISTORY_NAME)
+        return BK_OK;
+    if (d->names->len > 0 && strlen((const char *)d->names->data + d->last) == len &&
+        memcmp(d->names->data + d->last, name, len) == 0)
+        return BK_OK;
+    d->last = d->names->len;
+    bk_buf_add(d->names, name, len);
+    bk_buf_add(d->names, "", 1);
+    return bk_buf_ok(d->names) ? BK_OK
+                               : bk_err_set(err, BK_NO_MEMORY, "list transactions: out of memory");
+}
+
+bk_rc_t bk_history_databases(bk_repo_t *repo, const char *set, bk_buf_t *names, bk_ctl_t *ctl,
+                             bk_err_t *err)
+{
+    char prefix[BK_STORAGE_NAME];
+    if (!bk_fmt(prefix, sizeof prefix, "wal/%s.", set))
+        return bk_err_set(err, BK_INVALID, "\"%s\" is not a set's name", set);
+    databases_t d = {.skip = strlen(prefix), .names = names};
+    return bk_storage_list(bk_repo_storage(repo), prefix, add_database, &d, ctl, err);
+}
+
 void bk_history_list_free(bk_history_list_t *list)
 {
     if (list == NULL)

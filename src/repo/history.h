@@ -42,6 +42,9 @@ bk_rc_t bk_history_put(bk_repo_t *repo, const bk_history_name_t *name, int fd, u
 /* All of one database, or of one of its epochs.  epoch: BK_EPOCH_SIZE bytes or NULL. */
 bk_rc_t bk_history_list(bk_repo_t *repo, const char *database, const uint8_t *epoch, bk_ctl_t *ctl,
                         bk_history_list_t *list, bk_err_t *err);
+/* Names of the databases of a set that there is something of, each with its NUL, sorted. */
+bk_rc_t bk_history_databases(bk_repo_t *repo, const char *set, bk_buf_t *names, bk_ctl_t *ctl,
+                             bk_err_t *err);
 void bk_history_list_free(bk_history_list_t *list);
 bk_rc_t bk_history_remove(bk_repo_t *repo, const bk_history_item_t *item, bk_ctl_t *ctl,
                           bk_err_t *err);

@@ -4,8 +4,10 @@
  */
 #include "unit/engine/fixture.h"
 
+#include <dirent.h>
+
+#include "engine/bases.h"
 #include "engine/engine_private.h"
-#include "engine/moments.h"
 #include "sqlite/hashes.h"
 
 #define DAY 86400LL
@@ -279,6 +281,209 @@ static void a_detached_database_is_let_go_of(void **state)
     fixture_free(f);
 }
 
+/* --- what stays --- */
+
+/* As ten seconds of quiet would do. */
+static void seal_all(const fixture_t *f)
+{
+    DIR *dir = opendir(at(f, "base/wal/main"));
+    assert_non_null(dir);
+    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        char name[512];
+        bk_err_t err = {0};
+        bk_txlog_writer_t *log;
+        bk_tx_t last;
+        bk_fmt(name, sizeof name, "base/wal/main/%s", entry->d_name);
+        if (strstr(name, ".tx") == NULL || bk_txlog_reopen(at(f, name), &log, &err) != BK_OK)
+            continue;
+        if (!bk_txlog_last(log, &last))
+            bk_txlog_close(log);
+        else
+            OK(bk_txlog_seal(log, &err), &err);
+    }
+    closedir(dir);
+}
+
+/* Everything that was captured is on the storage, and only there. */
+static void ship_everything(fixture_t *f)
+{
+    close_engine(f);
+    seal_all(f);
+    open_engine(f);
+    capture(f);
+    ship(f);
+}
+
+static int64_t rows_at(fixture_t *f, int64_t time)
+{
+    char text[BK_TIME_TEXT];
+    bk_err_t err = {0};
+    json_t *answer;
+    bk_time_format_exact(text, time);
+    json_t *body = json_pack("{ssssss}", "sql", "SELECT count(*) FROM jobs", "database", "main",
+                             "point_in_time", text);
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_query(f->engine, body, &f->ctl, &answer, &err), &err);
+    bk_ctl_free(&f->ctl);
+    int64_t value =
+        json_integer_value(json_array_get(json_array_get(json_object_get(answer, "rows"), 0), 0));
+    json_decref(answer);
+    json_decref(body);
+    return value;
+}
+
+static int64_t a_moment_later(void)
+{
+    bk_sleep_ms(4);
+    int64_t now = bk_now();
+    bk_sleep_ms(4);
+    return now;
+}
+
+/* Its oldest moment is one before the first transaction that is left. */
+static void a_cleanup_leaves_the_window_whole(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    char id[BK_BACKUP_ID];
+    uint8_t epoch[BK_EPOCH_SIZE];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, epoch);
+    for (unsigned i = 0; i < 3; i++) {
+        sql(db, "INSERT INTO jobs(name) VALUES('old')");
+        capture(f);
+        ship_everything(f);
+    }
+    back_up(f, "incremental", id);
+    int64_t edge = a_moment_later();
+    for (unsigned i = 0; i < 2; i++) {
+        sql(db, "INSERT INTO jobs(name) VALUES('new')");
+        capture(f);
+    }
+    ship_everything(f);
+    int64_t seen = a_moment_later();
+    capture(f);
+    assert_int_equal(stored(f, epoch), 4);
+    f->set.dbs[0].pitr_window = (uint64_t)((bk_now() - edge) / BK_MS);
+    json_t *job = do_job(f, BK_JOB_CLEANUP, "{}", "completed");
+    assert_int_equal(int_of(job, "cleanup_result.segments_deleted"), 3);
+    assert_int_equal(stored(f, epoch), 1);
+    done(job);
+    assert_int_equal(rows_at(f, seen), 505);
+    bk_timeline_filter_t filter = {.database = "main"};
+    bk_err_t err = {0};
+    json_t *answer;
+    OK(bk_engine_timeline(f->engine, &filter, NULL, &answer, &err), &err);
+    assert_true(json_is_true(member(answer, "databases.0.windows.0.recoverable")));
+    json_decref(answer);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* What is marked: the first letter of each backup. */
+static void assert_kept(fixture_t *f, int64_t since, const char *backups, uint64_t segments)
+{
+    static char name[] = "main";
+    static const uint64_t digests[] = {100, 103, 201, 204};
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_moments_t *moments;
+    bk_snapshot_t snapshots[4];
+    bk_snapshot_db_t dbs[4];
+    bool begins[4] = {0};
+    uint64_t removed = 0;
+    char got[5] = "";
+    for (unsigned i = 0; i < 4; i++) {
+        dbs[i] = (bk_snapshot_db_t){.name = name, .digest = digests[i], .page_count = 1};
+        snapshots[i] = (bk_snapshot_t){.dbs = &dbs[i], .db_count = 1};
+    }
+    bk_snapshot_list_t list = {.items = snapshots, .count = 4};
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_moments_open(NULL, "app", "main", opened.repo, NULL, &moments, &err), &err);
+    OK(bk_moments_keep(moments, since, &list, begins, &err), &err);
+    OK(bk_moments_remove(moments, true, &removed, &err), &err);
+    for (unsigned i = 0; i < 4; i++)
+        if (begins[i])
+            got[strlen(got)] = (char)('A' + i);
+    assert_string_equal(got, backups);
+    assert_int_equal(removed, segments);
+    bk_moments_free(moments);
+    bk_engine_close_repo(&opened);
+}
+
+/* Two epochs, of each a backup is needed as long as the window reaches into it. */
+static void each_epoch_of_a_window_keeps_a_backup(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    uint8_t current[BK_EPOCH_SIZE];
+    const int64_t one = 1000 * BK_SEC, two = 2000 * BK_SEC;
+    capture(f); /* so that these epochs are over */
+    epoch_of(f, current);
+    for (uint64_t i = 1; i <= 5; i++) {
+        write_segment(f, E1, 4096, i, i, one + (int64_t)i * BK_SEC, true);
+        write_segment(f, E2, 4096, i, i, two + (int64_t)i * BK_SEC, true);
+    }
+    ship(f);
+    assert_int_equal(stored(f, E1), 5);
+    assert_kept(f, one, "AC", 1);              /* A at 0; of the second the oldest, C, at 1 */
+    assert_kept(f, one + 4 * BK_SEC, "BC", 4); /* B at 3 */
+    assert_kept(f, two, "BC", 4);              /* nothing was committed since */
+    assert_kept(f, two + 2 * BK_SEC, "C", 6);  /* the first epoch is over */
+    assert_kept(f, two + 50 * BK_SEC, "D", 5 + 4);
+    fixture_free(f);
+}
+
+static void a_backup_that_a_window_begins_with_cannot_be_deleted(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    char id[BK_BACKUP_ID], later[BK_BACKUP_ID], body[128];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    back_up(f, "full", id);
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    capture(f);
+    back_up(f, "full", later);
+    bk_fmt(body, sizeof body, "{\"backup_id\": \"%s\"}", id);
+    json_t *request = json(body);
+    assert_int_equal(bk_engine_check(f->engine, BK_JOB_DELETE, request, NULL, &err), BK_CONFLICT);
+    assert_contains(err.text, "begin with it");
+    json_decref(request);
+    json_t *job = do_job(f, BK_JOB_DELETE, body, "failed");
+    done(job);
+    bk_fmt(body, sizeof body, "{\"backup_id\": \"%s\"}", later);
+    done(do_job(f, BK_JOB_DELETE, body, "completed"));
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* No pitr_window any more. */
+static void what_was_captured_once_goes_with_retention(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    uint8_t epoch[BK_EPOCH_SIZE];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, epoch);
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    capture(f);
+    ship_everything(f);
+    assert_int_equal(stored(f, epoch), 1);
+    f->set.dbs[0].pitr_window = 0;
+    f->set.retention_db = 3600 * 1000;
+    done(do_job(f, BK_JOB_CLEANUP, "{}", "completed"));
+    assert_int_equal(stored(f, epoch), 1);
+    f->set.retention_db = 1;
+    done(do_job(f, BK_JOB_CLEANUP, "{}", "completed"));
+    assert_int_equal(stored(f, epoch), 0);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -287,6 +492,10 @@ int main(void)
         cmocka_unit_test(an_epoch_after_another_is_shipped_as_well),
         cmocka_unit_test(nothing_is_removed_before_a_capture_began),
         cmocka_unit_test(a_detached_database_is_let_go_of),
+        cmocka_unit_test(a_cleanup_leaves_the_window_whole),
+        cmocka_unit_test(each_epoch_of_a_window_keeps_a_backup),
+        cmocka_unit_test(a_backup_that_a_window_begins_with_cannot_be_deleted),
+        cmocka_unit_test(what_was_captured_once_goes_with_retention),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
