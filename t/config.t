@@ -67,6 +67,7 @@ accepts('include in a set and in a storage',
 
 $t->write('k1.key', join '', map { chr 128 + $_ } 1 .. 32);
 chmod 0600, "$dir/k1.key";
+accepts("compression $_", more => "compression $_;") for 'off', 'zstd', 'gzip', 'gzip level=1', 'zstd level=19';
 accepts('a key file', more => "encryption { key k1 $dir/k1.key; }");
 
 rejects('unknown directive', 'unknown directive "shedule"', more => 'shedule x;');
@@ -76,6 +77,7 @@ rejects('duplicate directive', '"compression" directive is duplicate', more => '
 rejects('duplicate base_dir', '"base_dir" directive is duplicate', more => "base_dir $dir/x;");
 rejects('unknown compression', 'unknown compression "lzma"', more => 'compression lzma;');
 rejects('compression level', 'level=1 to level=19', more => 'compression zstd level=40;');
+rejects('compression off with a level', 'level', more => 'compression off level=1;');
 rejects('flag', '"on" or "off"', more => 'restore_in_place yes;');
 rejects('time', 'invalid time "database=soon"', more => 'retention database=soon;');
 rejects('retention of what', 'database=TIME or files=TIME', more => 'retention 30d;');

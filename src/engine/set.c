@@ -391,7 +391,7 @@ bk_rc_t bk_set_check(bk_set_t *set, bool files_too, json_t *warnings, bk_err_t *
     for (size_t i = 0; rc == BK_OK && set->restore_roots != NULL && set->restore_roots[i] != NULL;
          i++)
         rc = check_path("backup", set->name, "restore_root", set->restore_roots[i], err);
-    if (rc == BK_OK &&
+    if (rc == BK_OK && set->compression.codec != BK_CODEC_RAW &&
         (set->compression.level < 1 ||
          set->compression.level > (set->compression.codec == BK_CODEC_GZIP ? 9 : 19)))
         rc = bk_err_set(err, BK_CONFIG, "compression: level must be 1 to %d",

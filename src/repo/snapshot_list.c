@@ -10,70 +10,19 @@
 
 #include "base/publish.h"
 #include "base/str.h"
+#include "base/texts.h"
 #include "repo/snapshot.h"
 
 #define SNAPSHOT_MAX (256u << 20)
 #define PREFIX       "snapshots/"
 #define PREFIX_LEN   (sizeof PREFIX - 1)
 
-/* --- names --- */
-
-typedef struct {
-    char **items;
-    size_t count, cap;
-} names_t;
-
-static void free_names(names_t *names)
-{
-    for (size_t i = 0; i < names->count; i++)
-        free(names->items[i]);
-    free(names->items);
-}
-
-static bk_rc_t add_name(void *arg, const bk_storage_item_t *item, bk_err_t *err)
-{
-    names_t *names = arg;
-    if (names->count == names->cap) {
-        size_t cap = names->cap > 0 ? 2 * names->cap : 64;
-        char **more = realloc(names->items, cap * sizeof *more);
-        if (more == NULL)
-            return bk_err_set(err, BK_NO_MEMORY, "list backups: out of memory");
-        names->items = more;
-        names->cap = cap;
-    }
-    if ((names->items[names->count] = bk_strdup(item->name)) == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "list backups: out of memory");
-    names->count++;
-    return BK_OK;
-}
-
-static int compare_text(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Sorted; what is on the storage and still in the spool is kept once. */
-static void sort_names(names_t *names)
-{
-    size_t kept = 0;
-    if (names->count == 0)
-        return;
-    qsort(names->items, names->count, sizeof *names->items, compare_text);
-    for (size_t i = 1; i < names->count; i++) {
-        if (strcmp(names->items[kept], names->items[i]) == 0)
-            free(names->items[i]);
-        else
-            names->items[++kept] = names->items[i];
-    }
-    names->count = kept + 1;
-}
-
 /* --- the cache: objects as they are on the storage, under the last part of their names --- */
 
 /* Files of snapshots that are gone: the cache is not larger than the list. */
-static void sweep_cache(const char *cache, const names_t *names)
+static void sweep_cache(const char *cache, const bk_texts_t *names)
 {
-    char name[BK_STORAGE_NAME], *key = name;
+    char name[BK_STORAGE_NAME];
     bk_publish_sweep(cache, 3600);
     DIR *dir = opendir(cache);
     if (dir == NULL)
@@ -81,8 +30,7 @@ static void sweep_cache(const char *cache, const names_t *names)
     for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
         if (entry->d_name[0] == '.' || !bk_fmt(name, sizeof name, PREFIX "%s", entry->d_name))
             continue;
-        if (names->count == 0 ||
-            bsearch(&key, names->items, names->count, sizeof *names->items, compare_text) == NULL)
+        if (!bk_texts_has(names, name))
             (void)unlinkat(dirfd(dir), entry->d_name, 0); /* tried again next time */
     }
     closedir(dir);
@@ -150,7 +98,7 @@ static bool is_damage(bk_rc_t rc)
     return rc == BK_CORRUPT || rc == BK_WRONG_KEY || rc == BK_UNSUPPORTED || rc == BK_TOO_LARGE;
 }
 
-static bk_rc_t load_all(bk_repo_t *repo, const char *cache, const names_t *names, bk_ctl_t *ctl,
+static bk_rc_t load_all(bk_repo_t *repo, const char *cache, const bk_texts_t *names, bk_ctl_t *ctl,
                         bk_snapshot_list_t *list, bk_err_t *err)
 {
     list->items = calloc(names->count + 1, sizeof *list->items);
@@ -160,13 +108,13 @@ static bk_rc_t load_all(bk_repo_t *repo, const char *cache, const names_t *names
         bk_err_t why = {0};
         bk_rc_t rc = bk_ctl_check(ctl, &why);
         if (rc == BK_OK)
-            rc = load(repo, cache, names->items[i], &list->items[list->count], ctl, &why);
+            rc = load(repo, cache, names->items[i].text, &list->items[list->count], ctl, &why);
         if (rc == BK_OK) {
             list->count++;
         } else if (is_damage(rc)) {
             list->damaged++;
             if (ctl != NULL)
-                bk_ctl_note(ctl, "%s: %s", names->items[i], why.text);
+                bk_ctl_note(ctl, "%s: %s", names->items[i].text, why.text);
         } else if (rc != BK_NOT_FOUND) { /* removed since it was listed: not there */
             if (err != NULL)
                 *err = why;
@@ -189,14 +137,15 @@ bk_rc_t bk_snapshot_list(bk_repo_t *repo, const char *cache_dir, bk_ctl_t *ctl,
 {
     char dir[4096];
     const char *cache = NULL;
-    names_t names = {0};
+    bk_texts_t names = {0};
     memset(list, 0, sizeof *list);
     if (cache_dir != NULL && bk_fmt(dir, sizeof dir, "%s/snapshots", cache_dir) &&
         bk_mkdirs(dir, 0700, NULL) == BK_OK)
         cache = dir;
-    bk_rc_t rc = bk_objects_list(bk_repo_objects(repo), PREFIX, add_name, &names, ctl, err);
+    bk_rc_t rc =
+        bk_objects_list(bk_repo_objects(repo), PREFIX, bk_storage_collect, &names, ctl, err);
     if (rc == BK_OK) {
-        sort_names(&names);
+        bk_texts_sort(&names);
         rc = load_all(repo, cache, &names, ctl, list, err);
     }
     if (rc == BK_OK && cache != NULL)
@@ -205,7 +154,7 @@ bk_rc_t bk_snapshot_list(bk_repo_t *repo, const char *cache_dir, bk_ctl_t *ctl,
         bk_snapshot_list_free(list);
     else if (list->count > 1)
         qsort(list->items, list->count, sizeof *list->items, by_time);
-    free_names(&names);
+    bk_texts_free(&names);
     return rc;
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/publish.h"
 #include "base/str.h"
+#include "base/texts.h"
 #include "repo/packset.h"
 #include "repo/session.h"
 
@@ -27,50 +28,15 @@ bk_rc_t bk_spool_ship_one(bk_repo_t *repo, const char *name, bool remove, bk_ctl
     return rc;
 }
 
-typedef struct {
-    char **names;
-    uint64_t *sizes;
-    size_t count, cap;
-} names_t;
-
-static bk_rc_t add_name(void *arg, const bk_storage_item_t *item, bk_err_t *err)
-{
-    names_t *list = arg;
-    if (list->count == list->cap) {
-        size_t cap = list->cap > 0 ? 2 * list->cap : 64;
-        char **names = realloc(list->names, cap * sizeof *names);
-        if (names != NULL)
-            list->names = names;
-        uint64_t *sizes = realloc(list->sizes, cap * sizeof *sizes);
-        if (sizes != NULL)
-            list->sizes = sizes;
-        if (names == NULL || sizes == NULL)
-            return bk_err_set(err, BK_NO_MEMORY, "list the spool: out of memory");
-        list->cap = cap;
-    }
-    if ((list->names[list->count] = bk_strdup(item->name)) == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "list the spool: out of memory");
-    list->sizes[list->count++] = item->size;
-    return BK_OK;
-}
-
-static void free_names(names_t *list)
-{
-    for (size_t i = 0; i < list->count; i++)
-        free(list->names[i]);
-    free(list->names);
-    free(list->sizes);
-    memset(list, 0, sizeof *list);
-}
-
 static bk_rc_t ship_all(bk_repo_t *repo, const char *prefix, bool remove, bk_ctl_t *ctl,
                         bk_err_t *err)
 {
-    names_t list = {0};
-    bk_rc_t rc = bk_storage_list(bk_repo_objects(repo)->spool, prefix, add_name, &list, ctl, err);
+    bk_texts_t list = {0};
+    bk_rc_t rc =
+        bk_storage_list(bk_repo_objects(repo)->spool, prefix, bk_storage_collect, &list, ctl, err);
     for (size_t i = 0; i < list.count && rc == BK_OK; i++)
-        rc = bk_spool_ship_one(repo, list.names[i], remove, ctl, err);
-    free_names(&list);
+        rc = bk_spool_ship_one(repo, list.items[i].text, remove, ctl, err);
+    bk_texts_free(&list);
     return rc;
 }
 
@@ -78,7 +44,7 @@ static bk_rc_t ship_all(bk_repo_t *repo, const char *prefix, bool remove, bk_ctl
  * Spooled packs (on the storage by now) that no index segment names get one of their own; then they
  * leave the spool.
  */
-static bk_rc_t index_packs(bk_repo_t *repo, const names_t *list, bk_kind_t kind, bk_ctl_t *ctl,
+static bk_rc_t index_packs(bk_repo_t *repo, const bk_texts_t *list, bk_kind_t kind, bk_ctl_t *ctl,
                            bk_err_t *err)
 {
     bk_index_t *index;
@@ -95,16 +61,18 @@ static bk_rc_t index_packs(bk_repo_t *repo, const names_t *list, bk_kind_t kind,
         bk_pack_t *pack = calloc(1, sizeof *pack);
         if (pack == NULL) {
             rc = bk_err_set(err, BK_NO_MEMORY, "index the spool: out of memory");
-        } else if (!bk_object_name_id(list->names[i], &id) || bk_index_has_pack(index, &id)) {
+        } else if (!bk_object_name_id(list->items[i].text, &id) || bk_index_has_pack(index, &id)) {
             free(pack);
         } else if ((rc = bk_pack_read_entries(bk_repo_objects(repo), bk_repo_keyring(repo),
-                                              bk_repo_uuid(repo), list->names[i], list->sizes[i],
-                                              kind, pack, ctl, &why)) == BK_OK) {
+                                              bk_repo_uuid(repo), list->items[i].text,
+                                              list->items[i].size, kind, pack, ctl, &why)) ==
+                   BK_OK) {
             packs[count++] = pack;
         } else {
             free(pack);
             if (rc == BK_CORRUPT || rc == BK_WRONG_KEY) {
-                bk_ctl_note(ctl, "%s in the spool: %s; it is left out", list->names[i], why.text);
+                bk_ctl_note(ctl, "%s in the spool: %s; it is left out", list->items[i].text,
+                            why.text);
                 rc = BK_OK;
             } else if (err != NULL) {
                 *err = why;
@@ -177,27 +145,26 @@ static bk_rc_t ship_pack(bk_repo_t *repo, const char *name, uint64_t size, bool 
 static bk_rc_t ship_packs(bk_repo_t *repo, const char *prefix, bk_kind_t kind, bk_ctl_t *ctl,
                           bk_err_t *err)
 {
-    names_t list = {0};
+    bk_texts_t list = {0};
     size_t kept = 0;
     bk_storage_t *spool = bk_repo_objects(repo)->spool;
-    bk_rc_t rc = bk_storage_list(spool, prefix, add_name, &list, ctl, err);
+    bk_rc_t rc = bk_storage_list(spool, prefix, bk_storage_collect, &list, ctl, err);
     for (size_t i = 0; i < list.count; i++) {
         bool shipped = false;
         if (rc == BK_OK)
-            rc = ship_pack(repo, list.names[i], list.sizes[i], &shipped, ctl, err);
+            rc = ship_pack(repo, list.items[i].text, list.items[i].size, &shipped, ctl, err);
         if (shipped) {
-            list.sizes[kept] = list.sizes[i];
-            list.names[kept++] = list.names[i];
-        } else {
-            free(list.names[i]);
+            bk_text_t left_out = list.items[kept];
+            list.items[kept++] = list.items[i];
+            list.items[i] = left_out;
         }
     }
-    list.count = kept;
+    bk_texts_cut(&list, kept);
     if (rc == BK_OK && list.count > 0)
         rc = index_packs(repo, &list, kind, ctl, err);
     for (size_t i = 0; i < list.count && rc == BK_OK; i++)
-        rc = bk_storage_remove(spool, list.names[i], ctl, err);
-    free_names(&list);
+        rc = bk_storage_remove(spool, list.items[i].text, ctl, err);
+    bk_texts_free(&list);
     return rc;
 }
 
@@ -284,18 +251,18 @@ static bk_rc_t ship_snapshot(bk_repo_t *repo, const char *name, bk_ctl_t *ctl, b
 
 static bk_rc_t ship_snapshots(bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
 {
-    names_t list = {0};
+    bk_texts_t list = {0};
     bk_storage_t *spool = bk_repo_objects(repo)->spool;
-    bk_rc_t rc = bk_storage_list(spool, "snapshots/", add_name, &list, ctl, err);
+    bk_rc_t rc = bk_storage_list(spool, "snapshots/", bk_storage_collect, &list, ctl, err);
     for (size_t i = 0; i < list.count && rc == BK_OK; i++)
-        rc = ship_snapshot(repo, list.names[i], ctl, err);
-    free_names(&list);
+        rc = ship_snapshot(repo, list.items[i].text, ctl, err);
+    bk_texts_free(&list);
     /* Lists whose snapshot never came to be. */
     if (rc == BK_OK)
-        rc = bk_storage_list(spool, "relies/", add_name, &list, ctl, err);
+        rc = bk_storage_list(spool, "relies/", bk_storage_collect, &list, ctl, err);
     for (size_t i = 0; i < list.count && rc == BK_OK; i++)
-        rc = bk_storage_remove(spool, list.names[i], ctl, err);
-    free_names(&list);
+        rc = bk_storage_remove(spool, list.items[i].text, ctl, err);
+    bk_texts_free(&list);
     return rc;
 }
 

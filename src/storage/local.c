@@ -20,6 +20,7 @@
 #include "base/direct.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "base/texts.h"
 #include "storage/driver.h"
 
 #define STEP         (4u << 20) /* bytes between two looks at the stop flag */
@@ -477,32 +478,6 @@ typedef struct {
     bk_ctl_t *ctl;
 } listing_t;
 
-typedef struct {
-    char **names;
-    size_t count, cap;
-} names_t;
-
-static bool add_name(names_t *names, const char *name)
-{
-    if (names->count == names->cap) {
-        size_t cap = names->cap > 0 ? 2 * names->cap : 64;
-        char **more = realloc(names->names, cap * sizeof *more);
-        if (more == NULL)
-            return false;
-        names->names = more;
-        names->cap = cap;
-    }
-    if ((names->names[names->count] = bk_strdup(name)) == NULL)
-        return false;
-    names->count++;
-    return true;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
 /* A linked directory counts, as it does when an object in it is opened. */
 static bool is_directory(int dir, const struct dirent *entry)
 {
@@ -516,7 +491,7 @@ static bool is_directory(int dir, const struct dirent *entry)
  * Sorted names in a directory that can be an object's (temporaries and "lost+found" cannot).
  * Directories end in '/', so that the order is that of whole object names.  Takes fd over.
  */
-static bk_rc_t read_names(int fd, const char *what, names_t *names, bk_err_t *err)
+static bk_rc_t read_names(int fd, const char *what, bk_texts_t *names, bk_err_t *err)
 {
     struct dirent *entry;
     bk_rc_t rc = BK_OK;
@@ -531,14 +506,13 @@ static bk_rc_t read_names(int fd, const char *what, names_t *names, bk_err_t *er
         if (bk_storage_name_valid(entry->d_name, false) &&
             bk_fmt(name, sizeof name, "%s%s", entry->d_name,
                    is_directory(dirfd(d), entry) ? "/" : "") &&
-            !add_name(names, name))
+            !bk_texts_add(names, name, 0))
             rc = bk_err_set(err, BK_NO_MEMORY, "read directory %s: out of memory", what);
     }
     if (rc == BK_OK && errno != 0)
         rc = bk_err_sys(err, errno, "read directory %s", what);
     closedir(d);
-    if (names->count > 1)
-        qsort(names->names, names->count, sizeof *names->names, by_name);
+    bk_texts_sort(names);
     return rc;
 }
 
@@ -558,7 +532,7 @@ static bk_rc_t list_object(const listing_t *listing, char *name, bk_err_t *err)
 /* path: "" or a directory with its '/'. */
 static bk_rc_t list_below(const listing_t *listing, const char *path, bk_err_t *err)
 {
-    names_t names = {0};
+    bk_texts_t names = {0};
     size_t want = strlen(listing->prefix);
     const char *dir = *path != '\0' ? path : ".";
     int fd = bk_openat(listing->root, dir, O_RDONLY | O_DIRECTORY, 0);
@@ -569,7 +543,7 @@ static bk_rc_t list_below(const listing_t *listing, const char *path, bk_err_t *
     bk_rc_t rc = read_names(fd, dir, &names, err);
     for (size_t i = 0; i < names.count && rc == BK_OK; i++) {
         char name[BK_STORAGE_NAME];
-        if (!bk_fmt(name, sizeof name, "%s%s", path, names.names[i]))
+        if (!bk_fmt(name, sizeof name, "%s%s", path, names.items[i].text))
             continue;
         size_t len = strlen(name);
         if (strncmp(name, listing->prefix, len < want ? len : want) != 0)
@@ -580,9 +554,7 @@ static bk_rc_t list_below(const listing_t *listing, const char *path, bk_err_t *
         else if (rc == BK_OK && len >= want)
             rc = list_object(listing, name, err);
     }
-    for (size_t i = 0; i < names.count; i++)
-        free(names.names[i]);
-    free(names.names);
+    bk_texts_free(&names);
     return rc;
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "base/texts.h"
 #include "storage/driver.h"
 #include "storage/storage.h"
 
@@ -262,6 +263,13 @@ static bk_rc_t visit(void *arg, const bk_storage_item_t *item, bk_err_t *err)
     bk_rc_t rc = v->fn(v->arg, item, err);
     v->stopped = rc != BK_OK;
     return rc;
+}
+
+bk_rc_t bk_storage_collect(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    if (bk_texts_add(arg, item->name, item->size))
+        return BK_OK;
+    return bk_err_set(err, BK_NO_MEMORY, "list objects: out of memory");
 }
 
 bk_rc_t bk_storage_list(bk_storage_t *st, const char *prefix, bk_storage_list_fn fn, void *arg,

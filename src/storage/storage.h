@@ -64,6 +64,9 @@ typedef struct {
 /* Return anything but BK_OK to stop the listing with that result. */
 typedef bk_rc_t (*bk_storage_list_fn)(void *arg, const bk_storage_item_t *item, bk_err_t *err);
 
+/* Such a function: adds name and size to arg, a bk_texts_t. */
+bk_rc_t bk_storage_collect(void *arg, const bk_storage_item_t *item, bk_err_t *err);
+
 /* Lazy: creates nothing and connects to nothing.  config is copied. */
 bk_rc_t bk_storage_open(const bk_storage_config_t *config, bk_storage_t **st, bk_err_t *err);
 void bk_storage_close(bk_storage_t *st);

@@ -7,7 +7,35 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "base/texts.h"
 #include "unit/testing.h"
+
+static void a_list_of_texts_is_sorted_and_has_each_once(void **state)
+{
+    bk_texts_t list = {0};
+    char text[16];
+    (void)state;
+    bk_texts_sort(&list);
+    assert_false(bk_texts_has(&list, "x"));
+    for (unsigned i = 0; i < 300; i++) {
+        bk_fmt(text, sizeof text, "%u", i * 7 % 150);
+        assert_true(bk_texts_add(&list, text, i * 7 % 150));
+    }
+    assert_string_equal(list.items[1].text, "7");
+    bk_texts_sort(&list);
+    assert_int_equal(list.count, 150);
+    for (size_t i = 0; i < list.count; i++) {
+        assert_int_equal(strtoul(list.items[i].text, NULL, 10), list.items[i].size);
+        assert_true(i == 0 || strcmp(list.items[i - 1].text, list.items[i].text) < 0);
+    }
+    assert_true(bk_texts_has(&list, "149"));
+    assert_false(bk_texts_has(&list, "150"));
+    bk_texts_cut(&list, 1);
+    assert_int_equal(list.count, 1);
+    assert_true(bk_texts_has(&list, "0"));
+    bk_texts_free(&list);
+    assert_int_equal(list.count, 0);
+}
 
 /* --- encodings --- */
 
@@ -446,6 +474,7 @@ static void log_lines_are_single_printable_and_bounded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_list_of_texts_is_sorted_and_has_each_once),
         cmocka_unit_test(hex_goes_both_ways),
         cmocka_unit_test(base32_is_that_of_its_standard),
         cmocka_unit_test(damaged_base32_is_refused),

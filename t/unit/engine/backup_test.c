@@ -67,6 +67,54 @@ static void an_incremental_backup_reads_only_what_changed(void **state)
     done(job);
 }
 
+static void add_size(void *arg, const char *path, const struct stat *st)
+{
+    (void)path;
+    if (S_ISREG(st->st_mode))
+        *(uint64_t *)arg += (uint64_t)st->st_size;
+}
+
+/* A backup of a file of 400000 bytes that shrinks well, and back; the bytes of all data packs. */
+static uint64_t there_and_back(fixture_t *f, bk_compression_t compression)
+{
+    enum { LEN = 400000 };
+    char id[BK_BACKUP_ID], target[1200], *text = malloc(LEN + 1);
+    struct stat st;
+    uint64_t stored = 0;
+    for (int i = 0; i < LEN; i++)
+        text[i] = "the same words over and over "[i % 29];
+    text[LEN] = '\0';
+    close_engine(f);
+    f->set.compression = compression;
+    open_engine(f);
+    put(f, "app/transcripts/long.txt", text);
+    back_up(f, "full", id);
+    bk_fmt(target, sizeof target, "{\"recovery_type\": \"full\", \"target_directory\": \"%s\"}",
+           at(f, "restored/all"));
+    done(do_job(f, BK_JOB_RECOVERY, target, "completed"));
+    assert_int_equal(stat(at(f, "restored/all/transcripts/long.txt"), &st), 0);
+    assert_int_equal(st.st_size, LEN);
+    assert_int_equal(strncmp(get(f, "restored/all/transcripts/long.txt"), text, 65535), 0);
+    assert_int_equal(number_in(f, "restored/all/app.db", "SELECT count(*) FROM jobs"), 500);
+    done(do_job(f, BK_JOB_VERIFY, "{\"level\": 3}", "completed"));
+    free(text);
+    test_visit(at(f, "storage/packs"), add_size, &stored);
+    return stored;
+}
+
+static void without_compression_contents_are_stored_as_they_are(void **state)
+{
+    fixture_t *f = *state;
+    uint64_t db = (uint64_t)number_in(f, "app/app.db", "PRAGMA page_count") * 4096;
+    assert_true(there_and_back(f, (bk_compression_t){.codec = BK_CODEC_RAW}) >= 400000 + db);
+}
+
+static void gzip_goes_there_and_back(void **state)
+{
+    assert_true(there_and_back(*state, (bk_compression_t){.codec = BK_CODEC_GZIP, .level = 6}) <
+                100000);
+}
+
 static void two_backups_in_one_second_are_two(void **state)
 {
     fixture_t *f = *state;
@@ -490,6 +538,8 @@ int main(void)
         T(a_job_that_always_kills_its_process_ends),
         T(a_resumed_backup_that_was_published_is_not_made_twice),
         T(without_upload_the_next_backup_ships_it),
+        T(without_compression_contents_are_stored_as_they_are),
+        T(gzip_goes_there_and_back),
         T(databases_and_journals_inside_a_tree_are_left_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

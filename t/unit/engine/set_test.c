@@ -199,6 +199,9 @@ static void numbers_have_ranges(void **state)
     f->set.compression = (bk_compression_t){.codec = BK_CODEC_GZIP, .level = 10};
     assert_refused(f, "1 to 9");
     f = fresh();
+    f->set.compression = (bk_compression_t){.codec = BK_CODEC_RAW};
+    bk_err_t err = {0};
+    OK(bk_set_check(&f->set, true, NULL, &err), &err);
     f->set.lanes = 17;
     assert_refused(f, "lanes");
 }
