@@ -175,6 +175,23 @@ print {$s} "GET /admin/backup/jobs HTTP/1.1\r\n$auth\r\nGET /admin/backup/list H
 my $both = do { local $/; <$s> };
 is(() = $both =~ m{HTTP/1\.1 200}g, 2, 'pipelined requests are both answered');
 
+# The page's table has every code that there is, at its status.
+{
+    my %row;
+    for my $line (split /\n/, $t->read("$FindBin::Bin/../docs/api.md")) {
+        my ($status, $codes) = $line =~ /^\| (\d{3}) \| ([^|]*) \|/ or next;
+        $row{"$status $_"}++ for $codes =~ /`(\w+)`/g;
+    }
+    my %code;
+    my ($table, $own) = map { $t->read("$FindBin::Bin/../src/$_") } 'base/err.h', 'nginx/answer.c';
+    $code{"$1 $2"}++ while $table =~ /^\s*X\(\w+, \d+, \d+, ([45]\d\d), "(\w+)"/mg;
+    $code{"$1 $2"}++ while $own =~ /\{ (\d{3}), "(\w+)"/g;
+    # An interrupted call of the API is told as unavailable.
+    delete $code{'503 Interrupted'};
+    cmp_ok(scalar keys %code, '>', 25, 'the codes are found');
+    is_deeply([sort keys %row], [sort keys %code], 'docs/api.md has all of them, and no other');
+}
+
 # Whatever the answer, the body is no part of the next request on the connection.
 sub twice {
     my ($name, $line, %arg) = @_;

@@ -175,6 +175,54 @@ SKIP: {
     $o->finish;
 }
 
+# Root can read every key; the workers cannot, and would fail with each backup.
+SKIP: {
+    skip 'not root', 1 unless $> == 0;
+    my $o = NgxBackup->new(user => 'www-data');
+    my $key = $o->write('keys/k1.key', join '', map { chr 128 + $_ } 1 .. 32);
+    my $phrase = $o->write('keys/phrase', "a long passphrase of many words
+");
+    chmod 0700, $key, $phrase;
+    chmod 0755, "$o->{dir}/keys";
+    my $user = getpwnam 'www-data';
+    my $group = getgrnam 'www-data';
+    my $says = sub {
+        my ($name, $re, $encryption) = @_;
+        local $o->{set_more} = "encryption { $encryption }";
+        my ($ok, $said) = $o->check;
+        is($ok, !defined $re, "a secret: $name") or diag($said);
+        like($said, qr/\[emerg\] .*$re/, 'says what to do') if defined $re;
+    };
+    $says->('a key of root', qr/user "www-data" cannot read "\Q$key\E": chown www-data \Q$key\E/, "key k1 $key;");
+    $says->('a passphrase of root', qr/cannot read "\Q$phrase\E": chown www-data/, "passphrase_file $phrase;");
+    chown $user, 0, $key;
+    $says->('of the workers', undef, "key k1 $key;");
+    chmod 0200, $key;
+    $says->('that they cannot read', qr/chmod u\+r \Q$key\E/, "key k1 $key;");
+    chmod 0400, $key;
+    chmod 0700, "$o->{dir}/keys";
+    $says->('in a directory of root', qr{may not enter "\Q$o->{dir}\E/keys": chgrp that}, "key k1 $key;");
+    chmod 0750, "$o->{dir}/keys";
+    chown 0, $group, "$o->{dir}/keys";
+    $says->('in a directory of their group', undef, "key k1 $key;");
+    chown 0, 0, $key;
+    if (system("setfacl -m u:www-data:r $key 2>/dev/null") == 0) {
+        $says->('by an access control list', undef, "key k1 $key;");
+    }
+    $o->{set_more} = "encryption { key k1 $key; }";
+    chown $user, 0, $key;
+    $o->start;
+    is($o->get('')->{status}, 200, 'a start with it');
+    chown 0, 0, $key;
+    chmod 0600, $key;
+    $o->allow_log(qr/cannot read/);
+    $o->hup;
+    is($o->get('')->{status}, 200, 'a reload goes on, and says it');
+    ok((grep { /emerg.*cannot read "\Q$key\E"/ } $o->log_lines), 'in the error log');
+    unlink "$o->{dir}/error.log";
+    $o->finish;
+}
+
 # What is above base_dir and a storage is the operator's: made by nginx, it would be in the place of a disk that is not mounted.
 {
     local $part{base} = "base_dir $dir/no/backups;";

@@ -104,15 +104,19 @@ is($r->{status}, 200, 'a dry run answers at once') or diag($r->{content});
 is($db->selectrow_array('SELECT count(*) FROM jobs'), 250, 'and changes nothing');
 ok(!-e "$dir/app/uploads/same.wav", 'nothing at all');
 
+# The application writes just then: the recovery waits for it, so that it has not ended when it is asked for again.
+$db->do('BEGIN IMMEDIATE');
 $r = $t->post('/recovery', {recovery_type => 'full', backup_id => $id});
 is($r->{status}, 202, 'recovery in place') or diag($r->{content});
 my $again = $t->post('/recovery', {recovery_type => 'full', backup_id => $id});
-if ($again->{status} == 409) {
-    is($again->{headers}{location}, "/admin/backup/jobs/$r->{json}{id}", 'the same again is a conflict and names the first');
-} else {
-    is($again->{status}, 202, 'the first had ended already');
-    $t->wait_job($again->{json}{id});
-}
+$db->do('ROLLBACK');
+is($again->{status}, 409, 'the same again is a conflict') or diag($again->{content});
+is($again->{headers}{location}, "/admin/backup/jobs/$r->{json}{id}", 'and names the first');
+is($again->{headers}{'content-type'}, 'application/problem+json', 'in a problem document');
+is_deeply([@{ $again->{json} }{qw(status code type title instance request_id)}],
+    [409, 'Conflict', 'urn:ngx-backup:problem:Conflict', 'Another operation is in the way', '/admin/backup/recovery',
+        $again->{headers}{'x-request-id'}], 'that says what it is');
+like($again->{json}{detail}, qr/queued or running already: \Q$r->{json}{id}\E/, 'and which job');
 $job = $t->wait_job($r->{json}{id});
 is($job->{status}, 'completed', 'recovery is completed') or diag(explain($job));
 is_deeply($db->selectall_arrayref('SELECT * FROM jobs ORDER BY id'), $rows, 'every row is back, seen through the open connection');

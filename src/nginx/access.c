@@ -7,10 +7,17 @@
 
 #include "nginx/module.h"
 
+#include <fcntl.h>
+#include <grp.h>
+#include <sys/fsuid.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 
 #include "base/publish.h"
+#include "base/str.h"
+
+
+#define NGX_HTTP_BACKUP_GROUPS  256
 
 
 /* Whether the workers, with all the groups they get, can write there. */
@@ -20,7 +27,7 @@ ngx_http_backup_writable(ngx_core_conf_t *ccf, const char *path,
     struct stat *st)
 {
     int    i, n;
-    gid_t  groups[256];
+    gid_t  groups[NGX_HTTP_BACKUP_GROUPS];
 
     if (ccf->user == 0 || (st->st_mode & S_IWOTH)) {
         return 1;
@@ -36,7 +43,7 @@ ngx_http_backup_writable(ngx_core_conf_t *ccf, const char *path,
         return 1;
     }
 
-    n = 256;
+    n = NGX_HTTP_BACKUP_GROUPS;
 
     if (getgrouplist(ccf->username, ccf->group, groups, &n) == -1) {
         return 1;
@@ -122,4 +129,142 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
     }
 
     return NGX_OK;
+}
+
+
+/*
+ * Open as the workers will: the kernel knows modes, groups, access control
+ * lists and what lies above.  The identity is that for files alone, and the
+ * caller's own: it is root again before anybody else could see it.
+ */
+
+static ngx_err_t
+ngx_http_backup_open_as(ngx_core_conf_t *ccf, const char *path, int flags)
+{
+    int        fd, n, nsaved;
+    gid_t      groups[NGX_HTTP_BACKUP_GROUPS], saved[NGX_HTTP_BACKUP_GROUPS];
+    ngx_err_t  err;
+
+    n = NGX_HTTP_BACKUP_GROUPS;
+    nsaved = getgroups(NGX_HTTP_BACKUP_GROUPS, saved);
+
+    if (nsaved == -1
+        || getgrouplist(ccf->username, ccf->group, groups, &n) == -1
+        || setgroups(n, groups) == -1)
+    {
+        return 0;
+    }
+
+    (void) setfsgid(ccf->group);
+    (void) setfsuid(ccf->user);
+
+    err = 0;
+    fd = open(path, flags|O_CLOEXEC|O_NOCTTY|O_NONBLOCK);
+
+    if (fd == -1) {
+        err = ngx_errno;
+    }
+
+    (void) setfsuid(geteuid());
+    (void) setfsgid(getegid());
+    (void) setgroups(nsaved, saved);
+
+    if (fd != -1) {
+        (void) close(fd);
+    }
+
+    return err;
+}
+
+
+/*
+ * The configuration was read by root, who can read all: what the workers
+ * cannot is found here, and not by each backup.
+ */
+
+static ngx_int_t
+ngx_http_backup_secret(ngx_cycle_t *cycle, ngx_str_t *name, const char *path)
+{
+    char              above[NGX_MAX_PATH];
+    const char       *p;
+    struct stat       st;
+    ngx_err_t         err;
+    ngx_core_conf_t  *ccf;
+
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
+
+    err = ngx_http_backup_open_as(ccf, path, O_RDONLY);
+
+    if (err == 0) {
+        return NGX_OK;
+    }
+
+    for (p = strchr(path + 1, '/'); p; p = strchr(p + 1, '/')) {
+
+        /* its "." is found by whoever may enter it */
+
+        if (bk_fmt(above, sizeof(above), "%.*s/.", (int) (p - path), path)
+            && ngx_http_backup_open_as(ccf, above, O_PATH) == NGX_EACCES)
+        {
+            above[p - path] = '\0';
+
+            ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
+                          "backup \"%V\": the workers' user \"%s\" cannot "
+                          "read \"%s\", since it may not enter \"%s\": "
+                          "chgrp that to a group of this user and chmod g+x it",
+                          name, ccf->username, path, above);
+            return NGX_ERROR;
+        }
+    }
+
+    if (stat(path, &st) == 0 && st.st_uid == ccf->user) {
+        ngx_log_error(NGX_LOG_EMERG, cycle->log, err,
+                      "backup \"%V\": the workers' user \"%s\" cannot read "
+                      "\"%s\": chmod u+r %s", name, ccf->username, path, path);
+        return NGX_ERROR;
+    }
+
+    ngx_log_error(NGX_LOG_EMERG, cycle->log, err,
+                  "backup \"%V\": the workers' user \"%s\" cannot read "
+                  "\"%s\": chown %s %s", name, ccf->username, path,
+                  ccf->username, path);
+
+    return NGX_ERROR;
+}
+
+
+ngx_int_t
+ngx_http_backup_secrets(ngx_cycle_t *cycle, ngx_http_backup_set_t *bset)
+{
+    size_t            i;
+    ngx_int_t         rc;
+    ngx_core_conf_t  *ccf;
+
+    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
+
+    if (geteuid() != 0 || ccf->user == 0 || !ccf->master
+        || ccf->user == (ngx_uid_t) NGX_CONF_UNSET_UINT)
+    {
+        return NGX_OK;
+    }
+
+    rc = NGX_OK;
+
+    for (i = 0; i < bset->set.key_count; i++) {
+        if (ngx_http_backup_secret(cycle, &bset->name, bset->set.keys[i].file)
+            != NGX_OK)
+        {
+            rc = NGX_ERROR;
+        }
+    }
+
+    if (bset->set.passphrase_file
+        && ngx_http_backup_secret(cycle, &bset->name,
+                                  bset->set.passphrase_file)
+           != NGX_OK)
+    {
+        rc = NGX_ERROR;
+    }
+
+    return rc;
 }

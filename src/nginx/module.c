@@ -544,6 +544,10 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
             rc = NGX_ERROR;
         }
 
+        if (ngx_http_backup_secrets(cycle, sets[i]) != NGX_OK) {
+            rc = NGX_ERROR;
+        }
+
         for (n = 0; n < sets[i]->set.storage_count; n++) {
             if (ngx_strcmp(sets[i]->set.storages[n].driver, "local") != 0) {
                 continue;

@@ -199,6 +199,9 @@ char *ngx_http_backup_block(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
 
 ngx_int_t ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
     const char *path, ngx_uint_t required);
+/* Keys and passphrases, which the configuration has read as root. */
+ngx_int_t ngx_http_backup_secrets(ngx_cycle_t *cycle,
+    ngx_http_backup_set_t *bset);
 
 
 /* zone.c: what workers share.  Loop code. */
