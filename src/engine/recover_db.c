@@ -125,6 +125,12 @@ static bk_rc_t check_place(const place_t *place, bk_err_t *err)
     return BK_OK;
 }
 
+bool bk_recover_keeps(bk_overwrite_t overwrite, int64_t changed, int64_t instant)
+{
+    return overwrite == BK_OVERWRITE_NEVER ||
+           (overwrite == BK_OVERWRITE_IF_NEWER && changed >= instant);
+}
+
 /* What becomes of a file that has the database's name already.  *skip: leave it. */
 static bk_rc_t make_way(const place_t *place, bool *skip, bk_err_t *err)
 {
@@ -135,8 +141,7 @@ static bk_rc_t make_way(const place_t *place, bool *skip, bk_err_t *err)
     if (bk_at_stat(&place->at, place->name, &st) != 0)
         return BK_OK;
     int64_t mtime = (int64_t)st.st_mtim.tv_sec * BK_SEC + st.st_mtim.tv_nsec;
-    *skip = overwrite == BK_OVERWRITE_NEVER ||
-            (overwrite == BK_OVERWRITE_IF_NEWER && mtime >= place->db->instant);
+    *skip = bk_recover_keeps(overwrite, mtime, place->db->instant);
     if (overwrite != BK_OVERWRITE_RENAME)
         return BK_OK;
     bk_fmt(aside, sizeof aside, "%s.before-%s", place->name, place->options->job);

@@ -419,6 +419,49 @@ static void overwrite_policies_keep_what_they_say(void **state)
     done(job);
 }
 
+static void policies_hold_for_the_database_in_place(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "DELETE FROM jobs WHERE id > 100");
+    json_t *result =
+        plan(f, BK_JOB_RECOVERY,
+             "{\"recovery_type\": \"full\", \"overwrite\": \"never\", \"dry_run\": true}");
+    assert_string_equal(action_of(result, at(f, "app/app.db")), "skip");
+    json_decref(result);
+    static const char *const keeping[] = {"never", "if-newer"};
+    for (size_t i = 0; i < 2; i++) {
+        char text[128];
+        bk_fmt(text, sizeof text, "{\"recovery_type\": \"full\", \"overwrite\": \"%s\"}",
+               keeping[i]);
+        json_t *job = do_job(f, BK_JOB_RECOVERY, text, "completed");
+        assert_string_equal(text_of(job, "databases.0.action"), "skipped");
+        assert_contains(text_of(job, "databases.0.reason"), keeping[i]);
+        done(job);
+        assert_int_equal(number(db, "SELECT count(*) FROM jobs"), 100);
+    }
+    sqlite3_close(db);
+    /* What is not there is put there, also by "never". */
+    assert_int_equal(unlink(at(f, "app/app.db")), 0);
+    assert_int_equal(unlink(at(f, "app/transcripts/t.txt")), 0);
+    done(do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"full\", \"overwrite\": \"never\"}",
+                "completed"));
+    assert_app_is_back(f);
+    /* And an older one gives way. */
+    struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    db = open_db(f, "app/app.db");
+    sql(db, "DELETE FROM jobs; PRAGMA wal_checkpoint(TRUNCATE)");
+    sqlite3_close(db);
+    assert_int_equal(utimensat(AT_FDCWD, at(f, "app/app.db"), old, 0), 0);
+    char text[256];
+    bk_fmt(text, sizeof text,
+           "{\"recovery_type\": \"full\", \"overwrite\": \"if-newer\", \"backup_id\": \"%s\"}", id);
+    done(do_job(f, BK_JOB_RECOVERY, text, "completed"));
+    assert_app_is_back(f);
+}
+
 static void delete_extra_spares_what_backups_leave_out(void **state)
 {
     fixture_t *f = *state;
@@ -578,6 +621,7 @@ int main(void)
         T(a_link_planted_after_the_check_leads_nowhere),
         T(a_dry_run_tells_and_touches_nothing),
         T(overwrite_policies_keep_what_they_say),
+        T(policies_hold_for_the_database_in_place),
         T(delete_extra_spares_what_backups_leave_out),
         T(two_databases_of_one_name_get_two_files),
         T(what_no_backup_holds_is_told),
