@@ -35,6 +35,44 @@ static void assert_app_is_back(fixture_t *f)
     assert_string_equal(get(f, "app/transcripts/t.txt"), "text");
 }
 
+static json_t *plan(fixture_t *f, bk_job_kind_t kind, const char *text)
+{
+    bk_err_t err = {0};
+    json_t *request = json(text), *result = NULL, *problems = NULL;
+    OK(bk_request_check(&f->set, kind, request, &problems, &err), &err);
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_plan(f->engine, kind, request, NULL, &f->ctl, &result, &err), &err);
+    bk_ctl_free(&f->ctl);
+    json_decref(request);
+    return result;
+}
+
+/* Why there is no plan. */
+static bk_rc_t plan_fails(fixture_t *f, const char *text)
+{
+    json_t *request = json(text), *result = NULL;
+    f->err = (bk_err_t){0};
+    bk_ctl_init(&f->ctl);
+    bk_rc_t rc =
+        bk_engine_plan(f->engine, BK_JOB_RECOVERY, request, NULL, &f->ctl, &result, &f->err);
+    bk_ctl_free(&f->ctl);
+    json_decref(request);
+    json_decref(result);
+    return rc;
+}
+
+static const char *action_of(json_t *result, const char *path)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(json_object_get(result, "plan"), i, one)
+    {
+        if (strcmp(text_of(one, "path"), path) == 0)
+            return text_of(one, "action");
+    }
+    return "(nothing)";
+}
+
 static void what_was_lost_whole_comes_back(void **state)
 {
     fixture_t *f = *state;
@@ -241,6 +279,7 @@ static void a_database_in_use_is_not_replaced_in_a_directory(void **state)
     fixture_t *f = *state;
     char id[BK_BACKUP_ID];
     back_up(f, "full", id);
+    char dry[1024];
     const char *text =
         body(f, "{\"recovery_type\": \"database\", \"target_directory\": \"@\"}", "restored/db");
     done(do_job(f, BK_JOB_RECOVERY, text, "completed"));
@@ -249,6 +288,14 @@ static void a_database_in_use_is_not_replaced_in_a_directory(void **state)
     json_t *job = do_job(f, BK_JOB_RECOVERY, text, "failed");
     assert_contains(text_of(job, "error"), "-wal");
     done(job);
+    /* A plan promises nothing else. */
+    bk_strcpy(dry, sizeof dry,
+              body(f,
+                   "{\"recovery_type\": \"database\", \"dry_run\": true,"
+                   " \"target_directory\": \"@\"}",
+                   "restored/db"));
+    assert_int_equal(plan_fails(f, dry), BK_EXISTS);
+    assert_contains(f->err.text, "-wal");
     assert_int_equal(number(db, "SELECT count(*) FROM jobs"), 501);
     sqlite3_close(db);
 }
@@ -335,30 +382,6 @@ static void a_link_planted_after_the_check_leads_nowhere(void **state)
                "failed");
     done(job);
     assert_false(there(f, "outside/a.wav"));
-}
-
-static json_t *plan(fixture_t *f, bk_job_kind_t kind, const char *text)
-{
-    bk_err_t err = {0};
-    json_t *request = json(text), *result = NULL, *problems = NULL;
-    OK(bk_request_check(&f->set, kind, request, &problems, &err), &err);
-    bk_ctl_init(&f->ctl);
-    OK(bk_engine_plan(f->engine, kind, request, NULL, &f->ctl, &result, &err), &err);
-    bk_ctl_free(&f->ctl);
-    json_decref(request);
-    return result;
-}
-
-static const char *action_of(json_t *result, const char *path)
-{
-    size_t i;
-    json_t *one;
-    json_array_foreach(json_object_get(result, "plan"), i, one)
-    {
-        if (strcmp(text_of(one, "path"), path) == 0)
-            return text_of(one, "action");
-    }
-    return "(nothing)";
 }
 
 static void a_dry_run_tells_and_touches_nothing(void **state)
@@ -556,11 +579,25 @@ static void damage_never_replaces_what_is_there(void **state)
     fixture_t *f = *state;
     char id[BK_BACKUP_ID];
     back_up(f, "full", id);
+    done(do_job(
+        f, BK_JOB_RECOVERY,
+        body(f, "{\"recovery_type\": \"database\", \"target_directory\": \"@\"}", "restored/db"),
+        "completed"));
     damage_packs(f, "storage/packs");
     json_t *job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"database\"}", "failed");
     assert_string_equal(text_of(job, "problem.code"), "Corrupt");
     done(job);
     assert_app_is_back(f);
+    /* What is to be kept aside leaves its name only for something that is complete. */
+    job = do_job(f, BK_JOB_RECOVERY,
+                 body(f,
+                      "{\"recovery_type\": \"database\", \"overwrite\": \"rename\","
+                      " \"target_directory\": \"@\"}",
+                      "restored/db"),
+                 "failed");
+    assert_string_equal(text_of(job, "problem.code"), "Corrupt");
+    done(job);
+    assert_int_equal(number_in(f, "restored/db/app.db", "SELECT count(*) FROM jobs"), 500);
     json_t *check = do_job(f, BK_JOB_VERIFY, "{\"level\": 2}", "failed");
     assert_true(int_of(check, "verify_result.findings_total") > 0);
     done(check);
