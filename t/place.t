@@ -194,8 +194,8 @@ subtest 'into a directory' => sub {
 # --- databases ---
 
 sub make_database {
-    my ($t, $journal) = @_;
-    my $dir = "$t->{dir}/data";
+    my ($t, $journal, $dir) = @_;
+    $dir //= "$t->{dir}/data";
     mkdir $dir;
     my $path = "$dir/app.db";
     unlink glob "$path*";
@@ -254,6 +254,32 @@ subtest 'a database that is missing, damaged, or in use' => sub {
     is($job->{status}, 'completed', 'into a directory') or diag(explain($job));
     is(digest_of("$t->{dir}/restored/x/app.db"), $before, 'the content is there');
     is(sprintf('%d:%d %o', (stat "$t->{dir}/restored/x/app.db")[4, 5], (stat _)[2] & 07777), "$app:$group 640", 'with its owner and mode');
+    $t->finish;
+};
+
+subtest 'a directory above that of the database is closed' => sub {
+    my $t = new_app();
+    my $dir = "$t->{dir}/closed/data";
+    $t->{set_more} = "database main { path $dir/app.db; wal on; } restore_safety off;";
+    mkdir "$t->{dir}/closed";
+    my $path = make_database($t, 'wal', $dir);
+    chown $app, $group, "$t->{dir}/closed";
+    chmod 0750, "$t->{dir}/closed";
+    my $before = digest_of($path);
+    $t->start;
+    active($t);
+    my $backup = $t->backup;
+    is($backup->{status}, 'completed', 'a backup') or diag(explain($backup));
+    run('sqlite3', $path, 'delete from t');
+    chown $app, $group, glob "$path*";
+    my $job = recover($t, recovery_type => 'database');
+    is($job->{status}, 'completed', 'a live recovery') or diag(explain($job));
+    is($job->{databases}[0]{method}, 'live', 'which it is');
+    is(digest_of($path), $before, 'the rows are back');
+    unlink glob "$path*";
+    $job = recover($t, recovery_type => 'database');
+    is($job->{status}, 'completed', 'and one of a missing file') or diag(explain($job));
+    is(digest_of($path), $before, 'they are back again');
     $t->finish;
 };
 

@@ -1,11 +1,14 @@
 /*
  * engine/catalog.c: opening the catalog, the copies of the backups, and small values.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/publish.h"
@@ -110,6 +113,21 @@ static bk_rc_t check_pages(bk_catalog_t *catalog, bk_err_t *err)
     return rc;
 }
 
+/* Before the first lock: a tree of another set may reach the catalog by a name of its own. */
+static bk_rc_t attach(bk_catalog_t *catalog, bk_err_t *err)
+{
+    bk_rc_t rc = BK_BUSY;
+    if (stat(catalog->path, &catalog->st) != 0)
+        return bk_err_sys(err, errno, "catalog %s", catalog->path);
+    for (int i = 0; i < BUSY_MS / BUSY_STEP_MS && rc == BK_BUSY; i++) {
+        if (i > 0)
+            bk_sleep_ms(BUSY_STEP_MS);
+        rc = bk_attached_add(catalog->path, &catalog->st, stat, err);
+    }
+    catalog->attached = rc == BK_OK;
+    return rc;
+}
+
 static bk_rc_t open_database(bk_catalog_t *catalog, bk_err_t *err)
 {
     sqlite3_stmt *statement;
@@ -120,7 +138,11 @@ static bk_rc_t open_database(bk_catalog_t *catalog, bk_err_t *err)
     if (code != SQLITE_OK)
         return bk_catalog_failed(catalog, code, "open", err);
     sqlite3_busy_timeout(catalog->db, BUSY_MS);
-    bk_rc_t rc = enter_wal_mode(catalog, err);
+    bk_rc_t rc = attach(catalog, err);
+    if (rc == BK_OK)
+        rc = enter_wal_mode(catalog, err);
+    if (rc == BK_OK)
+        bk_attached_settle(catalog->st.st_dev, catalog->st.st_ino);
     if (rc == BK_OK)
         rc = check_pages(catalog, err);
     if (rc == BK_OK)
@@ -149,6 +171,9 @@ static void close_database(bk_catalog_t *catalog)
 {
     sqlite3_close_v2(catalog->db);
     catalog->db = NULL;
+    if (catalog->attached)
+        bk_attached_remove(catalog->st.st_dev, catalog->st.st_ino);
+    catalog->attached = false;
 }
 
 static void set_aside(const bk_catalog_t *catalog)

@@ -8,6 +8,8 @@
 
 #include <pthread.h>
 #include <sqlite3.h>
+#include <stdbool.h>
+#include <sys/stat.h>
 
 #include "engine/catalog.h"
 
@@ -15,6 +17,8 @@ struct bk_catalog_s {
     pthread_mutex_t lock; /* one statement sequence at a time */
     sqlite3 *db;
     char *path;
+    struct stat st; /* of what is attached (base/attached.h) */
+    bool attached;
 };
 
 /* Describe what SQLite answered. */

@@ -22,6 +22,7 @@
 #include "engine/engine_private.h"
 #include "engine/metrics.h"
 #include "engine/probe.h"
+#include "engine/protect.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
@@ -111,7 +112,9 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     if (replaced)
         tell_replaced(engine);
     const bk_storage_config_t *storage = set->storage_count > 0 ? &set->storages[0] : NULL;
-    rc = bk_watching_new(set, &engine->watching, err);
+    rc = bk_protected_enter(set, err);
+    if (rc == BK_OK)
+        rc = bk_watching_new(set, &engine->watching, err);
     if (rc == BK_OK)
         rc = bk_capturing_new(set, &engine->capturing, err);
     if (rc == BK_OK && storage != NULL && strcmp(storage->driver, "local") == 0)
@@ -129,6 +132,7 @@ void bk_engine_close(bk_engine_t *engine)
     if (engine == NULL)
         return;
     bk_engine_disown(engine);
+    bk_protected_leave(engine->set);
     bk_capturing_free(engine->capturing);
     bk_watching_free(engine->watching);
     bk_probe_free(engine->probe);

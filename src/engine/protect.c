@@ -4,6 +4,7 @@
  */
 #include "engine/protect.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,56 @@ const char *bk_path_below(const char *inner, const char *outer)
     return inner;
 }
 
+/* --- all sets of this process --- */
+
+typedef struct entered_s {
+    struct entered_s *next;
+    const bk_set_t *set;
+} entered_t;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static entered_t *entered;
+
+bk_rc_t bk_protected_enter(const bk_set_t *set, bk_err_t *err)
+{
+    entered_t *one = malloc(sizeof *one);
+    if (one == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", set->name);
+    one->set = set;
+    pthread_mutex_lock(&lock);
+    one->next = entered;
+    entered = one;
+    pthread_mutex_unlock(&lock);
+    return BK_OK;
+}
+
+void bk_protected_leave(const bk_set_t *set)
+{
+    pthread_mutex_lock(&lock);
+    entered_t **link = &entered;
+    while (*link != NULL && (*link)->set != set)
+        link = &(*link)->next;
+    entered_t *one = *link;
+    if (one != NULL)
+        *link = one->next;
+    pthread_mutex_unlock(&lock);
+    free(one);
+}
+
+typedef bk_rc_t (*each_fn)(void *arg, const bk_set_t *set, bk_err_t *err);
+
+/* The set itself, which may not have been entered, and the others. */
+static bk_rc_t for_each_set(const bk_set_t *set, each_fn fn, void *arg, bk_err_t *err)
+{
+    bk_rc_t rc = fn(arg, set, err);
+    pthread_mutex_lock(&lock);
+    for (const entered_t *one = entered; one != NULL && rc == BK_OK; one = one->next)
+        if (one->set != set)
+            rc = fn(arg, one->set, err);
+    pthread_mutex_unlock(&lock);
+    return rc;
+}
+
 /* --- by inode --- */
 
 static void add_path(bk_protected_t *list, const char *path)
@@ -60,12 +111,15 @@ static void add_path(bk_protected_t *list, const char *path)
         list->items[list->count++] = (bk_inode_t){.device = st.st_dev, .inode = st.st_ino};
 }
 
-bk_rc_t bk_protected_init(bk_protected_t *list, const bk_set_t *set, bk_err_t *err)
+static bk_rc_t add_set(void *arg, const bk_set_t *set, bk_err_t *err)
 {
-    list->count = 0;
-    list->items = calloc(1 + set->storage_count + COMPANIONS * set->db_count, sizeof *list->items);
-    if (list->items == NULL)
+    bk_protected_t *list = arg;
+    size_t room = list->room + 1 + set->storage_count + COMPANIONS * set->db_count;
+    bk_inode_t *more = realloc(list->items, room * sizeof *more);
+    if (more == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", set->name);
+    list->items = more;
+    list->room = room;
     add_path(list, set->base_dir);
     for (size_t i = 0; i < set->storage_count; i++)
         if (strcmp(set->storages[i].driver, "local") == 0)
@@ -79,11 +133,16 @@ bk_rc_t bk_protected_init(bk_protected_t *list, const bk_set_t *set, bk_err_t *e
     return BK_OK;
 }
 
+bk_rc_t bk_protected_init(bk_protected_t *list, const bk_set_t *set, bk_err_t *err)
+{
+    *list = (bk_protected_t){0};
+    return for_each_set(set, add_set, list, err);
+}
+
 void bk_protected_free(bk_protected_t *list)
 {
     free(list->items);
-    list->items = NULL;
-    list->count = 0;
+    *list = (bk_protected_t){0};
 }
 
 /* --- by name --- */
@@ -126,6 +185,20 @@ static bk_rc_t add_database(bk_patterns_t *patterns, const bk_set_db_t *db, cons
     return BK_OK;
 }
 
+typedef struct {
+    bk_patterns_t *patterns;
+    const char *root; /* of the tree, without links */
+} leave_out_t;
+
+static bk_rc_t leave_out(void *arg, const bk_set_t *set, bk_err_t *err)
+{
+    const leave_out_t *out = arg;
+    bk_rc_t rc = BK_OK;
+    for (size_t i = 0; i < set->db_count && rc == BK_OK; i++)
+        rc = add_database(out->patterns, &set->dbs[i], out->root, err);
+    return rc;
+}
+
 bk_rc_t bk_protected_patterns(const bk_set_t *set, const bk_set_files_t *files,
                               bk_patterns_t *patterns, bk_err_t *err)
 {
@@ -134,8 +207,7 @@ bk_rc_t bk_protected_patterns(const bk_set_t *set, const bk_set_files_t *files,
     for (size_t i = 0; files->exclude != NULL && files->exclude[i] != NULL && rc == BK_OK; i++)
         rc = bk_patterns_add(patterns, files->exclude[i], err);
     if (rc == BK_OK && bk_path_resolve(files->path, root))
-        for (size_t i = 0; i < set->db_count && rc == BK_OK; i++)
-            rc = add_database(patterns, &set->dbs[i], root, err);
+        rc = for_each_set(set, leave_out, &(leave_out_t){patterns, root}, err);
     if (rc != BK_OK)
         bk_patterns_free(patterns);
     return rc;

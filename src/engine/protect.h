@@ -1,6 +1,7 @@
 /*
  * engine/protect.h: what neither a backup nor a recovery of files may touch, although it lies in a
- * protected tree: the set's databases with their companions, base_dir, and local storages.
+ * protected tree: databases with their companions, base_dir, and local storages, of this set and of
+ * every other one that this process has entered.
  *
  * A database has its own road; copied as a file, or put back as one, it would be torn.  A log or
  * journal that comes back beside it would be played into it.
@@ -16,8 +17,13 @@
 
 typedef struct {
     bk_inode_t *items; /* what is there now, by inode: found under any name */
-    size_t count;
+    size_t count, room;
 } bk_protected_t;
+
+/* From now on the set's own is left alone by all sets of the process; the set is borrowed until
+ * leave.  Any thread. */
+bk_rc_t bk_protected_enter(const bk_set_t *set, bk_err_t *err);
+void bk_protected_leave(const bk_set_t *set); /* also of one that was not entered */
 
 bk_rc_t bk_protected_init(bk_protected_t *list, const bk_set_t *set, bk_err_t *err);
 void bk_protected_free(bk_protected_t *list);

@@ -22,7 +22,8 @@
 #include "files/walk.h"
 #include "sqlite/dump.h"
 
-#define COPY_STEP (1u << 20)
+#define COPY_STEP   (1u << 20)
+#define ASIDE_TRIES 100u
 
 /* mkdir -p beneath the root; through the helper with the owner of the directory above. */
 static bk_rc_t make_beneath(bk_road_t *road, const char *rel, bk_err_t *err)
@@ -125,23 +126,46 @@ static bk_rc_t check_place(const place_t *place, bk_err_t *err)
     return BK_OK;
 }
 
-/* What becomes of a file that has the database's name already.  *skip: leave it. */
-static bk_rc_t make_way(const place_t *place, bool *skip, bk_err_t *err)
+bool bk_recover_keeps(bk_overwrite_t overwrite, int64_t changed, int64_t instant)
 {
-    bk_overwrite_t overwrite = place->options->overwrite;
-    char aside[NAME_MAX * 2];
+    return overwrite == BK_OVERWRITE_NEVER ||
+           (overwrite == BK_OVERWRITE_IF_NEWER && changed >= instant);
+}
+
+/* Does what has the database's name already stay? */
+static bool is_kept(const place_t *place)
+{
     struct stat st;
-    *skip = false;
     if (bk_at_stat(&place->at, place->name, &st) != 0)
-        return BK_OK;
+        return false;
     int64_t mtime = (int64_t)st.st_mtim.tv_sec * BK_SEC + st.st_mtim.tv_nsec;
-    *skip = overwrite == BK_OVERWRITE_NEVER ||
-            (overwrite == BK_OVERWRITE_IF_NEWER && mtime >= place->db->instant);
-    if (overwrite != BK_OVERWRITE_RENAME)
+    return bk_recover_keeps(place->options->overwrite, mtime, place->db->instant);
+}
+
+/* A second name where that is possible, so that there is no moment without the first. */
+static int name_aside(const place_t *place, const char *aside)
+{
+    int errnum = bk_at_helped(&place->at) ? EPERM : bk_at_link(&place->at, place->name, aside);
+    return errnum == 0 || errnum == EEXIST || errnum == ENOENT
+               ? errnum
+               : bk_at_rename(&place->at, place->name, aside, RENAME_NOREPLACE);
+}
+
+/* The last step before the new file gets the name: whatever else can fail has not. */
+static bk_rc_t make_way(const place_t *place, bk_err_t *err)
+{
+    char aside[NAME_MAX * 2];
+    int errnum = EEXIST;
+    if (place->options->overwrite != BK_OVERWRITE_RENAME)
         return BK_OK;
-    bk_fmt(aside, sizeof aside, "%s.before-%s", place->name, place->options->job);
-    int errnum = bk_at_rename(&place->at, place->name, aside, 0);
-    return errnum == 0 ? BK_OK : failed(place, errnum, "rename", err);
+    for (unsigned tries = 1; tries <= ASIDE_TRIES && errnum == EEXIST; tries++) {
+        char number[16] = "";
+        if (tries > 1)
+            bk_fmt(number, sizeof number, "-%u", tries);
+        bk_fmt(aside, sizeof aside, "%s.before-%s%s", place->name, place->options->job, number);
+        errnum = name_aside(place, aside);
+    }
+    return errnum == 0 || errnum == ENOENT ? BK_OK : failed(place, errnum, "set aside", err);
 }
 
 /* Owner and mode as they were, as far as this process may. */
@@ -182,6 +206,8 @@ static bk_rc_t copy_image(int from, const place_t *place, bk_ctl_t *ctl, bk_err_
     rc = copy_bytes(from, pub.fd, place, ctl, err);
     if (rc == BK_OK)
         rc = own(pub.fd, place, ctl, err);
+    if (rc == BK_OK)
+        rc = make_way(place, err);
     if (rc == BK_OK)
         return bk_publish_commit(&pub, false, err);
     bk_publish_abort(&pub);
@@ -234,6 +260,8 @@ static bk_rc_t place_helped(int from, const place_t *place, bk_ctl_t *ctl, bk_er
     if (rc == BK_OK && fsync(fd) != 0)
         rc = failed(place, errno, "fsync", err);
     close(fd);
+    if (rc == BK_OK)
+        rc = make_way(place, err);
     if (rc == BK_OK && (errnum = bk_at_rename(&place->at, temporary, place->name, 0)) != 0)
         rc = failed(place, errnum, "give its name to", err);
     if (rc != BK_OK) {
@@ -242,6 +270,12 @@ static bk_rc_t place_helped(int from, const place_t *place, bk_ctl_t *ctl, bk_er
         return rc;
     }
     return sync_dir(place, err);
+}
+
+static bool same_device(int a, int b)
+{
+    struct stat st_a, st_b;
+    return fstat(a, &st_a) == 0 && fstat(b, &st_b) == 0 && st_a.st_dev == st_b.st_dev;
 }
 
 /* The proved image under its name: the file itself, or a copy when it lies on another file system.
@@ -254,10 +288,12 @@ static bk_rc_t place_own(const char *image, int from, const place_t *place, bk_c
         rc = bk_err_sys(err, errno, "fsync %s", image);
     if (rc != BK_OK)
         return rc;
-    if (renameat(AT_FDCWD, image, place->at.fd, place->name) == 0)
-        return sync_dir(place, err);
-    return errno == EXDEV ? copy_image(from, place, ctl, err)
-                          : failed(place, errno, "give its name to", err);
+    if (!same_device(from, place->at.fd))
+        return copy_image(from, place, ctl, err);
+    rc = make_way(place, err);
+    if (rc == BK_OK && renameat(AT_FDCWD, image, place->at.fd, place->name) != 0)
+        rc = failed(place, errno, "give its name to", err);
+    return rc == BK_OK ? sync_dir(place, err) : rc;
 }
 
 static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
@@ -277,15 +313,16 @@ static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *r
     char image[PATH_MAX];
     const bk_recover_options_t *options = place->options;
     const bk_snapshot_db_t *db = place->db;
-    bool skip = false;
     bk_ctl_current(ctl, db->name);
     if (!bk_fmt(image, sizeof image, "%s/%s-%s.db", options->scratch, options->job, db->name))
         return bk_err_set(err, BK_CONFIG, "%s: the path is too long", options->scratch);
     bk_rc_t rc = check_place(place, err);
-    if (rc == BK_OK)
-        rc = make_way(place, &skip, err);
+    bool skip = rc == BK_OK && is_kept(place);
     if (rc == BK_OK && !skip) {
         rc = bk_point_image(options->point, db, image, options->check, team, err);
+        /* Somebody may have opened what is there in the meantime. */
+        if (rc == BK_OK)
+            rc = check_place(place, err);
         if (rc == BK_OK)
             rc = place_image(image, place, ctl, err);
         unlink(image);
@@ -299,15 +336,20 @@ static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *r
     return rc;
 }
 
-static void plan_database(const bk_snapshot_db_t *db, const char *where, const char *name,
-                          json_t *result)
+/* What stands in the way of the recovery stands in the way of its plan.  there: the directory is. */
+static bk_rc_t plan_database(const place_t *place, bool there, json_t *result, bk_err_t *err)
 {
     char path[PATH_MAX];
-    bk_fmt(path, sizeof path, "%s/%s", where, name);
+    const bk_snapshot_db_t *db = place->db;
+    bk_rc_t rc = there ? check_place(place, err) : BK_OK;
+    if (rc != BK_OK)
+        return rc;
+    bk_fmt(path, sizeof path, "%s/%s", place->where, place->name);
     json_array_append_new(bk_recover_list(result, "plan"),
                           json_pack("{so ss sI}", "path", bk_json_name(path, strlen(path)),
-                                    "action", "database", "size",
+                                    "action", there && is_kept(place) ? "skip" : "database", "size",
                                     (json_int_t)(db->page_count * db->page_size)));
+    return BK_OK;
 }
 
 static bk_rc_t recover_one(const bk_recover_options_t *options, bk_road_t *road, const char *subdir,
@@ -321,16 +363,15 @@ static bk_rc_t recover_one(const bk_recover_options_t *options, bk_road_t *road,
     if (!database_file(options->snapshot, db, name, sizeof name))
         return bk_err_set(err, BK_UNSUPPORTED, "database %s: its path %s gives no file name",
                           db->name, db->path);
-    if (options->dry_run) {
-        plan_database(db, where, name, result);
-        return BK_OK;
-    }
-    bk_rc_t rc = make_beneath(road, subdir, err);
+    bk_rc_t rc = options->dry_run ? BK_OK : make_beneath(road, subdir, err);
     if (rc != BK_OK)
         return rc;
     int errnum = bk_at_open(road, subdir, false, &place.at);
-    rc = errnum == 0 ? recover_database(&place, team, result, ctl, err)
-                     : failed(&place, errnum, "open the directory of", err);
+    if (options->dry_run)
+        rc = plan_database(&place, errnum == 0, result, err);
+    else
+        rc = errnum == 0 ? recover_database(&place, team, result, ctl, err)
+                         : failed(&place, errnum, "open the directory of", err);
     bk_at_close(&place.at);
     return rc;
 }

@@ -16,6 +16,7 @@
 #include "engine/cleanup.h"
 #include "engine/engine_private.h"
 #include "engine/recover.h"
+#include "sqlite/opening.h"
 #include "sqlite/recover.h"
 
 typedef struct {
@@ -214,6 +215,40 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
     return rc;
 }
 
+/* What was written last is in the -wal, as long as nobody has moved it into the file. */
+static int64_t last_change(const char *path, const struct stat *st)
+{
+    char wal[PATH_MAX + 8];
+    struct stat st_wal;
+    int64_t changed = st->st_mtim.tv_sec * BK_SEC + st->st_mtim.tv_nsec;
+    bk_fmt(wal, sizeof wal, "%s-wal", path);
+    if (bk_db_stat(wal, &st_wal) != 0 || st_wal.st_size == 0)
+        return changed;
+    int64_t logged = st_wal.st_mtim.tv_sec * BK_SEC + st_wal.st_mtim.tv_nsec;
+    return logged > changed ? logged : changed;
+}
+
+/* Why the application's database stays as it is; NULL: it does not. */
+static const char *why_kept(const recovery_t *r, const bk_snapshot_db_t *db,
+                            const bk_set_db_t *target)
+{
+    struct stat st;
+    if (bk_db_stat(target->path, &st) != 0 ||
+        !bk_recover_keeps(r->options.overwrite, last_change(target->path, &st), db->instant))
+        return NULL;
+    return r->options.overwrite == BK_OVERWRITE_NEVER
+               ? "it is there, and \"overwrite\" is \"never\""
+               : "it was changed after the backup, and \"overwrite\" is \"if-newer\"";
+}
+
+static void add_kept(const bk_snapshot_db_t *db, const bk_set_db_t *target, const char *reason,
+                     json_t *done)
+{
+    json_array_append_new(done, json_pack("{ss so ss ss}", "name", db->name, "path",
+                                          bk_json_name(target->path, strlen(target->path)),
+                                          "action", "skipped", "reason", reason));
+}
+
 static bk_rc_t recover_databases(recovery_t *r, bk_err_t *err)
 {
     const bk_snapshot_t *s = r->options.snapshot;
@@ -223,12 +258,15 @@ static bk_rc_t recover_databases(recovery_t *r, bk_err_t *err)
     for (size_t i = 0; i < s->db_count && rc == BK_OK; i++) {
         const bk_snapshot_db_t *db = &s->dbs[i];
         const bk_set_db_t *target = configured_db(r->job->engine->set, db->name);
+        const char *kept;
         if (r->options.database != NULL && strcmp(r->options.database, db->name) != 0)
             continue;
         if (target == NULL)
             bk_ctl_note(r->job->ctl,
                         "database %s is no longer configured: recover it into a target_directory",
                         db->name);
+        else if ((kept = why_kept(r, db, target)) != NULL)
+            add_kept(db, target, kept, done);
         else
             rc = recover_database(r, db, target, done, err);
     }
@@ -331,7 +369,10 @@ static void plan_databases(recovery_t *r, json_t *plan)
         const char *reason = "the database is no longer configured";
         if (r->options.database != NULL && strcmp(r->options.database, s->dbs[i].name) != 0)
             continue;
-        if (target != NULL) {
+        const char *kept = target != NULL ? why_kept(r, &s->dbs[i], target) : NULL;
+        if (kept != NULL) {
+            reason = kept;
+        } else if (target != NULL) {
             bk_db_recover_t how = {.target = target->path,
                                    .page_size = s->dbs[i].page_size,
                                    .job = r->job->id,
@@ -345,9 +386,9 @@ static void plan_databases(recovery_t *r, json_t *plan)
                             bk_json_name(target != NULL ? target->path : s->dbs[i].path,
                                          strlen(target != NULL ? target->path : s->dbs[i].path)),
                             "action",
-                            target == NULL         ? "skip"
-                            : method == BK_DB_LIVE ? "database, live"
-                                                   : "database, offline",
+                            target == NULL || kept != NULL ? "skip"
+                            : method == BK_DB_LIVE         ? "database, live"
+                                                           : "database, offline",
                             "reason", reason, "size",
                             (json_int_t)(s->dbs[i].page_count * s->dbs[i].page_size)));
     }

@@ -253,10 +253,30 @@ static void want_tables(bk_want_t *want, const bk_set_t *set)
         bk_want_problem(want, "database", "is needed with \"tables\"");
 }
 
+/* What is not possible is told, not passed over: who wrote it counts on it. */
+static void want_policy(bk_want_t *want)
+{
+    static const char *const policies[] = {"always", "if-newer", "never", "rename", NULL};
+    const char *type = json_string_value(json_object_get(want->object, "recovery_type")), *text;
+    bool target = json_is_string(json_object_get(want->object, "target_directory"));
+    if (!bk_want_string(want, "overwrite", &text))
+        return;
+    if (!one_of(text, policies))
+        bk_want_problem(want, "overwrite",
+                        "must be \"always\", \"if-newer\", \"never\" or \"rename\"");
+    else if (json_is_array(json_object_get(want->object, "tables")) && strcmp(text, "always") != 0)
+        bk_want_problem(want, "overwrite", "is of whole files: the named tables are replaced");
+    else if (strcmp(text, "rename") == 0 && !target && type != NULL && strcmp(type, "files") != 0)
+        bk_want_problem(
+            want, "overwrite",
+            "\"rename\" cannot keep a database in place, which is rewritten while it is "
+            "in use: a safety backup keeps it (\"restore_safety on\"), or recover the "
+            "files alone");
+}
+
 static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *err)
 {
     static const char *const types[] = {"database", "files", "full", NULL};
-    static const char *const policies[] = {"always", "if-newer", "never", "rename", NULL};
     const char *text, *root, *below;
     char resolved[PATH_MAX];
     bool original = true, flag;
@@ -274,9 +294,7 @@ static bk_rc_t check_recovery(const bk_set_t *set, bk_want_t *want, bk_err_t *er
         want_database(want, set);
     want_files(want);
     bk_want_bool(want, "restore_to_original", &original);
-    if (bk_want_string(want, "overwrite", &text) && !one_of(text, policies))
-        bk_want_problem(want, "overwrite",
-                        "must be \"always\", \"if-newer\", \"never\" or \"rename\"");
+    want_policy(want);
     bk_want_bool(want, "delete_extra", &flag);
     bk_want_bool(want, "dry_run", &flag);
     bk_want_bool(want, "verify", &flag);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
@@ -384,7 +385,7 @@ static bk_rc_t do_name(bk_names_work_t *work, size_t at, const char *name, const
     if (S_ISDIR(st.st_mode))
         return bk_walk_unreadable(work->walk, work->path, EAGAIN, "became a directory meanwhile",
                                   err);
-    if (bk_walk_skips(work->walk, &st) ||
+    if (bk_walk_skips(work->walk, &st) || (S_ISREG(st.st_mode) && bk_attached_has(&st)) ||
         strncmp(name, BK_FILES_TEMPORARY, sizeof BK_FILES_TEMPORARY - 1) == 0 ||
         (options->exclude != NULL &&
          bk_patterns_match(options->exclude, work->path, work->path_len, false)) ||

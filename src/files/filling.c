@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/direct.h"
 #include "base/str.h"
 
@@ -242,16 +243,25 @@ bk_rc_t bk_item_is_right(const bk_item_t *item, int fd, bk_reader_t *reader, boo
     return rc;
 }
 
+bk_rc_t bk_item_in_use(bk_err_t *err)
+{
+    return bk_err_set(err, BK_BUSY,
+                      "it is a database that a backup or recovery has open: "
+                      "recover it again later");
+}
+
 static bk_rc_t compare_existing(bk_item_t *item, const bk_at_t *at, bk_reader_t *reader,
                                 bk_err_t *err)
 {
     int fd;
     if (bk_at_read(at, item->name, O_NOATIME, &fd) != 0)
         return BK_OK; /* cannot tell: it is replaced */
+    if (!bk_attached_hold(fd))
+        return bk_item_in_use(err);
     bk_rc_t rc = bk_item_is_right(item, fd, reader, &item->unchanged, err);
     if (item->unchanged && !item->restore->options->dry_run)
         rc = bk_place_metadata(item->restore, fd, &item->entry, false, err);
-    close(fd);
+    bk_attached_close(fd);
     return rc;
 }
 

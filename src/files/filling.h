@@ -60,6 +60,8 @@ bk_rc_t bk_item_prepare(bk_item_t *item, const bk_at_t *at, bk_reader_t *reader,
 /* Has fd the content of the entry? */
 bk_rc_t bk_item_is_right(const bk_item_t *item, int fd, bk_reader_t *reader, bool *right,
                          bk_err_t *err);
+/* What has the name is a database that this process has open: it is not looked at nor replaced. */
+bk_rc_t bk_item_in_use(bk_err_t *err);
 bool bk_item_needs_chunks(const bk_item_t *item);
 /* Sort a failure: of this file (reported, BK_OK), or of everything. */
 bk_rc_t bk_item_settle(bk_item_t *item, bk_rc_t rc, const bk_err_t *why, bk_err_t *err);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "files/filling.h"
 
 #define LOT_BYTES (512u << 10) /* collected before they are written */
@@ -115,12 +116,14 @@ static bk_rc_t hash_few(bk_item_t *const *few, const bk_helper_result_t *results
     for (size_t i = 0; i < count && rc == BK_OK; i++) {
         bk_err_t why = {0};
         /* What cannot be looked at is replaced. */
-        if (results[i].error != 0 || results[i].fd < 0)
+        if (results[i].error != 0)
             continue;
         rc = bk_ctl_check(few[i]->restore->ctl, err);
         if (rc != BK_OK)
             break;
-        rc = bk_item_is_right(few[i], results[i].fd, reader, &few[i]->unchanged, &why);
+        rc = results[i].fd < 0
+                 ? bk_item_in_use(&why)
+                 : bk_item_is_right(few[i], results[i].fd, reader, &few[i]->unchanged, &why);
         rc = bk_item_settle(few[i], rc, &why, err);
     }
     return rc;
@@ -157,10 +160,12 @@ bk_rc_t bk_helped_compare(bk_item_t *const *items, size_t count, bk_reader_t *re
                 .call = BK_WIRE_OPEN, .name = few[i]->name, .flags = (uint32_t)O_NOATIME};
         if (bk_at_batch(&dir, ops, n, results) != 0)
             return bk_at_error(dir.road, BK_AT_GONE, "", err);
+        for (size_t i = 0; i < n; i++)
+            if (results[i].fd >= 0 && !bk_attached_hold(results[i].fd))
+                results[i].fd = -1;
         rc = hash_few(few, results, n, reader, err);
         for (size_t i = 0; i < n; i++)
-            if (results[i].fd >= 0)
-                close(results[i].fd);
+            bk_attached_close(results[i].fd);
         if (rc == BK_OK && !few[0]->restore->options->dry_run)
             rc = set_unchanged(few, n, err);
     }

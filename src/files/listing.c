@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/publish.h"
 
 /* https://bford.info/cachedir/ */
@@ -108,16 +109,15 @@ bool bk_listing_is_tag(int fd)
 {
     char text[sizeof SIGNATURE - 1];
     size_t got = 0;
+    if (fd < 0 || !bk_attached_hold(fd))
+        return false;
     bk_rc_t rc = bk_read_all(fd, text, sizeof text, &got, BK_CACHEDIR_TAG, NULL);
+    bk_attached_close(fd);
     return rc == BK_OK && got == sizeof text && memcmp(text, SIGNATURE, got) == 0;
 }
 
 bool bk_listing_is_cache(int fd)
 {
     int tag = openat(fd, BK_CACHEDIR_TAG, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (tag < 0)
-        return false;
-    bool is = bk_listing_is_tag(tag);
-    close(tag);
-    return is;
+    return bk_listing_is_tag(tag);
 }

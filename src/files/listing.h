@@ -22,7 +22,7 @@ void bk_listing_free(bk_listing_t *listing);
 /* Whether the directory fd holds a valid CACHEDIR.TAG: what is in it can be made again. */
 #define BK_CACHEDIR_TAG "CACHEDIR.TAG"
 bool bk_listing_is_cache(int fd);
-bool bk_listing_is_tag(int fd); /* of a file of that name */
+bool bk_listing_is_tag(int fd); /* of a file of that name, which is closed; -1: there is none */
 
 static inline const char *bk_listing_name(const bk_listing_t *listing, size_t i)
 {

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/publish.h"
 #include "base/str.h"
 #include "files/attrs.h"
@@ -212,11 +213,7 @@ bool bk_looker_is_cache(bk_looker_t *looker, const char *path, int fd)
         result.fd = -1;
         drop(&result);
     }
-    if (tag < 0)
-        return false;
-    bool is = bk_listing_is_tag(tag);
-    close(tag);
-    return is;
+    return bk_listing_is_tag(tag);
 }
 
 /* --- names --- */
@@ -341,11 +338,19 @@ static int own_open(bk_view_t *view, const char *name)
 
 void bk_view_close(bk_view_file_t *file)
 {
-    if (file->fd >= 0)
-        close(file->fd);
+    bk_attached_close(file->fd);
     if (file->attrs >= 0)
         close(file->attrs);
     file->fd = file->attrs = -1;
+}
+
+/* A database is not opened beside SQLite, also when it took the place of what was looked at. */
+static void hold(bk_view_file_t *file)
+{
+    if (file->fd < 0 || bk_attached_hold(file->fd))
+        return;
+    file->fd = -1;
+    file->error = BK_LOOK_USED;
 }
 
 /* Each file takes one operation, with its attributes two. */
@@ -357,6 +362,7 @@ static void take_files(bk_helper_result_t *results, size_t count, bool attrs, bk
         files[i] =
             (bk_view_file_t){.fd = open->fd, .attrs = -1, .error = open->error, .helped = true};
         open->fd = -1;
+        hold(&files[i]);
         if (more != NULL) {
             files[i].attrs = more->fd;
             more->fd = -1;
@@ -382,8 +388,10 @@ void bk_view_open(bk_view_t *view, const size_t *at, size_t count, bool attrs,
     *opened = 1;
     if (!view->helped) {
         files[0].fd = own_open(view, bk_listing_name(view->names, at[0]));
-        if (files[0].fd >= 0 || !denied(view->looker, errno, &files[0].error))
+        if (files[0].fd >= 0 || !denied(view->looker, errno, &files[0].error)) {
+            hold(&files[0]);
             return;
+        }
     }
     if (count > BK_VIEW_OPEN)
         count = BK_VIEW_OPEN;

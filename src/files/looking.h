@@ -4,8 +4,8 @@
  * src/files).
  *
  * Calls return 0 or an errno.  BK_LOOK_GONE: the helper is wanted and cannot be asked, so that
- * nobody knows what is there, and the backup has to end with bk_looker_gone; EXDEV: a mount point,
- * which the helper does not cross.  No link is followed, the name itself neither.
+ * nobody knows what is there, and the backup has to end with bk_looker_gone; BK_LOOK_USED: see
+ * there; EXDEV: a mount point, which the helper does not cross.  No link is followed, the name itself neither.
  */
 #ifndef BK_FILES_LOOKING_H
 #define BK_FILES_LOOKING_H
@@ -21,6 +21,7 @@
 #include "helper/client.h"
 
 #define BK_LOOK_GONE EOWNERDEAD /* no call here fails so for another reason */
+#define BK_LOOK_USED EDEADLK    /* a database that this process has open; nor this one */
 #define BK_VIEW_OPEN (BK_WIRE_OPS / 2)
 
 /* One tree that is looked at, by any threads. */
@@ -71,7 +72,7 @@ int bk_view_attrs(bk_view_t *view, size_t at, bk_buf_t *out);
 
 /* A regular file, open for reading. */
 typedef struct {
-    int fd;    /* the caller's; -1: not open */
+    int fd;    /* held (base/attached.h) until bk_view_close; -1: not open */
     int attrs; /* memfd with its attributes, the caller's; -1: none */
     int error; /* why it is not open */
     bool helped;

@@ -214,12 +214,8 @@ bool bk_at_leads_to(const bk_at_t *at, const char *name, const void *target, siz
 
 bool bk_at_is_cache(const bk_at_t *at)
 {
-    int fd;
-    if (bk_at_read(at, BK_CACHEDIR_TAG, 0, &fd) != 0)
-        return false;
-    bool is = bk_listing_is_tag(fd);
-    close(fd);
-    return is;
+    int fd = -1;
+    return bk_at_read(at, BK_CACHEDIR_TAG, 0, &fd) == 0 && bk_listing_is_tag(fd);
 }
 
 int bk_at_mkdir(const bk_at_t *at, const char *name)

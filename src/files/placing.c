@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/str.h"
@@ -230,6 +231,8 @@ bool bk_place_protected(const bk_restore_t *restore, const char *path, const str
     for (size_t i = 0; i < options->skip_count; i++)
         if (options->skip[i].inode == st->st_ino && options->skip[i].device == st->st_dev)
             return true;
+    if (S_ISREG(st->st_mode) && bk_attached_has(st))
+        return true;
     if (options->keep != NULL && bk_patterns_match(options->keep, path, strlen(path), directory))
         return true;
     if (!removing)

@@ -2,9 +2,8 @@
  * files/reading.c: the content and attributes of regular files into their slots.
  *
  * Runs in any lane.  Files of one work are gathered before they are read, so that those that take
- * the privileged helper are opened with one message.  Nothing here blocks in open; a database that
- * an application has open never gets here, since closing it would drop that process's locks when it
- * lives in the same process.
+ * the privileged helper are opened with one message.  Nothing here blocks in open.  A database that
+ * this process has open is left out as if it were gone (base/attached.h).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -150,7 +149,7 @@ static bk_rc_t read_once(bk_names_work_t *work, size_t at, reading_t *result, in
     *sys = read->file.error;
     if (read->file.fd >= 0)
         rc = read_open(work, read, result, sys, err);
-    else if (*sys == ENOENT || *sys == ELOOP || *sys == ENXIO)
+    else if (*sys == ENOENT || *sys == ELOOP || *sys == ENXIO || *sys == BK_LOOK_USED)
         *result = GONE;
     bk_view_close(&read->file);
     return rc;

@@ -12,9 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/clock.h"
 #include "base/str.h"
-#include "sqlite/attached.h"
 #include "sqlite/opening.h"
 
 /* --- failures --- */
@@ -179,6 +179,20 @@ static void leave_companions(bk_db_connection_t *c, bool leave)
     sqlite3_file_control(c->db, "main", SQLITE_FCNTL_PERSIST_WAL, &on);
 }
 
+/* Another job may be reading it as a file at the moment, or replace it. */
+static bk_rc_t attach(bk_db_connection_t *c, bk_err_t *err)
+{
+    int64_t give_up = bk_mono() + (int64_t)c->busy_ms * BK_MS;
+    for (;;) {
+        bk_rc_t stop = bk_ctl_check(c->ctl, err);
+        bk_rc_t rc = stop == BK_OK ? bk_attached_add(c->path, &c->st, bk_db_stat, err) : stop;
+        if (rc != BK_BUSY || bk_mono() >= give_up)
+            return rc;
+        bk_err_clear(err);
+        bk_sleep_ms(5);
+    }
+}
+
 bk_rc_t bk_db_connect(bk_db_connection_t *c, const char *path, unsigned busy_ms, bk_ctl_t *ctl,
                       bk_err_t *err)
 {
@@ -192,7 +206,7 @@ bk_rc_t bk_db_connect(bk_db_connection_t *c, const char *path, unsigned busy_ms,
         return rc;
     bk_fmt(wal, sizeof wal, "%s-wal", c->path);
     c->found_wal = bk_db_stat(wal, &st) == 0;
-    if ((rc = bk_db_attach(c->path, &c->st, err)) != BK_OK)
+    if ((rc = attach(c, err)) != BK_OK)
         return rc;
     c->attached = true;
     /* The path is absolute, so never an URI itself; what is attached to it may be one. */
@@ -218,7 +232,7 @@ void bk_db_disconnect(bk_db_connection_t *c)
         leave_companions(c, false);
     sqlite3_close_v2(c->db);
     if (c->attached)
-        bk_db_detach(c->st.st_dev, c->st.st_ino);
+        bk_attached_remove(c->st.st_dev, c->st.st_ino);
     free(c->path);
     *c = (bk_db_connection_t){0};
 }
@@ -245,6 +259,7 @@ void bk_db_share_companions(const bk_db_connection_t *c)
     static const char *const ends[] = {"-wal", "-shm"};
     char name[PATH_MAX + 8];
     struct stat st;
+    bk_attached_settle(c->st.st_dev, c->st.st_ino);
     /* Otherwise an application of another user could not open its own database.  Root's SQLite
      * does this itself; who is not in the group cannot, and has it told by the application. */
     for (size_t i = 0; i < 2 && !c->found_wal; i++)

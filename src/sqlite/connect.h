@@ -35,7 +35,8 @@ void bk_db_disconnect(bk_db_connection_t *c);
 
 /* The first column of the first row as text, "" when there is none.  out may be NULL. */
 bk_rc_t bk_db_query(bk_db_connection_t *c, const char *sql, char *out, size_t size, bk_err_t *err);
-/* Give a -wal and -shm that this connection made to the group of the database. */
+/* To be called when a read has opened the -wal and -shm.  Those that this connection made are given
+ * to the group of the database. */
 void bk_db_share_companions(const bk_db_connection_t *c);
 
 /* Describe a failure on a connection; a stop of the job comes first. */

@@ -199,8 +199,21 @@ static bk_rc_t copy_pages(sqlite3 *from, bk_db_connection_t *to, uint32_t page_s
     return rc;
 }
 
+/* Where a directory on the way is closed to this process. */
+static bk_rc_t room_helped(const bk_db_recover_t *how, const char *target, uint64_t *room,
+                           bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_beside_t beside;
+    bk_rc_t rc = bk_beside_open(&beside, target, how->target, how->helper, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_beside_room(&beside, room, err);
+    bk_beside_close(&beside);
+    return rc;
+}
+
 /* The transaction is as large as the image, in the -wal or in a -journal of what it replaces. */
-static bk_rc_t check_room(const bk_db_recover_t *how, const char *target, bk_err_t *err)
+static bk_rc_t check_room(const bk_db_recover_t *how, const char *target, bk_ctl_t *ctl,
+                          bk_err_t *err)
 {
     char dir[PATH_ROOM];
     struct stat st;
@@ -211,6 +224,10 @@ static bk_rc_t check_room(const bk_db_recover_t *how, const char *target, bk_err
     char *slash = strrchr(dir, '/');
     slash[slash == dir] = '\0';
     bk_rc_t rc = bk_free_space(dir, &room, err);
+    if (rc == BK_DENIED && how->helper != NULL) {
+        bk_err_clear(err);
+        rc = room_helped(how, target, &room, ctl, err);
+    }
     if (rc == BK_OK && room < (uint64_t)st.st_size)
         rc = bk_err_set(err, BK_NO_SPACE,
                         "database %s: rewriting it needs %llu MiB in %s, there are %llu MiB: free "
@@ -226,7 +243,7 @@ static bk_rc_t recover_live(const bk_db_recover_t *how, const char *target, bk_c
     sqlite3 *from = NULL;
     bk_db_connection_t to = {0};
     uint32_t page_size;
-    bk_rc_t rc = check_room(how, target, err);
+    bk_rc_t rc = check_room(how, target, ctl, err);
     if (rc == BK_OK)
         rc = image_page_size(how->image, &page_size, err);
     if (rc == BK_OK)

@@ -30,11 +30,12 @@
 
 #include <xxhash.h>
 
+#include "base/attached.h"
 #include "base/publish.h"
 #include "base/str.h"
-#include "sqlite/attached.h"
 #include "sqlite/beside.h"
 #include "sqlite/connect.h"
+#include "sqlite/opening.h"
 
 #define LOCK_FIRST     0x40000000 /* pending, reserved and shared bytes of the database */
 #define LOCK_BYTES     512
@@ -479,7 +480,7 @@ static bk_rc_t replace(replace_t *r, bool sound, bk_err_t *err)
     bk_rc_t rc = errnum == 0 && sound ? fold(r, err) : BK_OK;
     if (rc != BK_OK)
         return rc;
-    rc = bk_db_reserve(r->target, errnum == 0 ? &st : NULL, err);
+    rc = bk_attached_reserve(r->target, errnum == 0 ? &st : NULL, bk_db_stat, err);
     if (rc != BK_OK)
         return rc;
     rc = lock_all(r, err);
@@ -489,7 +490,7 @@ static bk_rc_t replace(replace_t *r, bool sound, bk_err_t *err)
         close(r->shm_fd);
     if (r->main_fd >= 0)
         close(r->main_fd);
-    bk_db_release(r->target);
+    bk_attached_release(r->target);
     return rc;
 }
 

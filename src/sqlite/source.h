@@ -12,7 +12,7 @@
  *
  * POSIX locks: closing any descriptor of the database or its -shm in this process would drop
  * SQLite's locks, so the file is read only through SQLite's own handle, and nobody else in the
- * process may open it (bk_db_is_attached tells). A source belongs to one thread at a time, except
+ * process may open it (base/attached.h sees to that). A source belongs to one thread at a time, except
  * bk_db_source_read, which several may call at once.
  */
 #ifndef BK_SQLITE_SOURCE_H
@@ -53,10 +53,6 @@ bk_rc_t bk_db_source_read(bk_db_source_t *source, uint64_t first, unsigned n, ui
                           bk_err_t *err);
 /* Release the pin.  NULL is fine. */
 void bk_db_source_close(bk_db_source_t *source);
-
-/* True when this process holds (device, inode), or the -shm beside it, open through SQLite: do not
- * open it otherwise. */
-bool bk_db_is_attached(uint64_t device, uint64_t inode);
 
 /* Digest of pages: XXH3-64 of each page seeded by its number, XOR over all; the lock page counts
  * nothing. */

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -97,6 +98,24 @@ static inline void test_spoil(const char *path, off_t at, const char *text)
     assert_true(fd >= 0);
     assert_int_equal(pwrite(fd, text, strlen(text), at), strlen(text));
     close(fd);
+}
+
+/* Has this process, or any but a child of it, a POSIX lock on the file?  A second process looks. */
+static inline bool test_locked(const char *path)
+{
+    int status;
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0 || fcntl(fd, F_GETLK, &lock) != 0)
+            _exit(2);
+        _exit(lock.l_type != F_UNLCK);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) < 2);
+    return WEXITSTATUS(status) == 1;
 }
 
 static inline uint64_t test_random(uint64_t *state)

@@ -35,6 +35,44 @@ static void assert_app_is_back(fixture_t *f)
     assert_string_equal(get(f, "app/transcripts/t.txt"), "text");
 }
 
+static json_t *plan(fixture_t *f, bk_job_kind_t kind, const char *text)
+{
+    bk_err_t err = {0};
+    json_t *request = json(text), *result = NULL, *problems = NULL;
+    OK(bk_request_check(&f->set, kind, request, &problems, &err), &err);
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_plan(f->engine, kind, request, NULL, &f->ctl, &result, &err), &err);
+    bk_ctl_free(&f->ctl);
+    json_decref(request);
+    return result;
+}
+
+/* Why there is no plan. */
+static bk_rc_t plan_fails(fixture_t *f, const char *text)
+{
+    json_t *request = json(text), *result = NULL;
+    f->err = (bk_err_t){0};
+    bk_ctl_init(&f->ctl);
+    bk_rc_t rc =
+        bk_engine_plan(f->engine, BK_JOB_RECOVERY, request, NULL, &f->ctl, &result, &f->err);
+    bk_ctl_free(&f->ctl);
+    json_decref(request);
+    json_decref(result);
+    return rc;
+}
+
+static const char *action_of(json_t *result, const char *path)
+{
+    size_t i;
+    json_t *one;
+    json_array_foreach(json_object_get(result, "plan"), i, one)
+    {
+        if (strcmp(text_of(one, "path"), path) == 0)
+            return text_of(one, "action");
+    }
+    return "(nothing)";
+}
+
 static void what_was_lost_whole_comes_back(void **state)
 {
     fixture_t *f = *state;
@@ -241,6 +279,7 @@ static void a_database_in_use_is_not_replaced_in_a_directory(void **state)
     fixture_t *f = *state;
     char id[BK_BACKUP_ID];
     back_up(f, "full", id);
+    char dry[1024];
     const char *text =
         body(f, "{\"recovery_type\": \"database\", \"target_directory\": \"@\"}", "restored/db");
     done(do_job(f, BK_JOB_RECOVERY, text, "completed"));
@@ -249,6 +288,14 @@ static void a_database_in_use_is_not_replaced_in_a_directory(void **state)
     json_t *job = do_job(f, BK_JOB_RECOVERY, text, "failed");
     assert_contains(text_of(job, "error"), "-wal");
     done(job);
+    /* A plan promises nothing else. */
+    bk_strcpy(dry, sizeof dry,
+              body(f,
+                   "{\"recovery_type\": \"database\", \"dry_run\": true,"
+                   " \"target_directory\": \"@\"}",
+                   "restored/db"));
+    assert_int_equal(plan_fails(f, dry), BK_EXISTS);
+    assert_contains(f->err.text, "-wal");
     assert_int_equal(number(db, "SELECT count(*) FROM jobs"), 501);
     sqlite3_close(db);
 }
@@ -337,30 +384,6 @@ static void a_link_planted_after_the_check_leads_nowhere(void **state)
     assert_false(there(f, "outside/a.wav"));
 }
 
-static json_t *plan(fixture_t *f, bk_job_kind_t kind, const char *text)
-{
-    bk_err_t err = {0};
-    json_t *request = json(text), *result = NULL, *problems = NULL;
-    OK(bk_request_check(&f->set, kind, request, &problems, &err), &err);
-    bk_ctl_init(&f->ctl);
-    OK(bk_engine_plan(f->engine, kind, request, NULL, &f->ctl, &result, &err), &err);
-    bk_ctl_free(&f->ctl);
-    json_decref(request);
-    return result;
-}
-
-static const char *action_of(json_t *result, const char *path)
-{
-    size_t i;
-    json_t *one;
-    json_array_foreach(json_object_get(result, "plan"), i, one)
-    {
-        if (strcmp(text_of(one, "path"), path) == 0)
-            return text_of(one, "action");
-    }
-    return "(nothing)";
-}
-
 static void a_dry_run_tells_and_touches_nothing(void **state)
 {
     fixture_t *f = *state;
@@ -417,6 +440,49 @@ static void overwrite_policies_keep_what_they_say(void **state)
     bk_fmt(name, sizeof name, "app/uploads/a.wav.before-%s", text_of(job, "id"));
     assert_string_equal(get(f, name), "mine");
     done(job);
+}
+
+static void policies_hold_for_the_database_in_place(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "DELETE FROM jobs WHERE id > 100");
+    json_t *result =
+        plan(f, BK_JOB_RECOVERY,
+             "{\"recovery_type\": \"full\", \"overwrite\": \"never\", \"dry_run\": true}");
+    assert_string_equal(action_of(result, at(f, "app/app.db")), "skip");
+    json_decref(result);
+    static const char *const keeping[] = {"never", "if-newer"};
+    for (size_t i = 0; i < 2; i++) {
+        char text[128];
+        bk_fmt(text, sizeof text, "{\"recovery_type\": \"full\", \"overwrite\": \"%s\"}",
+               keeping[i]);
+        json_t *job = do_job(f, BK_JOB_RECOVERY, text, "completed");
+        assert_string_equal(text_of(job, "databases.0.action"), "skipped");
+        assert_contains(text_of(job, "databases.0.reason"), keeping[i]);
+        done(job);
+        assert_int_equal(number(db, "SELECT count(*) FROM jobs"), 100);
+    }
+    sqlite3_close(db);
+    /* What is not there is put there, also by "never". */
+    assert_int_equal(unlink(at(f, "app/app.db")), 0);
+    assert_int_equal(unlink(at(f, "app/transcripts/t.txt")), 0);
+    done(do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"full\", \"overwrite\": \"never\"}",
+                "completed"));
+    assert_app_is_back(f);
+    /* And an older one gives way. */
+    struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    db = open_db(f, "app/app.db");
+    sql(db, "DELETE FROM jobs; PRAGMA wal_checkpoint(TRUNCATE)");
+    sqlite3_close(db);
+    assert_int_equal(utimensat(AT_FDCWD, at(f, "app/app.db"), old, 0), 0);
+    char text[256];
+    bk_fmt(text, sizeof text,
+           "{\"recovery_type\": \"full\", \"overwrite\": \"if-newer\", \"backup_id\": \"%s\"}", id);
+    done(do_job(f, BK_JOB_RECOVERY, text, "completed"));
+    assert_app_is_back(f);
 }
 
 static void delete_extra_spares_what_backups_leave_out(void **state)
@@ -536,11 +602,25 @@ static void damage_never_replaces_what_is_there(void **state)
     fixture_t *f = *state;
     char id[BK_BACKUP_ID];
     back_up(f, "full", id);
+    done(do_job(
+        f, BK_JOB_RECOVERY,
+        body(f, "{\"recovery_type\": \"database\", \"target_directory\": \"@\"}", "restored/db"),
+        "completed"));
     damage_packs(f, "storage/packs");
     json_t *job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"database\"}", "failed");
     assert_string_equal(text_of(job, "problem.code"), "Corrupt");
     done(job);
     assert_app_is_back(f);
+    /* What is to be kept aside leaves its name only for something that is complete. */
+    job = do_job(f, BK_JOB_RECOVERY,
+                 body(f,
+                      "{\"recovery_type\": \"database\", \"overwrite\": \"rename\","
+                      " \"target_directory\": \"@\"}",
+                      "restored/db"),
+                 "failed");
+    assert_string_equal(text_of(job, "problem.code"), "Corrupt");
+    done(job);
+    assert_int_equal(number_in(f, "restored/db/app.db", "SELECT count(*) FROM jobs"), 500);
     json_t *check = do_job(f, BK_JOB_VERIFY, "{\"level\": 2}", "failed");
     assert_true(int_of(check, "verify_result.findings_total") > 0);
     done(check);
@@ -669,6 +749,7 @@ int main(void)
         T(a_link_planted_after_the_check_leads_nowhere),
         T(a_dry_run_tells_and_touches_nothing),
         T(overwrite_policies_keep_what_they_say),
+        T(policies_hold_for_the_database_in_place),
         T(delete_extra_spares_what_backups_leave_out),
         T(two_databases_of_one_name_get_two_files),
         T(what_no_backup_holds_is_told),

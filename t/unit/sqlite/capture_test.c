@@ -8,7 +8,7 @@
 
 #include "base/publish.h"
 #include "base/str.h"
-#include "sqlite/attached.h"
+#include "base/attached.h"
 #include "sqlite/capture.h"
 #include "sqlite/connect.h"
 #include "sqlite/source.h"

@@ -2,6 +2,7 @@
  * Behaviours: what did not change is stored once; zeros are stored nowhere and come back as holes; an image that is not
  * exactly what the backup says is never left behind; a stop is obeyed; a map that lies about its size is refused.
  */
+#include "base/attached.h"
 #include "repo/map.h"
 #include "unit/sqlite/sqlite_testing.h"
 
@@ -185,7 +186,7 @@ static void a_stop_is_obeyed(void **state)
     assert_int_equal(bk_team_run(3, dump_main, &job, &f.err), BK_INTERRUPTED);
     bk_session_abort(job.session);
     assert_int_equal(stat(path, &st), 0);
-    assert_false(bk_db_is_attached(st.st_dev, st.st_ino));
+    assert_false(bk_attached_has(&st));
     free_db(&db);
     fixture_end(&f);
 }

@@ -6,7 +6,7 @@
 #include <pthread.h>
 #include <pwd.h>
 
-#include "sqlite/attached.h"
+#include "base/attached.h"
 #include "sqlite/source.h"
 #include "unit/sqlite/sqlite_testing.h"
 
@@ -184,7 +184,7 @@ static void what_is_no_database(void **state)
                         &f.err),
        &f.err);
     assert_int_equal(refused(&f, path, 0), BK_CORRUPT);
-    assert_false(bk_db_is_attached(0, 0));
+    assert_false(bk_attached_has(&(struct stat){0}));
     fixture_end(&f);
 }
 
@@ -405,19 +405,19 @@ static void open_databases_are_known(void **state)
     make_wal(file_in(&f, "app.db", path));
     snprintf(shm, sizeof shm, "%s-shm", path);
     assert_int_equal(stat(path, &st), 0);
-    assert_false(bk_db_is_attached(st.st_dev, st.st_ino));
+    assert_false(bk_attached_has(&st));
     bk_db_source_t *one = open_source(&f, path), *two = open_source(&f, path);
     assert_int_equal(stat(shm, &st_shm), 0);
     bk_db_source_close(one);
-    assert_true(bk_db_is_attached(st.st_dev, st.st_ino));
-    assert_true(bk_db_is_attached(st_shm.st_dev, st_shm.st_ino));
-    assert_int_equal(bk_db_reserve(path, &st, &f.err), BK_BUSY);
-    assert_int_equal(bk_db_reserve(path, NULL, &f.err), BK_BUSY);
+    assert_true(bk_attached_has(&st));
+    assert_true(bk_attached_has(&st_shm));
+    assert_int_equal(bk_attached_reserve(path, &st, stat, &f.err), BK_BUSY);
+    assert_int_equal(bk_attached_reserve(path, NULL, stat, &f.err), BK_BUSY);
     bk_db_source_close(two);
-    assert_false(bk_db_is_attached(st.st_dev, st.st_ino));
-    OK(bk_db_reserve(path, &st, &f.err), &f.err);
+    assert_false(bk_attached_has(&st));
+    OK(bk_attached_reserve(path, &st, stat, &f.err), &f.err);
     assert_int_equal(refused(&f, path, 0), BK_BUSY);
-    bk_db_release(path);
+    bk_attached_release(path);
     one = open_source(&f, path);
     bk_db_source_close(one);
     fixture_end(&f);
