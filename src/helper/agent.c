@@ -78,23 +78,27 @@ static int obey(agent_t *agent)
     return 0;
 }
 
-static _Noreturn void talk(agent_t *agent, int fd)
+static _Noreturn void talk(agent_t *agent, int fd, bk_wire_for_t what)
 {
     if (bk_guard_keep(fd) != 0)
         _exit(2);
-    _exit(bk_talk_run(3, agent->roots, agent->generation));
+    _exit(bk_talk_run(3, what, agent->roots, agent->generation));
 }
 
 /* A conversation that is not taken up ends at once for the worker: its other end is closed. */
 static void take_up(agent_t *agent)
 {
     const bk_wire_message_t *call = &agent->call;
-    if (call->head.verb != BK_WIRE_TALK || call->head.len != 0 || call->fd_count != 1 ||
+    bk_wire_talk_t wish;
+    if (call->head.verb != BK_WIRE_TALK || call->head.len != sizeof wish || call->fd_count != 1)
+        return;
+    memcpy(&wish, call->body, sizeof wish);
+    if (wish.what < BK_WIRE_FOR_STATUS || wish.what > BK_WIRE_FOR_WATCHING || wish.zero != 0 ||
         agent->talks >= BK_WIRE_TALKS)
         return;
     pid_t pid = bk_guard_fork("bk-helper-talk");
     if (pid == 0)
-        talk(agent, call->fds[0]);
+        talk(agent, call->fds[0], (bk_wire_for_t)wish.what);
     if (pid > 0)
         agent->talks++;
 }

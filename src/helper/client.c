@@ -113,7 +113,7 @@ static void wait_idle(bk_helper_t *helper)
 
 static bk_rc_t add_talker(bk_helper_t *helper, bk_talker_t **out, bk_ctl_t *ctl, bk_err_t *err)
 {
-    bk_rc_t rc = bk_talker_open(helper->broker, out, ctl, err);
+    bk_rc_t rc = bk_talker_open(helper->broker, BK_WIRE_FOR_FILES, out, ctl, err);
     pthread_mutex_lock(&helper->lock);
     if (rc != BK_OK) {
         helper->count--;

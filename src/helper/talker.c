@@ -125,11 +125,13 @@ bk_talked_t bk_talker_ask(bk_talker_t *talker, bk_wire_verb_t verb, const int *f
 
 /* --- the beginning --- */
 
-static bk_rc_t pass_to_broker(int broker, int theirs, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t pass_to_broker(int broker, bk_wire_for_t what, int theirs, bk_ctl_t *ctl,
+                              bk_err_t *err)
 {
+    bk_wire_talk_t wish = {.what = what};
     int64_t until = bk_mono() + ANSWER_MS * BK_MS;
     for (;;) {
-        int errnum = bk_wire_send(broker, BK_WIRE_TALK, 0, NULL, 0, &theirs, 1);
+        int errnum = bk_wire_send(broker, BK_WIRE_TALK, 0, &wish, sizeof wish, &theirs, 1);
         if (errnum == 0)
             return BK_OK;
         if (errnum != EAGAIN && errnum != ETOOMANYREFS)
@@ -154,7 +156,8 @@ static bk_rc_t say_hello(bk_talker_t *talker, bk_ctl_t *ctl, bk_err_t *err)
     return BK_OK;
 }
 
-bk_rc_t bk_talker_open(int broker, bk_talker_t **out, bk_ctl_t *ctl, bk_err_t *err)
+bk_rc_t bk_talker_open(int broker, bk_wire_for_t what, bk_talker_t **out, bk_ctl_t *ctl,
+                       bk_err_t *err)
 {
     int pair[2], size = 4 * (int)BK_WIRE_MESSAGE;
     bk_err_t why = {0};
@@ -171,7 +174,7 @@ bk_rc_t bk_talker_open(int broker, bk_talker_t **out, bk_ctl_t *ctl, bk_err_t *e
     talker->fd = pair[0];
     /* The usual size does; a smaller one of this system would refuse large requests. */
     (void)setsockopt(talker->fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    bk_rc_t rc = pass_to_broker(broker, pair[1], ctl, &why);
+    bk_rc_t rc = pass_to_broker(broker, what, pair[1], ctl, &why);
     close(pair[1]);
     if (rc == BK_OK)
         rc = say_hello(talker, ctl, &why);

@@ -69,6 +69,8 @@ static inline void agent_run(int broker, const bk_roots_t *roots, pid_t parent)
         if (got == BK_WIRE_END)
             _exit(0);
         if (got == BK_WIRE_OK && message->head.verb == BK_WIRE_TALK && message->fd_count == 1) {
+            bk_wire_talk_t wish;
+            memcpy(&wish, message->body, sizeof wish);
             pid_t me = getpid();
             pid_t pid = fork();
             if (pid == 0) {
@@ -76,7 +78,7 @@ static inline void agent_run(int broker, const bk_roots_t *roots, pid_t parent)
                 close(broker);
                 if (getppid() != me)
                     _exit(3);
-                _exit(bk_talk_run(message->fds[0], roots, 7));
+                _exit(bk_talk_run(message->fds[0], (bk_wire_for_t)wish.what, roots, 7));
             }
         }
         bk_wire_drop(message);
@@ -111,13 +113,20 @@ static inline void agent_stop(agent_t *agent)
 }
 
 /* A conversation of one's own, to say to it what the client never would. */
-static inline int agent_talk(const agent_t *agent)
+static inline int agent_talk_for(const agent_t *agent, bk_wire_for_t what)
 {
+    bk_wire_talk_t wish = {.what = what};
     int pair[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    assert_int_equal(bk_wire_send(agent->broker, BK_WIRE_TALK, 0, NULL, 0, &pair[1], 1), 0);
+    assert_int_equal(bk_wire_send(agent->broker, BK_WIRE_TALK, 0, &wish, sizeof wish, &pair[1], 1),
+                     0);
     close(pair[1]);
     return pair[0];
+}
+
+static inline int agent_talk(const agent_t *agent)
+{
+    return agent_talk_for(agent, BK_WIRE_FOR_FILES);
 }
 
 /* The next message, or the end: nothing else may take longer than 10 s. */

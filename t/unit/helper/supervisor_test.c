@@ -320,6 +320,7 @@ static void what_a_worker_says_to_the_broker_harms_nobody(void **state)
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, NULL, 0, two, 2), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, NULL, 0, &null, 1), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, "body", 4, &null, 1), 0);
+    assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, "8 bytes!", 8, &null, 1), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_CONF, 0, NULL, 0, &null, 1), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_QUIT, 0, NULL, 0, NULL, 0), 0);
     assert_int_equal(hello(m->broker, &h), BK_WIRE_OK);

@@ -592,7 +592,7 @@ static void only_watching_is_left_in_that_conversation(void **state)
         SKIP_TEST();
     bk_wire_message_t *in = calloc(1, sizeof *in);
     box->w.agent = agent_start(box->roots, 1);
-    int fd = agent_talk(&box->w.agent);
+    int fd = agent_talk_for(&box->w.agent, BK_WIRE_FOR_WATCHING);
     struct {
         bk_wire_ask_root_t ask;
         char path[300];
