@@ -7,6 +7,7 @@
 
 #include "../testing.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -140,6 +141,36 @@ static inline bk_wire_got_t agent_next(int fd, bk_wire_message_t *message)
         }
     }
     return BK_WIRE_EMPTY;
+}
+
+/* The process of a conversation that the agent forked, the last one, and its permitted capabilities. */
+static inline pid_t agent_conversation(pid_t agent, uint64_t *rights)
+{
+    pid_t found = 0;
+    DIR *proc = opendir("/proc");
+    assert_non_null(proc);
+    for (const struct dirent *item; (item = readdir(proc)) != NULL;) {
+        char path[300], line[200];
+        unsigned long long permitted = 0;
+        long parent = -1;
+        snprintf(path, sizeof path, "/proc/%s/status", item->d_name);
+        FILE *file = item->d_name[0] >= '1' && item->d_name[0] <= '9' ? fopen(path, "r") : NULL;
+        while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+            if (strncmp(line, "PPid:", 5) == 0)
+                parent = strtol(line + 5, NULL, 10);
+            else if (strncmp(line, "CapPrm:", 7) == 0)
+                permitted = strtoull(line + 7, NULL, 16);
+        }
+        if (file != NULL)
+            fclose(file);
+        if (parent != agent)
+            continue;
+        found = (pid_t)strtol(item->d_name, NULL, 10);
+        *rights = permitted;
+    }
+    closedir(proc);
+    assert_true(found > 0);
+    return found;
 }
 
 static inline void write_file(const char *path, const char *text, uid_t uid, gid_t gid, mode_t mode)
