@@ -65,12 +65,13 @@
 #define BK_WIRE_VERSION 2u
 
 /* Limits, checked by both sides. */
-#define BK_WIRE_MESSAGE   65536u     /* bytes of a datagram */
-#define BK_WIRE_OPS       64u        /* operations of one AT, so also descriptors of one reply */
-#define BK_WIRE_PATH      4095u      /* bytes of a path */
-#define BK_WIRE_NAME      255u       /* bytes of a name */
-#define BK_WIRE_ROOTS     256u       /* of a configuration, and of one conversation */
-#define BK_WIRE_TALKS     64u        /* conversations at a time */
+#define BK_WIRE_MESSAGE   65536u /* bytes of a datagram */
+#define BK_WIRE_OPS       64u    /* operations of one AT, so also descriptors of one reply */
+#define BK_WIRE_PATH      4095u  /* bytes of a path */
+#define BK_WIRE_NAME      255u   /* bytes of a name */
+#define BK_WIRE_ROOTS     256u   /* of a configuration, and of one conversation */
+#define BK_WIRE_TALKS     64u    /* conversations at a time, at least */
+#define BK_WIRE_TALKS_MAX 1024u
 #define BK_WIRE_ATTRS_MAX (4u << 20) /* bytes of a file's extended attributes */
 
 typedef enum {
@@ -101,7 +102,7 @@ typedef struct {
     uint64_t nginx;      /* tells one nginx of this machine from another: of its two helpers during
                             a binary upgrade only one is active */
     uint32_t count;      /* of roots */
-    uint32_t zero;
+    uint32_t talks;      /* conversations at a time; BK_WIRE_TALKS to BK_WIRE_TALKS_MAX are taken */
 } bk_wire_conf_t;
 
 /* What a root may be used for. */
