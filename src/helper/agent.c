@@ -8,9 +8,11 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <syslog.h>
 #include <unistd.h>
 
 #include "helper/guard.h"
@@ -24,7 +26,8 @@ typedef struct {
     int line, broker, signals; /* -1: closed */
     bk_roots_t *roots;
     uint64_t generation;
-    unsigned talks; /* processes */
+    unsigned talks, most; /* processes */
+    bool full;            /* it was said */
     bk_wire_message_t order, call;
 } agent_t;
 
@@ -34,6 +37,14 @@ static void reap(agent_t *agent)
         continue;
     while (waitpid(-1, NULL, WNOHANG) > 0)
         agent->talks--;
+}
+
+static void obey_conf(agent_t *agent, const bk_wire_conf_t *conf)
+{
+    agent->generation = conf->generation;
+    agent->most = conf->talks < BK_WIRE_TALKS       ? BK_WIRE_TALKS
+                  : conf->talks > BK_WIRE_TALKS_MAX ? BK_WIRE_TALKS_MAX
+                                                    : conf->talks;
 }
 
 /* New roots, which the supervisor has checked.  0 or an errno. */
@@ -52,7 +63,7 @@ static int take_conf(agent_t *agent)
         return errnum;
     bk_roots_free(agent->roots);
     agent->roots = roots;
-    agent->generation = conf.generation;
+    obey_conf(agent, &conf);
     return 0;
 }
 
@@ -78,23 +89,45 @@ static int obey(agent_t *agent)
     return 0;
 }
 
-static _Noreturn void talk(agent_t *agent, int fd)
+static _Noreturn void talk(agent_t *agent, int fd, bk_wire_for_t what)
 {
     if (bk_guard_keep(fd) != 0)
         _exit(2);
-    _exit(bk_talk_run(3, agent->roots, agent->generation));
+    _exit(bk_talk_run(3, what, agent->roots, agent->generation));
+}
+
+/* Said to the worker, and once in the system's log. */
+static void turn_away(agent_t *agent, int fd)
+{
+    char text[160];
+    snprintf(text, sizeof text,
+             "it has %u conversations with workers already, as many as it takes up; see what keeps "
+             "them open",
+             agent->talks);
+    (void)bk_wire_send(fd, BK_WIRE_FAILED, 0, text, strlen(text), NULL, 0);
+    if (!agent->full)
+        syslog(LOG_WARNING, "a worker is turned away: %s", text);
+    agent->full = true;
 }
 
 /* A conversation that is not taken up ends at once for the worker: its other end is closed. */
 static void take_up(agent_t *agent)
 {
     const bk_wire_message_t *call = &agent->call;
-    if (call->head.verb != BK_WIRE_TALK || call->head.len != 0 || call->fd_count != 1 ||
-        agent->talks >= BK_WIRE_TALKS)
+    bk_wire_talk_t wish;
+    if (call->head.verb != BK_WIRE_TALK || call->head.len != sizeof wish || call->fd_count != 1)
         return;
+    memcpy(&wish, call->body, sizeof wish);
+    if (wish.what < BK_WIRE_FOR_STATUS || wish.what > BK_WIRE_FOR_WATCHING || wish.zero != 0 ||
+        !bk_wire_is_seqpacket(call->fds[0]))
+        return;
+    if (agent->talks >= agent->most) {
+        turn_away(agent, call->fds[0]);
+        return;
+    }
     pid_t pid = bk_guard_fork("bk-helper-talk");
     if (pid == 0)
-        talk(agent, call->fds[0]);
+        talk(agent, call->fds[0], (bk_wire_for_t)wish.what);
     if (pid > 0)
         agent->talks++;
 }
@@ -143,7 +176,7 @@ static int serve(agent_t *agent)
     return 0;
 }
 
-int bk_agent_run(int line, int broker, bk_roots_t *roots, uint64_t generation)
+int bk_agent_run(int line, int broker, bk_roots_t *roots, const bk_wire_conf_t *conf)
 {
     agent_t *agent = calloc(1, sizeof *agent);
     if (agent == NULL)
@@ -151,7 +184,7 @@ int bk_agent_run(int line, int broker, bk_roots_t *roots, uint64_t generation)
     agent->line = line;
     agent->broker = broker;
     agent->roots = roots;
-    agent->generation = generation;
+    obey_conf(agent, conf);
     bk_refuse_share();
     agent->signals = bk_guard_signals(0);
     int errnum = agent->signals < 0 ? errno : serve(agent);

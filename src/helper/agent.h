@@ -11,6 +11,6 @@
  * the last conversation is over.  broker: from the workers.  Everything is taken over; the result
  * is the exit status: 0 also when nobody has talked for some seconds.  SIGCHLD must be blocked.
  */
-int bk_agent_run(int line, int broker, bk_roots_t *roots, uint64_t generation);
+int bk_agent_run(int line, int broker, bk_roots_t *roots, const bk_wire_conf_t *conf);
 
 #endif

@@ -21,26 +21,55 @@
 
 /* --- capabilities --- */
 
-#define FILES                                                                                      \
-    (1ull << CAP_CHOWN | 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_DAC_READ_SEARCH |                  \
-     1ull << CAP_FOWNER | 1ull << CAP_FSETID)
-#define ADMIN (1ull << CAP_SYS_ADMIN)
-#define LEASE (1ull << CAP_LEASE)
-#define FCAPS (1ull << CAP_SETFCAP)
+/* To see everything; CAP_FOWNER is for O_NOATIME. */
+#define SEE    (1ull << CAP_DAC_READ_SEARCH | 1ull << CAP_FOWNER)
+#define CHANGE (SEE | 1ull << CAP_CHOWN | 1ull << CAP_DAC_OVERRIDE | 1ull << CAP_FSETID)
+#define ADMIN  (1ull << CAP_SYS_ADMIN)
+#define LEASE  (1ull << CAP_LEASE)
+#define FCAPS  (1ull << CAP_SETFCAP)
 
-/* What placing needs besides, where the configuration gives it: to see whether anybody has a
- * database open, and capabilities of files. */
-static uint64_t special(const bk_roots_t *roots)
+/* Of the roots together: which of these flags does any have? */
+static uint32_t flags_of(const bk_roots_t *roots)
 {
-    uint64_t rights = 0;
-    for (uint32_t i = 0; i < roots->count; i++) {
-        uint32_t flags = roots->list[i].flags;
-        if ((flags & BK_WIRE_DATABASE) != 0 && (flags & BK_WIRE_MAY_PLACE) != 0)
-            rights |= LEASE;
-        if ((flags & BK_WIRE_MAY_SETUID) != 0)
-            rights |= FCAPS;
-    }
+    uint32_t flags = 0;
+    for (uint32_t i = 0; i < roots->count; i++)
+        flags |= roots->list[i].flags;
+    return flags;
+}
+
+/*
+ * A database that is only read needs most of it, too: its -wal and -shm are written, made, and
+ * given to whom the database belongs.  To see whether anybody has a database open, and for
+ * capabilities of files, there is more where the configuration gives it.
+ */
+static uint64_t rights_for(const bk_roots_t *roots, bk_wire_for_t what)
+{
+    uint32_t flags = flags_of(roots);
+    if (what == BK_WIRE_FOR_STATUS)
+        return 0;
+    if (what == BK_WIRE_FOR_WATCHING || (flags & (BK_WIRE_MAY_PLACE | BK_WIRE_DATABASE)) == 0)
+        return SEE;
+    uint64_t rights = CHANGE;
+    if ((flags & BK_WIRE_DATABASE) != 0 && (flags & BK_WIRE_MAY_PLACE) != 0)
+        rights |= LEASE;
+    if ((flags & BK_WIRE_MAY_SETUID) != 0)
+        rights |= FCAPS;
     return rights;
+}
+
+static unsigned calls_for(const bk_roots_t *roots, bk_wire_for_t what)
+{
+    uint32_t flags = flags_of(roots);
+    if (what == BK_WIRE_FOR_STATUS)
+        return 0;
+    if (what == BK_WIRE_FOR_WATCHING)
+        return BK_FILTER_FIND | BK_FILTER_WATCH;
+    unsigned calls = BK_FILTER_FIND | BK_FILTER_LOOK;
+    if ((flags & BK_WIRE_DATABASE) != 0)
+        calls |= BK_FILTER_COMPANION;
+    if ((flags & BK_WIRE_MAY_PLACE) != 0)
+        calls |= BK_FILTER_COMPANION | BK_FILTER_PLACE;
+    return calls;
 }
 
 /* Keep of the capabilities that are there those in keep. */
@@ -104,12 +133,15 @@ static uint64_t handled(long version)
     return all;
 }
 
-static uint64_t rights_of(const bk_roots_entry_t *root)
+/* A watcher opens directories and nothing else. */
+static uint64_t rights_of(const bk_roots_entry_t *root, bk_wire_for_t what)
 {
     uint64_t rights = 0;
-    if ((root->flags & (BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE | BK_WIRE_MAY_WATCH)) != 0)
+    if (what == BK_WIRE_FOR_WATCHING)
+        return (root->flags & BK_WIRE_MAY_WATCH) != 0 ? LL_READ_DIR : 0;
+    if ((root->flags & (BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE)) != 0)
         rights |= LL_READ_DIR;
-    if ((root->flags & (BK_WIRE_MAY_READ | BK_WIRE_MAY_WATCH)) != 0)
+    if ((root->flags & BK_WIRE_MAY_READ) != 0)
         rights |= LL_READ_FILE;
     if ((root->flags & BK_WIRE_DATABASE) != 0)
         /* SQLite truncates -wal, -shm and -journal through the descriptors that it gets; whether
@@ -122,12 +154,12 @@ static uint64_t rights_of(const bk_roots_entry_t *root)
     return rights;
 }
 
-static void add_root(int rules, const bk_roots_entry_t *root, uint64_t all)
+static void add_root(int rules, const bk_roots_entry_t *root, bk_wire_for_t what, uint64_t all)
 {
     struct {
         uint64_t access;
         int32_t parent;
-    } __attribute__((packed)) beneath = {.access = rights_of(root) & all};
+    } __attribute__((packed)) beneath = {.access = rights_of(root, what) & all};
     /* One that is not there is out of reach until a new conversation begins. */
     int fd = bk_roots_open(root);
     if (fd < 0)
@@ -138,30 +170,30 @@ static void add_root(int rules, const bk_roots_entry_t *root, uint64_t all)
     close(fd);
 }
 
-static bool enter_landlock(const bk_roots_t *roots)
+static bool enter_landlock(const bk_roots_t *roots, bk_wire_for_t what)
 {
     struct {
         uint64_t fs, net, scoped;
-    } what = {0};
-    size_t size = sizeof what.fs;
+    } walls = {0};
+    size_t size = sizeof walls.fs;
     long version = syscall(SYS_landlock_create_ruleset, NULL, 0, LL_VERSION);
     if (version < 1)
         return false;
-    what.fs = handled(version);
+    walls.fs = handled(version);
     if (version >= LL_UNKNOWN_NET) {
-        what.net = LL_NET;
-        size += sizeof what.net;
+        walls.net = LL_NET;
+        size += sizeof walls.net;
     }
     if (version >= LL_UNKNOWN_SCP) {
-        what.scoped = LL_SCOPES;
-        size += sizeof what.scoped;
+        walls.scoped = LL_SCOPES;
+        size += sizeof walls.scoped;
     }
     /* Version 1 forbids every rename from one directory to another: a restore needs none. */
-    int rules = (int)syscall(SYS_landlock_create_ruleset, &what, size, 0u);
+    int rules = (int)syscall(SYS_landlock_create_ruleset, &walls, size, 0u);
     if (rules < 0)
         return false;
-    for (uint32_t i = 0; i < roots->count; i++)
-        add_root(rules, &roots->list[i], what.fs);
+    for (uint32_t i = 0; i < roots->count && what != BK_WIRE_FOR_STATUS; i++)
+        add_root(rules, &roots->list[i], what, walls.fs);
     bool in = syscall(SYS_landlock_restrict_self, rules, 0u) == 0;
     close(rules);
     return in;
@@ -180,9 +212,12 @@ static void lower(__rlimit_resource_t what, rlim_t most)
     (void)setrlimit(what, &now);
 }
 
-int bk_cage_enter(const bk_roots_t *roots)
+int bk_cage_enter(const bk_roots_t *roots, bk_wire_for_t what)
 {
     int walls = 0;
+    uint64_t rights = rights_for(roots, what);
+    if (what == BK_WIRE_FOR_WATCHING)
+        rights |= ADMIN;
     /* The log's socket and the time zone's file are out of reach later. */
     tzset();
     openlog("ngx-backup-helper", LOG_PID | LOG_NDELAY, LOG_DAEMON);
@@ -194,10 +229,10 @@ int bk_cage_enter(const bk_roots_t *roots)
     lower(RLIMIT_FSIZE, 2 * (rlim_t)BK_WIRE_ATTRS_MAX); /* content is written by the workers */
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return -1;
-    if (enter_landlock(roots))
+    if (enter_landlock(roots, what))
         walls |= BK_WIRE_CAGE_LANDLOCK;
-    limit_bounding_set(FILES | ADMIN | special(roots));
-    if (limit_capabilities(FILES | ADMIN | special(roots)) != 0)
+    limit_bounding_set(rights);
+    if (limit_capabilities(rights) != 0)
         return -1;
     walls |= BK_WIRE_CAGE_CAPS;
     if (bk_filter_works())
@@ -205,14 +240,9 @@ int bk_cage_enter(const bk_roots_t *roots)
     return walls;
 }
 
-int bk_cage_drop_admin(void)
+int bk_cage_close(const bk_roots_t *roots, bk_wire_for_t what)
 {
-    return limit_capabilities(FILES | LEASE | FCAPS);
-}
-
-int bk_cage_close(bool watcher)
-{
-    if (bk_cage_drop_admin() != 0)
+    if (limit_capabilities(rights_for(roots, what)) != 0)
         return -1;
-    return bk_filter_works() ? bk_filter_enter(watcher) : 0;
+    return bk_filter_works() ? bk_filter_enter(calls_for(roots, what)) : 0;
 }

@@ -9,21 +9,19 @@
 #ifndef BK_HELPER_CAGE_H
 #define BK_HELPER_CAGE_H
 
-#include <stdbool.h>
-#include <stdint.h>
-
 #include "helper/roots.h"
 
-/* Which of the walls stand: BK_WIRE_CAGE_… of protocol.h; -1 and errno when the process could not
- * even give up its capabilities. */
-int bk_cage_enter(const bk_roots_t *roots);
 /*
- * The second step, when the first request told what this conversation is: CAP_SYS_ADMIN goes (a
- * watcher has set its fanotify marks by then), and of the system calls a watcher keeps those for
- * watching, any other does not.
+ * The first step.  Which of the walls stand: BK_WIRE_CAGE_… of protocol.h; -1 and errno when the
+ * process could not even give up its capabilities.  What is left is what a conversation of that
+ * kind may need with these roots: to change something only where a root may be placed or is a
+ * database; for the status, nothing.
  */
-int bk_cage_close(bool watcher);
-/* The part of bk_cage_close that is about capabilities. */
-int bk_cage_drop_admin(void);
+int bk_cage_enter(const bk_roots_t *roots, bk_wire_for_t what);
+/*
+ * The second step, before the peer is listened to: CAP_SYS_ADMIN goes, which a watcher keeps until
+ * here to set its fanotify marks, and system calls are limited.
+ */
+int bk_cage_close(const bk_roots_t *roots, bk_wire_for_t what);
 
 #endif

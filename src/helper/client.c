@@ -22,6 +22,8 @@
 #define HELLO_MS  2000
 #define DATA_MOST BK_WIRE_PATH
 
+unsigned bk_helper_alone_ms = 30000;
+
 struct bk_helper_s {
     int broker; /* borrowed */
     pthread_mutex_t lock;
@@ -113,7 +115,7 @@ static void wait_idle(bk_helper_t *helper)
 
 static bk_rc_t add_talker(bk_helper_t *helper, bk_talker_t **out, bk_ctl_t *ctl, bk_err_t *err)
 {
-    bk_rc_t rc = bk_talker_open(helper->broker, out, ctl, err);
+    bk_rc_t rc = bk_talker_open(helper->broker, BK_WIRE_FOR_FILES, out, ctl, err);
     pthread_mutex_lock(&helper->lock);
     if (rc != BK_OK) {
         helper->count--;
@@ -130,11 +132,18 @@ static bk_rc_t add_talker(bk_helper_t *helper, bk_talker_t **out, bk_ctl_t *ctl,
     return rc;
 }
 
+/* How long to wait for an answer: whoever can be stopped waits as long as it takes. */
+static unsigned limit_of(const bk_ctl_t *ctl)
+{
+    return ctl == NULL ? bk_helper_alone_ms : 0;
+}
+
 /* A conversation for this thread.  fresh: one that begins now. */
 static bk_rc_t acquire(bk_helper_t *helper, bool fresh, bk_talker_t **out, bk_ctl_t *ctl,
                        bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
+    int64_t until = bk_mono() + limit_of(ctl) * BK_MS;
     *out = NULL;
     pthread_mutex_lock(&helper->lock);
     for (;;) {
@@ -157,6 +166,9 @@ static bk_rc_t acquire(bk_helper_t *helper, bool fresh, bk_talker_t **out, bk_ct
         }
         pthread_mutex_unlock(&helper->lock);
         rc = bk_ctl_check(ctl, err);
+        if (ctl == NULL && bk_mono() >= until)
+            rc = bk_err_set(err, BK_UNAVAILABLE,
+                            "privileged helper: none of its conversations became free in time");
         pthread_mutex_lock(&helper->lock);
         if (rc != BK_OK)
             break;
@@ -250,7 +262,7 @@ static asked_t ask_root(bk_talker_t *talker, const bk_helper_root_t *root, bk_ct
     talker->out_len = 0;
     bk_talker_put(talker, &ask, sizeof ask);
     bk_talker_put(talker, root->path, ask.len);
-    asked.talked = bk_talker_ask(talker, BK_WIRE_ROOT, NULL, 0, 0, ctl, err);
+    asked.talked = bk_talker_ask(talker, BK_WIRE_ROOT, NULL, 0, limit_of(ctl), ctl, err);
     if (asked.talked != BK_TALKED) {
         asked.rc = err->rc;
     } else if (talker->in.head.verb == BK_WIRE_FAILED) {
@@ -534,7 +546,7 @@ static bk_rc_t do_batch(bk_talker_t *talker, bk_helper_root_t *root, const char 
     if (asked.rc != BK_OK)
         return asked.rc;
     unsigned fd_count = write_request(talker, asked.number, dir, inode, batch, fds);
-    bk_talked_t talked = bk_talker_ask(talker, BK_WIRE_AT, fds, fd_count, 0, ctl, err);
+    bk_talked_t talked = bk_talker_ask(talker, BK_WIRE_AT, fds, fd_count, limit_of(ctl), ctl, err);
     *broken = talked != BK_TALKED;
     *again = talked == BK_TALK_UNSENT || (talked == BK_TALK_UNKNOWN && batch->looks);
     if (talked == BK_TALK_UNKNOWN && !batch->looks)

@@ -5,7 +5,8 @@
  * thread holds for the length of a request, so any number of threads may ask at once.  A
  * conversation that breaks is replaced; a request that only looks (stat, open for reading) is then
  * sent again once, one that changes something fails with BK_UNAVAILABLE, since nobody knows whether
- * it was done.  Everything waits in poll with a bound of 100 ms and looks at ctl in between.
+ * it was done.  Everything waits in poll with a bound of 100 ms and looks at ctl in between; where ctl
+ * is NULL, for bk_helper_alone_ms at most, then it is BK_UNAVAILABLE.
  */
 #ifndef BK_HELPER_CLIENT_H
 #define BK_HELPER_CLIENT_H
@@ -18,6 +19,8 @@
 
 typedef struct bk_helper_s bk_helper_t;
 typedef struct bk_helper_root_s bk_helper_root_t;
+
+extern unsigned bk_helper_alone_ms; /* 30000; for tests */
 
 /* broker: the inherited socket, borrowed; it must stay open as long as this lives. */
 bk_rc_t bk_helper_new(int broker, bk_helper_t **helper, bk_err_t *err);

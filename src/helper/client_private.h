@@ -41,7 +41,8 @@ typedef enum {
 } bk_talked_t;
 
 /* Begin a conversation: HELLO was answered.  BK_UNAVAILABLE when nobody does so within 2 s. */
-bk_rc_t bk_talker_open(int broker, bk_talker_t **talker, bk_ctl_t *ctl, bk_err_t *err);
+bk_rc_t bk_talker_open(int broker, bk_wire_for_t what, bk_talker_t **talker, bk_ctl_t *ctl,
+                       bk_err_t *err);
 void bk_talker_close(bk_talker_t *talker); /* NULL is fine */
 /*
  * Send out (out_len bytes) with descriptors and wait for the reply, for limit_ms at most (0: as

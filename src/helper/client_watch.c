@@ -37,7 +37,8 @@ bk_rc_t bk_watch_open(bk_helper_t *helper, bk_watch_t **out, bk_err_t *err)
     if (watch == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "privileged helper: memory is exhausted");
     watch->last = &watch->first;
-    bk_rc_t rc = bk_talker_open(bk_helper_broker(helper), &watch->talker, NULL, err);
+    bk_rc_t rc =
+        bk_talker_open(bk_helper_broker(helper), BK_WIRE_FOR_WATCHING, &watch->talker, NULL, err);
     if (rc != BK_OK) {
         free(watch);
         return rc;

@@ -37,27 +37,9 @@
 
 static const uint16_t everyone[] = {
     /* the conversation */
-    SYS_recvmsg, SYS_sendmsg, SYS_sendto, SYS_ppoll, SYS_ioctl,
+    SYS_recvmsg, SYS_sendmsg, SYS_sendto, SYS_ppoll, SYS_ioctl, SYS_read, SYS_close,
 #ifdef SYS_poll
     SYS_poll,
-#endif
-    /* finding, looking, opening */
-    SYS_openat2, SYS_openat, SYS_close, SYS_fcntl, SYS_dup, SYS_fstat, SYS_newfstatat, SYS_statx,
-    SYS_readlinkat, SYS_getxattr, SYS_listxattr, SYS_getdents64,
-#ifdef SYS_open
-    SYS_open,
-#endif
-    /* attributes in memory */
-    SYS_memfd_create, SYS_read, SYS_write, SYS_pread64, SYS_lseek,
-    /* placing */
-    SYS_fchown, SYS_fchownat, SYS_fchmod, SYS_fchmodat, SYS_utimensat, SYS_setxattr,
-    SYS_removexattr, SYS_renameat2, SYS_linkat, SYS_symlinkat, SYS_mkdirat, SYS_unlinkat,
-    SYS_syncfs,
-#ifdef SYS_chmod
-    SYS_chmod,
-#endif
-#ifdef SYS_renameat
-    SYS_renameat,
 #endif
     /* the C library: memory, time, locks, the end */
     SYS_brk, SYS_mmap, SYS_munmap, SYS_mremap, SYS_madvise, SYS_futex, SYS_getrandom, SYS_getpid,
@@ -65,11 +47,54 @@ static const uint16_t everyone[] = {
     SYS_restart_syscall, SYS_rt_sigreturn, SYS_rt_sigprocmask, SYS_rt_sigaction, SYS_exit,
     SYS_exit_group};
 
+static const uint16_t finding[] = {
+    SYS_openat2,    SYS_openat, SYS_fcntl,      SYS_fstat,
+    SYS_newfstatat, SYS_statx,  SYS_readlinkat, SYS_getdents64,
+#ifdef SYS_open
+    SYS_open,
+#endif
+};
+
+/* Attributes are read into, and come from, memory that has a descriptor. */
+static const uint16_t looking[] = {SYS_dup,   SYS_getxattr, SYS_listxattr, SYS_memfd_create,
+                                   SYS_write, SYS_pread64,  SYS_lseek};
+
+static const uint16_t companions[] = {SYS_fchown, SYS_fchmod, SYS_unlinkat};
+
+static const uint16_t placing[] = {
+    SYS_fchownat,  SYS_fchmodat, SYS_utimensat, SYS_setxattr, SYS_removexattr,
+    SYS_renameat2, SYS_linkat,   SYS_symlinkat, SYS_mkdirat,  SYS_syncfs,
+#ifdef SYS_chmod
+    SYS_chmod,
+#endif
+#ifdef SYS_renameat
+    SYS_renameat,
+#endif
+};
+
 /* fanotify's marks are set before. */
-static const uint16_t watchers[] = {SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch,
+static const uint16_t watching[] = {SYS_inotify_add_watch, SYS_inotify_init1, SYS_inotify_rm_watch,
                                     SYS_name_to_handle_at, SYS_fstatfs};
 
-#define MOST (2 * (sizeof everyone + sizeof watchers) / sizeof everyone[0] + 16)
+#define CALLS(list) list, sizeof list / sizeof list[0]
+
+static const struct {
+    unsigned what; /* 0: always */
+    const uint16_t *calls;
+    size_t count;
+} lists[] = {{0, CALLS(everyone)},
+             {BK_FILTER_FIND, CALLS(finding)},
+             {BK_FILTER_LOOK, CALLS(looking)},
+             {BK_FILTER_COMPANION, CALLS(companions)},
+             {BK_FILTER_PLACE, CALLS(placing)},
+             {BK_FILTER_WATCH, CALLS(watching)}};
+
+#define MOST                                                                                       \
+    (2 *                                                                                           \
+         (sizeof everyone + sizeof finding + sizeof looking + sizeof companions + sizeof placing + \
+          sizeof watching) /                                                                       \
+         sizeof everyone[0] +                                                                      \
+     16)
 
 typedef struct {
     struct sock_filter code[MOST];
@@ -104,7 +129,7 @@ bool bk_filter_works(void)
     return syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0u, &action) == 0;
 }
 
-int bk_filter_enter(bool watcher)
+int bk_filter_enter(unsigned what)
 {
     program_t program = {.len = 0};
     put(&program, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch), 0, 0);
@@ -112,11 +137,10 @@ int bk_filter_enter(bool watcher)
     put(&program, BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS, 0, 0);
     put(&program, BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr), 0, 0);
     /* x86-64's calls of 32-bit pointers have numbers from 2^30 on: none of them is on the list. */
-    for (unsigned i = 0; i < sizeof everyone / sizeof everyone[0]; i++)
-        allow(&program, everyone[i]);
-    for (unsigned i = 0; watcher && i < sizeof watchers / sizeof watchers[0]; i++)
-        allow(&program, watchers[i]);
-    if (!watcher)
+    for (unsigned i = 0; i < sizeof lists / sizeof lists[0]; i++)
+        for (size_t k = 0; (lists[i].what & ~what) == 0 && k < lists[i].count; k++)
+            allow(&program, lists[i].calls[k]);
+    if ((what & BK_FILTER_PLACE) != 0)
         allow_fifos(&program);
     put(&program, BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM, 0, 0);
     struct sock_fprog filter = {.len = program.len, .filter = program.code};
@@ -130,9 +154,9 @@ bool bk_filter_works(void)
     return false;
 }
 
-int bk_filter_enter(bool watcher)
+int bk_filter_enter(unsigned what)
 {
-    (void)watcher;
+    (void)what;
     errno = ENOSYS;
     return -1;
 }

@@ -25,11 +25,13 @@
  *                            FAILED body: text without NUL; the reply to CONF when it is refused
  *
  *   broker:
- *     worker -> agent        TALK   no body, one descriptor: the helper's end of the conversation.
- *                                   The agent forks a process for it, which knows the roots of the
- *                                   generation that is current at that moment, and no others.
+ *     worker -> agent        TALK   body: bk_wire_talk_t, one descriptor: the helper's end of the
+ *                                   conversation.  The agent forks a process for it, which knows
+ *                                   the roots of the generation that is current at that moment, and
+ *                                   no others, and keeps no right that its kind has no use for.
  *
  *   conversation:
+ *     FAILED  id 0, unasked: it is not taken up; body: text
  *     HELLO   no body; reply body: bk_wire_hello_t
  *     ROOT    body: bk_wire_ask_root_t, path; reply: bk_wire_root_reply_t: the number that names
  *             this root from now on in this conversation
@@ -51,8 +53,8 @@
  * that has further names would be changed), ESTALE (ROOT: the root was made or replaced after this
  * conversation began, a new one can open it; AT: another directory is there now).
  *
- * Who may say what: the master CONF, QUIT; a worker TALK on the broker socket; a conversation
- * HELLO, ROOT, AT, WATCH.  Anything else ends it.
+ * Who may say what: the master CONF, QUIT; a worker TALK on the broker socket; each conversation
+ * HELLO, one for files ROOT and AT, too, one for watching WATCH.  Anything else ends it.
  */
 #ifndef BK_HELPER_PROTOCOL_H
 #define BK_HELPER_PROTOCOL_H
@@ -60,15 +62,16 @@
 #include <stdint.h>
 
 #define BK_WIRE_MAGIC   0x626b6870u /* "bkhp" */
-#define BK_WIRE_VERSION 1u
+#define BK_WIRE_VERSION 2u
 
 /* Limits, checked by both sides. */
-#define BK_WIRE_MESSAGE   65536u     /* bytes of a datagram */
-#define BK_WIRE_OPS       64u        /* operations of one AT, so also descriptors of one reply */
-#define BK_WIRE_PATH      4095u      /* bytes of a path */
-#define BK_WIRE_NAME      255u       /* bytes of a name */
-#define BK_WIRE_ROOTS     256u       /* of a configuration, and of one conversation */
-#define BK_WIRE_TALKS     64u        /* conversations at a time */
+#define BK_WIRE_MESSAGE   65536u /* bytes of a datagram */
+#define BK_WIRE_OPS       64u    /* operations of one AT, so also descriptors of one reply */
+#define BK_WIRE_PATH      4095u  /* bytes of a path */
+#define BK_WIRE_NAME      255u   /* bytes of a name */
+#define BK_WIRE_ROOTS     256u   /* of a configuration, and of one conversation */
+#define BK_WIRE_TALKS     64u    /* conversations at a time, at least */
+#define BK_WIRE_TALKS_MAX 1024u
 #define BK_WIRE_ATTRS_MAX (4u << 20) /* bytes of a file's extended attributes */
 
 typedef enum {
@@ -99,7 +102,7 @@ typedef struct {
     uint64_t nginx;      /* tells one nginx of this machine from another: of its two helpers during
                             a binary upgrade only one is active */
     uint32_t count;      /* of roots */
-    uint32_t zero;
+    uint32_t talks;      /* conversations at a time; BK_WIRE_TALKS to BK_WIRE_TALKS_MAX are taken */
 } bk_wire_conf_t;
 
 /* What a root may be used for. */
@@ -124,6 +127,20 @@ typedef struct {
     int32_t pid;      /* of the supervisor */
     char release[32]; /* of the helper, NUL-terminated */
 } bk_wire_ready_t;
+
+/* --- broker --- */
+
+/* What a conversation is for. */
+typedef enum {
+    BK_WIRE_FOR_STATUS = 1, /* who is there: needs no right at all */
+    BK_WIRE_FOR_FILES,
+    BK_WIRE_FOR_WATCHING
+} bk_wire_for_t;
+
+typedef struct {
+    uint32_t what; /* bk_wire_for_t */
+    uint32_t zero;
+} bk_wire_talk_t;
 
 /* --- conversations --- */
 

@@ -62,7 +62,7 @@ static _Noreturn void be_agent(supervisor_t *s, int line)
     if (s->line >= 0)
         close(s->line);
     /* The lock stays open: it must not be free before this agent is gone. */
-    _exit(bk_agent_run(line, s->broker, s->roots, s->conf.generation));
+    _exit(bk_agent_run(line, s->broker, s->roots, &s->conf));
 }
 
 static void start_agent(supervisor_t *s)

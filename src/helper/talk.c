@@ -338,18 +338,6 @@ static int answer_at(bk_talk_t *talk)
 
 /* --- the conversation --- */
 
-/* What kind of conversation it is shows in the first request that is not HELLO. */
-static int settle(bk_talk_t *talk, bool watcher)
-{
-    if (talk->settled)
-        return talk->watcher == watcher ? 0 : EPROTO;
-    talk->settled = true;
-    talk->watcher = watcher;
-    if (watcher)
-        talk->fan = bk_fanotify_open(talk->conf);
-    return talk->caged && bk_cage_close(watcher) != 0 ? errno : 0;
-}
-
 int bk_talk_message(bk_talk_t *talk)
 {
     const bk_wire_head_t *head = &talk->in.head;
@@ -359,16 +347,11 @@ int bk_talk_message(bk_talk_t *talk)
     case BK_WIRE_HELLO:
         return head->len == 0 ? answer_hello(talk) : EPROTO;
     case BK_WIRE_ROOT:
-    case BK_WIRE_AT: {
-        int errnum = settle(talk, false);
-        if (errnum != 0)
-            return errnum;
-        return head->verb == BK_WIRE_ROOT ? answer_root(talk) : answer_at(talk);
-    }
-    case BK_WIRE_WATCH: {
-        int errnum = settle(talk, true);
-        return errnum != 0 ? errnum : EINPROGRESS; /* from here on it is another conversation */
-    }
+        return talk->what == BK_WIRE_FOR_FILES ? answer_root(talk) : EPROTO;
+    case BK_WIRE_AT:
+        return talk->what == BK_WIRE_FOR_FILES ? answer_at(talk) : EPROTO;
+    case BK_WIRE_WATCH: /* from here on it is another conversation */
+        return talk->what == BK_WIRE_FOR_WATCHING ? EINPROGRESS : EPROTO;
     default:
         return EPROTO;
     }
@@ -405,12 +388,13 @@ static int serve(bk_talk_t *talk)
     }
 }
 
-bk_talk_t *bk_talk_new(int fd, const bk_roots_t *roots, uint64_t generation)
+bk_talk_t *bk_talk_new(int fd, bk_wire_for_t what, const bk_roots_t *roots, uint64_t generation)
 {
     bk_talk_t *talk = calloc(1, sizeof *talk);
     if (talk == NULL)
         return NULL;
     talk->fd = fd;
+    talk->what = what;
     talk->conf = roots;
     talk->generation = generation;
     for (unsigned i = 0; i < BK_TASK_MADE; i++)
@@ -431,10 +415,23 @@ void bk_talk_free(bk_talk_t *talk)
     free(talk);
 }
 
-int bk_talk_run(int fd, const bk_roots_t *roots, uint64_t generation)
+/* All of it before the peer is listened to.  0 or an errno. */
+static int give_up_rights(bk_talk_t *talk)
+{
+    talk->watch_kinds = bk_watch_kinds();
+    int walls = bk_cage_enter(talk->conf, talk->what);
+    if (walls < 0)
+        return errno;
+    talk->cage = (uint32_t)walls;
+    if (talk->what == BK_WIRE_FOR_WATCHING)
+        talk->fan = bk_fanotify_open(talk->conf);
+    return bk_cage_close(talk->conf, talk->what) == 0 ? 0 : errno;
+}
+
+int bk_talk_run(int fd, bk_wire_for_t what, const bk_roots_t *roots, uint64_t generation)
 {
     int size = 4 * (int)BK_WIRE_MESSAGE;
-    bk_talk_t *talk = bk_talk_new(fd, roots, generation);
+    bk_talk_t *talk = bk_talk_new(fd, what, roots, generation);
     if (talk == NULL || !bk_wire_is_seqpacket(fd)) {
         bk_talk_free(talk);
         close(fd);
@@ -442,14 +439,9 @@ int bk_talk_run(int fd, const bk_roots_t *roots, uint64_t generation)
     }
     /* The usual size does; a smaller one of this system would refuse large replies. */
     (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    int walls = bk_cage_enter(roots);
-    int errnum = walls < 0 ? errno : 0;
-    if (errnum == 0) {
-        talk->caged = true;
-        talk->watch_kinds = bk_watch_kinds();
-        talk->cage = (uint32_t)walls;
+    int errnum = give_up_rights(talk);
+    if (errnum == 0)
         errnum = serve(talk);
-    }
     if (errnum == EPROTO)
         bk_refuse(BK_REFUSE_GRAMMAR, "", 0);
     bk_talk_free(talk);

@@ -13,9 +13,8 @@ typedef struct {
     int fd;
     const bk_roots_t *conf;
     uint64_t generation;
+    bk_wire_for_t what;
     uint32_t watch_kinds, cage;
-    bool caged;            /* bk_cage_enter was called */
-    bool settled, watcher; /* what kind of conversation it is */
     unsigned root_count;
     bk_task_root_t roots[BK_WIRE_ROOTS];
     bk_task_made_t made;
@@ -28,7 +27,8 @@ typedef struct {
     unsigned char out[BK_WIRE_BODY];
 } bk_talk_t;
 
-bk_talk_t *bk_talk_new(int fd, const bk_roots_t *roots, uint64_t generation); /* fd: borrowed */
+/* fd: borrowed */
+bk_talk_t *bk_talk_new(int fd, bk_wire_for_t what, const bk_roots_t *roots, uint64_t generation);
 void bk_talk_free(bk_talk_t *talk);
 /* Answer the request in talk->in.  0; EPROTO: not of the protocol; EINPROGRESS: the first WATCH,
  * which is for bk_watch_run; else the conversation ends. */

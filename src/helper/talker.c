@@ -65,9 +65,26 @@ static bk_rc_t wait_for(int fd, short events, int64_t until, bk_ctl_t *ctl, bk_e
     }
 }
 
+/* Until there may be room again for what could not be sent.  Of descriptors under way nobody tells
+ * when they have arrived. */
+static bk_rc_t wait_room(int fd, int errnum, int64_t until, bk_ctl_t *ctl, bk_err_t *err)
+{
+    if (errnum != ETOOMANYREFS)
+        return wait_for(fd, POLLOUT, until, ctl, err);
+    bk_sleep_ms(STEP_MS / 4);
+    bk_rc_t rc = bk_ctl_check(ctl, err);
+    if (rc == BK_OK && until != 0 && bk_mono() >= until)
+        rc = bk_err_set(err, BK_UNAVAILABLE,
+                        "privileged helper: too many descriptors of this user are under way; raise "
+                        "worker_rlimit_nofile");
+    return rc;
+}
+
 /* A message that is not a reply to what was asked: this side can no longer tell what is what. */
 static bool is_reply(const bk_talker_t *talker, bk_wire_verb_t verb)
 {
+    if (verb == BK_WIRE_HELLO && talker->in.head.verb == BK_WIRE_FAILED && talker->in.head.id == 0)
+        return talker->in.fd_count == 0; /* it was not taken up */
     return talker->in.head.id == talker->last_id &&
            (talker->in.head.verb == verb || talker->in.head.verb == BK_WIRE_FAILED) &&
            (talker->in.fd_count == 0 || talker->in.head.verb == BK_WIRE_AT);
@@ -114,27 +131,32 @@ bk_talked_t bk_talker_ask(bk_talker_t *talker, bk_wire_verb_t verb, const int *f
                                   fds, fd_count);
         if (errnum == 0)
             return wait_reply(talker, verb, until, ctl, err);
-        if (errnum != EAGAIN) {
+        /* What is not taken up is told before it ends. */
+        if (verb == BK_WIRE_HELLO && (errnum == EPIPE || errnum == ECONNRESET))
+            return wait_reply(talker, verb, until, ctl, err);
+        if (errnum != EAGAIN && errnum != ETOOMANYREFS) {
             bk_err_set(err, BK_UNAVAILABLE, "privileged helper: it is gone; " REMEDY);
             return BK_TALK_UNSENT;
         }
-        if (wait_for(talker->fd, POLLOUT, until, ctl, err) != BK_OK)
+        if (wait_room(talker->fd, errnum, until, ctl, err) != BK_OK)
             return BK_TALK_STOPPED;
     }
 }
 
 /* --- the beginning --- */
 
-static bk_rc_t pass_to_broker(int broker, int theirs, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t pass_to_broker(int broker, bk_wire_for_t what, int theirs, bk_ctl_t *ctl,
+                              bk_err_t *err)
 {
+    bk_wire_talk_t wish = {.what = what};
     int64_t until = bk_mono() + ANSWER_MS * BK_MS;
     for (;;) {
-        int errnum = bk_wire_send(broker, BK_WIRE_TALK, 0, NULL, 0, &theirs, 1);
+        int errnum = bk_wire_send(broker, BK_WIRE_TALK, 0, &wish, sizeof wish, &theirs, 1);
         if (errnum == 0)
             return BK_OK;
         if (errnum != EAGAIN && errnum != ETOOMANYREFS)
             return bk_err_set(err, BK_UNAVAILABLE, "privileged helper: it does not run; " REMEDY);
-        bk_rc_t rc = wait_for(broker, POLLOUT, until, ctl, err);
+        bk_rc_t rc = wait_room(broker, errnum, until, ctl, err);
         if (rc != BK_OK)
             return rc;
     }
@@ -145,6 +167,11 @@ static bk_rc_t say_hello(bk_talker_t *talker, bk_ctl_t *ctl, bk_err_t *err)
     talker->out_len = 0;
     if (bk_talker_ask(talker, BK_WIRE_HELLO, NULL, 0, ANSWER_MS, ctl, err) != BK_TALKED)
         return err != NULL && err->rc != BK_OK ? err->rc : BK_UNAVAILABLE;
+    if (talker->in.head.verb == BK_WIRE_FAILED) {
+        char text[BK_TALKER_TEXT];
+        bk_talker_text(talker, text);
+        return bk_err_set(err, BK_UNAVAILABLE, "privileged helper: %s", text);
+    }
     if (talker->in.head.verb != BK_WIRE_HELLO || talker->in.head.len != sizeof talker->hello)
         return bk_err_set(err, BK_UNAVAILABLE,
                           "privileged helper: its greeting is not understood; restart nginx, so "
@@ -154,7 +181,8 @@ static bk_rc_t say_hello(bk_talker_t *talker, bk_ctl_t *ctl, bk_err_t *err)
     return BK_OK;
 }
 
-bk_rc_t bk_talker_open(int broker, bk_talker_t **out, bk_ctl_t *ctl, bk_err_t *err)
+bk_rc_t bk_talker_open(int broker, bk_wire_for_t what, bk_talker_t **out, bk_ctl_t *ctl,
+                       bk_err_t *err)
 {
     int pair[2], size = 4 * (int)BK_WIRE_MESSAGE;
     bk_err_t why = {0};
@@ -171,7 +199,7 @@ bk_rc_t bk_talker_open(int broker, bk_talker_t **out, bk_ctl_t *ctl, bk_err_t *e
     talker->fd = pair[0];
     /* The usual size does; a smaller one of this system would refuse large requests. */
     (void)setsockopt(talker->fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
-    bk_rc_t rc = pass_to_broker(broker, pair[1], ctl, &why);
+    bk_rc_t rc = pass_to_broker(broker, what, pair[1], ctl, &why);
     close(pair[1]);
     if (rc == BK_OK)
         rc = say_hello(talker, ctl, &why);

@@ -1,6 +1,5 @@
 /*
- * helper/watch.h: a conversation that watches: from the first WATCH on its process does nothing
- * else.  libc only.
+ * helper/watch.h: a conversation that watches: its process does nothing else.  libc only.
  *
  * What is told is what a backup needs to be exact, no more: directories, not files, each once in
  * 100 ms; a database that was written, at once.  Nothing is dropped in silence: where the kernel or

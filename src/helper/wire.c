@@ -56,9 +56,14 @@ bk_wire_got_t bk_wire_receive(int fd, bk_wire_message_t *message)
     ssize_t got;
     message->fd_count = 0;
     message->head.len = 0;
-    do
-        got = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
+    /* A peer that closed with something unread is told once, before what it had said. */
+    for (bool reset = false;; reset = true) {
+        do
+            got = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        while (got < 0 && errno == EINTR);
+        if (got >= 0 || errno != ECONNRESET || reset)
+            break;
+    }
     if (got < 0) {
         if (errno == EAGAIN)
             return BK_WIRE_EMPTY;

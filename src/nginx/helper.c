@@ -424,7 +424,9 @@ ngx_http_backup_helper_greet(bk_wire_hello_t *hello, bk_ctl_t *ctl)
         return BK_UNAVAILABLE;
     }
 
-    if (bk_talker_open(h->broker, &h->talker, ctl, &err) != BK_OK) {
+    if (bk_talker_open(h->broker, BK_WIRE_FOR_STATUS, &h->talker, ctl, &err)
+        != BK_OK)
+    {
         h->talker = NULL;
         return BK_UNAVAILABLE;
     }

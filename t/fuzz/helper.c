@@ -256,7 +256,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (rounds++ % 256 == 0 || count_names(root) > 200)
         make_tree();
     FUZZ_CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
-    bk_talk_t *talk = bk_talk_new(pair[1], roots, 1);
+    bk_talk_t *talk = bk_talk_new(pair[1], BK_WIRE_FOR_FILES, roots, 1);
     FUZZ_CHECK(talk != NULL);
     for (size_t i = 0; i + 2 <= size;) {
         uint16_t len;

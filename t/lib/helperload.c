@@ -54,7 +54,7 @@ static void agent(int broker, const char *root)
         bk_wire_wait(broker, POLLIN, 10000) <= 0 ||
         bk_wire_receive(broker, message) != BK_WIRE_OK || message->fd_count != 1)
         _exit(1);
-    _exit(bk_talk_run(message->fds[0], roots, 1));
+    _exit(bk_talk_run(message->fds[0], BK_WIRE_FOR_FILES, roots, 1));
 }
 
 static void run(bk_helper_root_t *root, const char *what, bk_wire_call_t call, unsigned batch)

@@ -7,6 +7,7 @@
 
 #include "../testing.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -69,6 +70,8 @@ static inline void agent_run(int broker, const bk_roots_t *roots, pid_t parent)
         if (got == BK_WIRE_END)
             _exit(0);
         if (got == BK_WIRE_OK && message->head.verb == BK_WIRE_TALK && message->fd_count == 1) {
+            bk_wire_talk_t wish;
+            memcpy(&wish, message->body, sizeof wish);
             pid_t me = getpid();
             pid_t pid = fork();
             if (pid == 0) {
@@ -76,7 +79,7 @@ static inline void agent_run(int broker, const bk_roots_t *roots, pid_t parent)
                 close(broker);
                 if (getppid() != me)
                     _exit(3);
-                _exit(bk_talk_run(message->fds[0], roots, 7));
+                _exit(bk_talk_run(message->fds[0], (bk_wire_for_t)wish.what, roots, 7));
             }
         }
         bk_wire_drop(message);
@@ -111,13 +114,20 @@ static inline void agent_stop(agent_t *agent)
 }
 
 /* A conversation of one's own, to say to it what the client never would. */
-static inline int agent_talk(const agent_t *agent)
+static inline int agent_talk_for(const agent_t *agent, bk_wire_for_t what)
 {
+    bk_wire_talk_t wish = {.what = what};
     int pair[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    assert_int_equal(bk_wire_send(agent->broker, BK_WIRE_TALK, 0, NULL, 0, &pair[1], 1), 0);
+    assert_int_equal(bk_wire_send(agent->broker, BK_WIRE_TALK, 0, &wish, sizeof wish, &pair[1], 1),
+                     0);
     close(pair[1]);
     return pair[0];
+}
+
+static inline int agent_talk(const agent_t *agent)
+{
+    return agent_talk_for(agent, BK_WIRE_FOR_FILES);
 }
 
 /* The next message, or the end: nothing else may take longer than 10 s. */
@@ -131,6 +141,36 @@ static inline bk_wire_got_t agent_next(int fd, bk_wire_message_t *message)
         }
     }
     return BK_WIRE_EMPTY;
+}
+
+/* The process of a conversation that the agent forked, the last one, and its permitted capabilities. */
+static inline pid_t agent_conversation(pid_t agent, uint64_t *rights)
+{
+    pid_t found = 0;
+    DIR *proc = opendir("/proc");
+    assert_non_null(proc);
+    for (const struct dirent *item; (item = readdir(proc)) != NULL;) {
+        char path[300], line[200];
+        unsigned long long permitted = 0;
+        long parent = -1;
+        snprintf(path, sizeof path, "/proc/%s/status", item->d_name);
+        FILE *file = item->d_name[0] >= '1' && item->d_name[0] <= '9' ? fopen(path, "r") : NULL;
+        while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+            if (strncmp(line, "PPid:", 5) == 0)
+                parent = strtol(line + 5, NULL, 10);
+            else if (strncmp(line, "CapPrm:", 7) == 0)
+                permitted = strtoull(line + 7, NULL, 16);
+        }
+        if (file != NULL)
+            fclose(file);
+        if (parent != agent)
+            continue;
+        found = (pid_t)strtol(item->d_name, NULL, 10);
+        *rights = permitted;
+    }
+    closedir(proc);
+    assert_true(found > 0);
+    return found;
 }
 
 static inline void write_file(const char *path, const char *text, uid_t uid, gid_t gid, mode_t mode)

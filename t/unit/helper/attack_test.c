@@ -782,10 +782,19 @@ static int talk_nonsense(box_t *box)
     /* What only others may say. */
     static const int verbs[] = {
         BK_WIRE_CONF, BK_WIRE_QUIT, BK_WIRE_READY, BK_WIRE_FAILED, BK_WIRE_TALK, BK_WIRE_EVENT, 0,
-        11,           999};
+        11,           999,          BK_WIRE_WATCH};
     for (unsigned i = 0; i < sizeof verbs / sizeof verbs[0]; i++) {
         int talk = agent_talk(&box->agent);
         MUST(ask(talk, (bk_wire_verb_t)verbs[i], NULL, 0) == BK_WIRE_END);
+        close(talk);
+    }
+    /* What only a conversation of another kind may say. */
+    for (bk_wire_for_t what = BK_WIRE_FOR_STATUS; what <= BK_WIRE_FOR_WATCHING; what += 2) {
+        int talk = agent_talk_for(&box->agent, what);
+        MUST(ask_root(talk, box->root, BK_WIRE_MAY_READ) == -1);
+        close(talk);
+        talk = agent_talk_for(&box->agent, what);
+        MUST(op_at(talk, 0, "", BK_WIRE_STAT, 0, "f", "") == -1);
         close(talk);
     }
     /* AT before any ROOT, and of a root that was not given. */

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/utsname.h>
+#include <sys/xattr.h>
 
 #include "helper/cage.h"
 
@@ -31,6 +32,8 @@ static int setup(void **state)
     assert_int_equal(mkdir(box->outside, 0700), 0);
     join(path, box->outside, "f");
     write_file(path, "f", 0, 0, 0600);
+    join(path, box->root, "own");
+    write_file(path, "own", 0, 0, 0600);
     join(path, box->root, "f");
     write_file(path, "f", 4321, 4321, 0600);
     agent_root_t list[] = {{box->root, BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE}};
@@ -61,19 +64,19 @@ typedef int (*inside_t)(const box_t *box, int walls);
         }                                                                                          \
     } while (0)
 
-static void run_caged(void **state, bool watcher, inside_t inside)
+static int status_file;
+
+static void run_in(const box_t *box, const bk_roots_t *roots, bk_wire_for_t what, inside_t inside)
 {
-    box_t *box = *state;
     int status;
-    if (box == NULL)
-        SKIP_TEST();
     fflush(NULL);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
         alarm(60);
-        int walls = bk_cage_enter(box->roots);
-        if (walls < 0 || bk_cage_close(watcher) != 0)
+        status_file = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+        int walls = bk_cage_enter(roots, what);
+        if (walls < 0 || bk_cage_close(roots, what) != 0)
             _exit(98);
         _exit(inside(box, walls));
     }
@@ -82,55 +85,88 @@ static void run_caged(void **state, bool watcher, inside_t inside)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
-static uint64_t capabilities(const char *which)
+static void run_caged(void **state, bk_wire_for_t what, inside_t inside)
 {
-    char line[200];
-    unsigned long long found = ~0ull;
-    size_t len = strlen(which);
-    FILE *file = fopen("/proc/self/status", "r");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL)
-        if (strncmp(line, which, len) == 0)
-            found = strtoull(line + len, NULL, 16);
-    if (file != NULL)
-        fclose(file);
-    return found;
+    const box_t *box = *state;
+    if (box == NULL)
+        SKIP_TEST();
+    run_in(box, box->roots, what, inside);
 }
 
-/* Only the first step, so that /proc can still be read where Landlock is not to be had. */
-static void test_few_capabilities_are_left(void **state)
+/* A figure of /proc/self/status, which was opened before the cage was built. */
+static uint64_t figure(const char *which)
+{
+    static char text[4096];
+    static ssize_t len;
+    if (len == 0)
+        len = read(status_file, text, sizeof text - 1);
+    const char *at = len > 0 ? strstr(text, which) : NULL;
+    return at != NULL ? strtoull(at + strlen(which), NULL, 16) : ~0ull;
+}
+
+#define CAP(name) (1ull << CAP_##name)
+static uint64_t expected;
+
+static int has_expected(const box_t *box, int walls)
+{
+    (void)box;
+    MUST((walls & BK_WIRE_CAGE_CAPS) != 0);
+    MUST(figure("CapPrm:") == expected && figure("CapEff:") == expected);
+    MUST(figure("CapInh:") == 0 && figure("CapAmb:") == 0);
+    MUST((figure("CapBnd:") & ~(expected | CAP(SYS_ADMIN))) == 0);
+    MUST(figure("NoNewPrivs:") == 1);
+    return 0;
+}
+
+/* The first step alone: afterwards nobody may ask for all of this. */
+static void test_nothing_of_it_can_be_dumped_or_traced(void **state)
 {
     box_t *box = *state;
     int status;
-    const uint64_t files = 1u << CAP_CHOWN | 1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH |
-                           1u << CAP_FOWNER | 1u << CAP_FSETID;
-    const uint64_t admin = 1u << CAP_SYS_ADMIN;
     if (box == NULL)
         SKIP_TEST();
     fflush(NULL);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-        struct __user_cap_data_struct data[2];
-        agent_root_t list[] = {{"/", BK_WIRE_MAY_READ}};
-        bk_roots_t *roots = agent_roots(list, 1);
-        bk_cage_enter(roots);
-        bk_roots_free(roots);
-        uint64_t bounding = capabilities("CapBnd:");
-        bk_cage_drop_admin();
-        syscall(SYS_capget, &header, data);
-        bool ok = (bounding & ~(files | admin)) == 0 && (data[0].permitted & ~files) == 0 &&
-                  (data[0].effective & ~files) == 0 && data[1].permitted == 0 &&
-                  data[0].inheritable == 0 && (data[0].permitted & 1u << CAP_CHOWN) != 0;
         struct rlimit core;
+        bk_cage_enter(box->roots, BK_WIRE_FOR_FILES);
         getrlimit(RLIMIT_CORE, &core);
-        ok = ok && core.rlim_max == 0 && prctl(PR_GET_DUMPABLE) == 0 &&
-             prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 && umask(0) == 077;
-        _exit(ok ? 0 : 1);
+        _exit(core.rlim_max == 0 && prctl(PR_GET_DUMPABLE) == 0 &&
+                      prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 && umask(0) == 077
+                  ? 0
+                  : 1);
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+/* Each kind of conversation keeps what its requests need with these roots, and nothing for later. */
+static void test_few_capabilities_are_left(void **state)
+{
+    const uint64_t see = CAP(DAC_READ_SEARCH) | CAP(FOWNER);
+    const uint64_t change = see | CAP(CHOWN) | CAP(DAC_OVERRIDE) | CAP(FSETID);
+    const struct {
+        bk_wire_for_t what;
+        uint32_t flags;
+        uint64_t left;
+    } cases[] = {
+        {BK_WIRE_FOR_FILES, BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE, change},
+        {BK_WIRE_FOR_FILES, BK_WIRE_MAY_PLACE | BK_WIRE_MAY_SETUID, change | CAP(SETFCAP)},
+        {BK_WIRE_FOR_FILES, BK_WIRE_MAY_READ | BK_WIRE_MAY_WATCH, see},
+        {BK_WIRE_FOR_WATCHING, BK_WIRE_ROOT_FLAGS & ~BK_WIRE_DATABASE, see},
+        {BK_WIRE_FOR_STATUS, BK_WIRE_ROOT_FLAGS & ~BK_WIRE_DATABASE, 0},
+    };
+    if (*state == NULL)
+        SKIP_TEST();
+    for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        agent_root_t list[] = {{((box_t *)*state)->root, cases[i].flags}};
+        bk_roots_t *roots = agent_roots(list, 1);
+        expected = cases[i].left;
+        run_in(*state, roots, cases[i].what, has_expected);
+        bk_roots_free(roots);
+    }
 }
 
 static int reach_out(const box_t *box, int walls)
@@ -162,7 +198,7 @@ static int reach_out(const box_t *box, int walls)
 
 static void test_paths_outside_the_roots_are_out_of_reach(void **state)
 {
-    run_caged(state, false, reach_out);
+    run_caged(state, BK_WIRE_FOR_FILES, reach_out);
 }
 
 static int call_others(const box_t *box, int walls)
@@ -190,16 +226,69 @@ static int call_others(const box_t *box, int walls)
 
 static void test_other_system_calls_fail(void **state)
 {
-    run_caged(state, false, call_others);
+    run_caged(state, BK_WIRE_FOR_FILES, call_others);
+}
+
+/*
+ * Landlock does not stand in the way of owners, modes, times and attributes.  The file is root's, as this process is, which
+ * therefore may do all this without any capability: it is the system call that is missing.
+ */
+static int change_nothing(const box_t *box, int walls)
+{
+    char path[700], other[700];
+    struct timespec times[2] = {{.tv_nsec = UTIME_NOW}, {.tv_nsec = UTIME_NOW}};
+    if ((walls & BK_WIRE_CAGE_SECCOMP) == 0)
+        return 0;
+    join(path, box->root, "own");
+    join(other, box->root, "other");
+    MUST(syscall(SYS_fchmodat, AT_FDCWD, path, 0600) == -1 && errno == EPERM);
+    MUST(fchownat(AT_FDCWD, path, 0, 0, 0) == -1 && errno == EPERM);
+    MUST(utimensat(AT_FDCWD, path, times, 0) == -1 && errno == EPERM);
+    MUST(setxattr(path, "user.x", "x", 1, 0) == -1 && errno == EPERM);
+    MUST(removexattr(path, "user.x") == -1 && errno == EPERM);
+    MUST(unlinkat(AT_FDCWD, path, 0) == -1 && errno == EPERM);
+    MUST(renameat2(AT_FDCWD, path, AT_FDCWD, other, 0) == -1 && errno == EPERM);
+    MUST(linkat(AT_FDCWD, path, AT_FDCWD, other, 0) == -1 && errno == EPERM);
+    MUST(mkdirat(AT_FDCWD, other, 0700) == -1 && errno == EPERM);
+    MUST(symlinkat("x", AT_FDCWD, other) == -1 && errno == EPERM);
+    MUST(mknodat(AT_FDCWD, other, S_IFIFO | 0600, 0) == -1 && errno == EPERM);
+    return 0;
+}
+
+static void test_where_nothing_is_placed_nothing_can_be_changed(void **state)
+{
+    const box_t *box = *state;
+    if (box == NULL)
+        SKIP_TEST();
+    agent_root_t list[] = {{box->root, BK_WIRE_MAY_READ | BK_WIRE_MAY_WATCH}};
+    bk_roots_t *roots = agent_roots(list, 1);
+    run_in(box, roots, BK_WIRE_FOR_FILES, change_nothing);
+    run_in(box, roots, BK_WIRE_FOR_STATUS, change_nothing);
+    bk_roots_free(roots);
+}
+
+static int open_nothing(const box_t *box, int walls)
+{
+    char path[700];
+    join(path, box->root, "own");
+    if ((walls & (BK_WIRE_CAGE_SECCOMP | BK_WIRE_CAGE_LANDLOCK)) != 0)
+        MUST(open(path, O_RDONLY) == -1);
+    return 0;
+}
+
+static void test_the_status_opens_nothing_and_a_watcher_no_file(void **state)
+{
+    run_caged(state, BK_WIRE_FOR_STATUS, open_nothing);
+    run_caged(state, BK_WIRE_FOR_WATCHING, open_nothing);
 }
 
 static int watch(const box_t *box, int walls)
 {
-    (void)box;
     int fd = (int)syscall(SYS_inotify_init1, 0);
     MUST(fd >= 0);
     if ((walls & BK_WIRE_CAGE_SECCOMP) == 0)
         return 0;
+    MUST(change_nothing(box, walls) == 0);
     MUST(syscall(SYS_fanotify_init, 0, 0) == -1 && errno == EPERM);
     MUST(syscall(SYS_fanotify_mark, fd, 0, 0ull, -1, NULL) == -1 && errno == EPERM);
     MUST(syscall(SYS_open_by_handle_at, 0, NULL, 0) == -1 && errno == EPERM);
@@ -208,7 +297,7 @@ static int watch(const box_t *box, int walls)
 
 static void test_watchers_watch_and_others_do_not(void **state)
 {
-    run_caged(state, true, watch);
+    run_caged(state, BK_WIRE_FOR_WATCHING, watch);
 }
 
 static int remember(const box_t *box, int walls)
@@ -223,7 +312,7 @@ static int remember(const box_t *box, int walls)
 
 static void test_others_do_not_watch(void **state)
 {
-    run_caged(state, false, remember);
+    run_caged(state, BK_WIRE_FOR_FILES, remember);
 }
 
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -231,8 +320,13 @@ static void test_others_do_not_watch(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        T(test_few_capabilities_are_left), T(test_paths_outside_the_roots_are_out_of_reach),
-        T(test_other_system_calls_fail),   T(test_watchers_watch_and_others_do_not),
+        T(test_few_capabilities_are_left),
+        T(test_nothing_of_it_can_be_dumped_or_traced),
+        T(test_where_nothing_is_placed_nothing_can_be_changed),
+        T(test_the_status_opens_nothing_and_a_watcher_no_file),
+        T(test_paths_outside_the_roots_are_out_of_reach),
+        T(test_other_system_calls_fail),
+        T(test_watchers_watch_and_others_do_not),
         T(test_others_do_not_watch),
     };
     return cmocka_run_group_tests_name("helper cage", tests, NULL, NULL);

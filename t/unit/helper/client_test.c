@@ -4,8 +4,10 @@
  */
 #include "agent.h"
 
-#include <dirent.h>
 #include <pthread.h>
+#include <sys/resource.h>
+
+#include "helper/client_private.h"
 
 #define APP 4321 /* owner of the application's files; nobody has this number */
 
@@ -74,6 +76,72 @@ static bk_helper_result_t one(box_t *box, const char *dir, bk_helper_op_t op)
     bk_err_t err = {0};
     OK(bk_helper_at(box->handle, dir, 0, &op, 1, &result, NULL, &err), &err);
     return result;
+}
+
+/* SQLite's calls have no job that could be stopped. */
+static void test_a_conversation_that_hangs_is_not_waited_for_for_ever(void **state)
+{
+    BOX;
+    uint64_t rights;
+    bk_helper_root_t *other;
+    bk_helper_op_t op = {.call = BK_WIRE_STAT, .name = "a.txt"};
+    bk_helper_result_t result = one(box, "", op);
+    assert_int_equal(result.error, 0);
+    be_root();
+    pid_t pid = agent_conversation(box->agent.pid, &rights);
+    assert_int_equal(kill(pid, SIGSTOP), 0);
+    be_worker();
+    bk_helper_alone_ms = 300;
+    assert_int_equal(bk_helper_at(box->handle, "", 0, &op, 1, &result, NULL, &err), BK_UNAVAILABLE);
+    /* The next one has another. */
+    OK(bk_helper_at(box->handle, "", 0, &op, 1, &result, NULL, &err), &err);
+    assert_int_equal(result.error, 0);
+    be_root();
+    assert_int_equal(kill(agent_conversation(box->agent.pid, &rights), SIGSTOP), 0);
+    be_worker();
+    assert_int_equal(
+        bk_helper_root_open(box->helper, box->root, BK_WIRE_MAY_PLACE, &other, NULL, &err),
+        BK_UNAVAILABLE);
+    bk_helper_alone_ms = 30000;
+}
+
+/* Descriptors that nobody takes up count against the limit of the user who sends them. */
+static int begin_with_many_under_way(const box_t *box)
+{
+    struct rlimit few = {24, 24};
+    int pair[2], null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    bk_talker_t *talker;
+    bk_err_t err = {0};
+    alarm(60);
+    if (setgid(NOBODY) != 0 || setuid(NOBODY) != 0 ||
+        socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0 ||
+        setrlimit(RLIMIT_NOFILE, &few) != 0)
+        return 2;
+    for (unsigned i = 0; i < 100; i++)
+        if (bk_wire_send(pair[0], BK_WIRE_TALK, 0, NULL, 0, &null, 1) != 0)
+            break;
+    return bk_talker_open(box->agent.broker, BK_WIRE_FOR_FILES, &talker, NULL, &err) ==
+                       BK_UNAVAILABLE &&
+                   strstr(err.text, "under way") != NULL
+               ? 0
+               : 1;
+}
+
+static void test_with_too_many_descriptors_under_way_it_ends_in_time(void **state)
+{
+    BOX;
+    int status;
+    (void)err;
+    be_root();
+    fflush(NULL);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0)
+        _exit(begin_with_many_under_way(box));
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    be_worker();
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 static void test_the_helper_says_who_it_is(void **state)
@@ -403,6 +471,8 @@ static void test_a_stopped_job_does_not_wait(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        T(test_a_conversation_that_hangs_is_not_waited_for_for_ever),
+        T(test_with_too_many_descriptors_under_way_it_ends_in_time),
         T(test_the_helper_says_who_it_is),
         T(test_files_in_closed_directories_are_seen_and_read),
         T(test_directories_are_listed),

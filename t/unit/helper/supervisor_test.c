@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "helper/client_private.h"
 #include "helper/lock.h"
 #include "helper/supervisor.h"
 
@@ -15,6 +16,7 @@ typedef struct {
     pid_t pid;
     int control, broker; /* the master's end, the workers' end */
     bk_wire_message_t in;
+    uint32_t talks; /* said with the next CONF */
 } master_t;
 
 static uint64_t nginx_number(void)
@@ -86,7 +88,7 @@ static int roots_memfd(const char *path, bool sealed)
 static void send_conf(master_t *m, uint64_t generation, uint64_t nginx, const char *path,
                       int broker)
 {
-    bk_wire_conf_t conf = {.generation = generation, .nginx = nginx, .count = 1};
+    bk_wire_conf_t conf = {.generation = generation, .nginx = nginx, .count = 1, .talks = m->talks};
     int fds[2] = {roots_memfd(path, true), broker};
     assert_int_equal(bk_wire_send(m->control, BK_WIRE_CONF, (uint32_t)generation, &conf,
                                   sizeof conf, fds, broker >= 0 ? 2 : 1),
@@ -278,27 +280,37 @@ static unsigned count_answers(const int *fds, unsigned count, bk_wire_message_t 
     return answers;
 }
 
+/* As many as the configuration needs; who comes then is told, and may come again later. */
 static void an_agent_has_so_many_conversations_and_no_more(void **state)
 {
     (void)state;
-    int fds[BK_WIRE_TALKS + 8];
+    enum { MOST = BK_WIRE_TALKS + 16 };
+    int fds[MOST + 8];
     bk_wire_hello_t h = {0};
     master_t *m = master_start(false);
+    m->talks = MOST;
     send_conf(m, 1, nginx_number(), "/", -1);
     expect_ready(m);
     agent_t agent = {.broker = m->broker};
-    for (unsigned i = 0; i < BK_WIRE_TALKS + 8; i++) {
+    for (unsigned i = 0; i < MOST + 8; i++) {
         fds[i] = agent_talk(&agent);
         /* One by one: the socket holds only so many descriptors that nobody has taken up. */
         (void)bk_wire_send(fds[i], BK_WIRE_HELLO, 1, NULL, 0, NULL, 0);
-        (void)agent_next(fds[i], &m->in);
+        assert_int_equal(agent_next(fds[i], &m->in), BK_WIRE_OK);
+        assert_int_equal(m->in.head.verb, i < MOST ? BK_WIRE_HELLO : BK_WIRE_FAILED);
+        assert_int_equal(m->in.head.id, i < MOST);
     }
-    assert_int_equal(count_answers(fds, BK_WIRE_TALKS + 8, &m->in), BK_WIRE_TALKS);
-    for (unsigned i = 0; i < BK_WIRE_TALKS + 8; i++)
+    assert_int_equal(count_answers(fds, MOST + 8, &m->in), MOST);
+    bk_talker_t *talker;
+    bk_err_t err = {0};
+    assert_int_equal(bk_talker_open(m->broker, BK_WIRE_FOR_STATUS, &talker, NULL, &err),
+                     BK_UNAVAILABLE);
+    assert_non_null(strstr(err.text, "conversations with workers already"));
+    for (unsigned i = 0; i < MOST + 8; i++)
         close(fds[i]);
     bool answers = false;
     for (unsigned tries = 0; tries < 500 && !answers; tries++) {
-        answers = hello(m->broker, &h) == BK_WIRE_OK;
+        answers = hello(m->broker, &h) == BK_WIRE_OK && h.pid > 0;
         usleep(20000);
     }
     assert_true(answers);
@@ -320,6 +332,7 @@ static void what_a_worker_says_to_the_broker_harms_nobody(void **state)
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, NULL, 0, two, 2), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, NULL, 0, &null, 1), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, "body", 4, &null, 1), 0);
+    assert_int_equal(bk_wire_send(m->broker, BK_WIRE_TALK, 0, "8 bytes!", 8, &null, 1), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_CONF, 0, NULL, 0, &null, 1), 0);
     assert_int_equal(bk_wire_send(m->broker, BK_WIRE_QUIT, 0, NULL, 0, NULL, 0), 0);
     assert_int_equal(hello(m->broker, &h), BK_WIRE_OK);

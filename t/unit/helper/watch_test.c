@@ -4,7 +4,6 @@
  */
 #include "watching.h"
 
-#include <dirent.h>
 #include <linux/capability.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -456,36 +455,6 @@ static void a_reader_that_is_slow_loses_nothing(void **state)
     }
 }
 
-/* The process of the one conversation that the agent forked, and its permitted capabilities. */
-static pid_t conversation_of(pid_t agent, uint64_t *rights)
-{
-    pid_t found = 0;
-    DIR *proc = opendir("/proc");
-    assert_non_null(proc);
-    for (const struct dirent *item; (item = readdir(proc)) != NULL;) {
-        char path[300], line[200];
-        unsigned long long permitted = 0;
-        long parent = -1;
-        snprintf(path, sizeof path, "/proc/%s/status", item->d_name);
-        FILE *file = item->d_name[0] >= '1' && item->d_name[0] <= '9' ? fopen(path, "r") : NULL;
-        while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-            if (strncmp(line, "PPid:", 5) == 0)
-                parent = strtol(line + 5, NULL, 10);
-            else if (strncmp(line, "CapPrm:", 7) == 0)
-                permitted = strtoull(line + 7, NULL, 16);
-        }
-        if (file != NULL)
-            fclose(file);
-        if (parent != agent)
-            continue;
-        found = (pid_t)strtol(item->d_name, NULL, 10);
-        *rights = permitted;
-    }
-    closedir(proc);
-    assert_true(found > 0);
-    return found;
-}
-
 /* What waits in the kernel's queue when the barrier is asked for is more than one buffer holds. */
 static void a_barrier_comes_after_all_that_waits(void **state)
 {
@@ -499,7 +468,7 @@ static void a_barrier_comes_after_all_that_waits(void **state)
         make_dir(box, path);
     }
     start(box, 1);
-    pid_t watcher = conversation_of(box->w.agent.pid, &rights);
+    pid_t watcher = agent_conversation(box->w.agent.pid, &rights);
     assert_int_equal(kill(watcher, SIGSTOP), 0);
     for (unsigned i = 0; i < 5000; i++) {
         snprintf(path, sizeof path, "directory %u/a file with a long name", i);
@@ -527,7 +496,7 @@ static void a_barrier_that_nobody_waits_for_ends_nothing(void **state)
         SKIP_TEST();
     make_dir(box, "d");
     start(box, 1);
-    pid_t watcher = conversation_of(box->w.agent.pid, &rights);
+    pid_t watcher = agent_conversation(box->w.agent.pid, &rights);
     bk_ctl_init(&stopped);
     bk_ctl_stop(&stopped, BK_CANCELED);
     assert_int_equal(kill(watcher, SIGSTOP), 0);
@@ -592,7 +561,7 @@ static void only_watching_is_left_in_that_conversation(void **state)
         SKIP_TEST();
     bk_wire_message_t *in = calloc(1, sizeof *in);
     box->w.agent = agent_start(box->roots, 1);
-    int fd = agent_talk(&box->w.agent);
+    int fd = agent_talk_for(&box->w.agent, BK_WIRE_FOR_WATCHING);
     struct {
         bk_wire_ask_root_t ask;
         char path[300];
@@ -627,7 +596,7 @@ static void a_watcher_gives_up_the_right_to_administrate(void **state)
     if (box->skip || geteuid() != 0)
         SKIP_TEST();
     start(box, 2);
-    conversation_of(box->w.agent.pid, &rights);
+    agent_conversation(box->w.agent.pid, &rights);
     assert_true((rights & 1u << CAP_DAC_READ_SEARCH) != 0);
     assert_true((rights & 1u << CAP_SYS_ADMIN) == 0);
     put(box, "b:x"); /* and watches all the same */
