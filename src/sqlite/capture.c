@@ -226,10 +226,12 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
         rc = bk_db_connect(&c->readers[1], c->database, c->busy_ms < LOCK_MS ? c->busy_ms : LOCK_MS,
                            c->ctl, err);
     if (rc == BK_OK)
-        rc = bk_db_connect(&c->checkpointer, c->database, 0, c->ctl, err);
-    /* Before its first look a connection knows of no log, and would copy nothing. */
+        rc = bk_db_connect(&c->checkpointer, c->database, LOCK_MS, c->ctl, err);
+    /* Before its first look a connection knows of no log, and would copy nothing.  A writer that
+     * just died may have left the log to be looked through first, which others wait for. */
     if (rc == BK_OK)
         rc = bk_db_query(&c->checkpointer, "PRAGMA schema_version", NULL, 0, err);
+    c->checkpointer.busy_ms = 0;
     if (rc == BK_OK)
         rc = pin_first(c, err);
     if (rc == BK_OK)
