@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/publish.h"
@@ -25,6 +26,13 @@ static void path_of(const bk_capture_t *c, const char *name, char out[PATH_MAX])
     bk_fmt(out, PATH_MAX, "%s/%s", c->dir, name);
 }
 
+/* What is needed to go on is known at once, however what comes next ends. */
+static void saved(bk_capture_t *c)
+{
+    memcpy(c->state.epoch, c->at.epoch, sizeof c->state.epoch);
+    c->state.saved = c->at.txid;
+}
+
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err)
 {
     char path[PATH_MAX];
@@ -32,7 +40,7 @@ bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err)
     bk_rc_t rc = bk_hashes_save(&c->hashes, &c->at, path, err);
     if (rc == BK_OK) {
         c->unsaved = 0;
-        c->state.saved = c->at.txid;
+        saved(c);
     }
     return rc;
 }
@@ -172,9 +180,10 @@ static bk_rc_t load(bk_capture_t *c, uint32_t page_size, bool *fits, bk_err_t *e
     if (rc == BK_OK && c->hashes.page_size != page_size)
         rc = bk_err_set(&why, BK_CORRUPT, "its page size changed from %u to %u",
                         c->hashes.page_size, page_size);
-    c->state.saved = c->at.txid;
-    if (rc == BK_OK)
+    if (rc == BK_OK) {
+        saved(c);
         rc = replay_all(c, &why);
+    }
     *fits = rc == BK_OK;
     if (rc == BK_CORRUPT)
         bk_ctl_note(c->ctl, "database %s: what was captured before ends here: %s", c->database,
@@ -182,6 +191,55 @@ static bk_rc_t load(bk_capture_t *c, uint32_t page_size, bool *fits, bk_err_t *e
     if (rc == BK_OK || rc == BK_NOT_FOUND || rc == BK_CORRUPT)
         return BK_OK;
     *err = why;
+    return rc;
+}
+
+/* --- what others left --- */
+
+static int only_segments(const struct dirent *entry)
+{
+    return strlen(entry->d_name) == BK_CAPTURE_NAME - 1 &&
+           strcmp(entry->d_name + BK_CAPTURE_NAME - 4, ".tx") == 0;
+}
+
+/* One that nobody writes any more. */
+static bk_rc_t close_segment(const char *path, bk_err_t *err)
+{
+    bk_txlog_t *log = NULL;
+    bk_txlog_writer_t *writer = NULL;
+    bk_rc_t rc = bk_txlog_open_file(path, &log, err);
+    bool sealed = rc == BK_OK && bk_txlog_sealed(log), empty = rc == BK_OK && !bk_txlog_count(log);
+    bk_txlog_free(log);
+    if (rc != BK_OK || sealed)
+        return rc;
+    if (empty)
+        return unlink(path) == 0 ? BK_OK : bk_err_sys(err, errno, "remove %s", path);
+    rc = bk_txlog_reopen(path, &writer, err);
+    return rc == BK_OK ? bk_txlog_seal(writer, err) : rc;
+}
+
+/*
+ * Segments that are open, but are not the one that is written, were left by a process that died, or
+ * are of an epoch that is over.  Only a capture can tell, so it seals them, and what is sealed
+ * may be shipped.
+ */
+static bk_rc_t tidy(const bk_capture_t *c, bk_err_t *err)
+{
+    char own[PATH_MAX] = "", path[PATH_MAX];
+    struct dirent **names;
+    bk_rc_t rc = BK_OK;
+    if (c->log != NULL)
+        segment_path(c, bk_txlog_writer_info(c->log)->first, own);
+    int count = scandir(c->dir, &names, only_segments, alphasort);
+    if (count < 0)
+        return bk_err_sys(err, errno, "read %s", c->dir);
+    for (int i = 0; i < count; i++) {
+        path_of(c, names[i]->d_name, path);
+        if (rc == BK_OK && strcmp(path, own) != 0)
+            rc = close_segment(path, err);
+        free(names[i]);
+    }
+    free(names);
     return rc;
 }
 
@@ -405,6 +463,8 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = begin_epoch(c, err);
     else if (rc == BK_OK && !goes_on)
         rc = bridge(c, err);
+    if (rc == BK_OK)
+        rc = tidy(c, err);
     c->looked = c->at.seen;
     return rc;
 }
