@@ -4,7 +4,9 @@
  */
 #include "engine/capturing.h"
 
+#include <dirent.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -223,6 +225,16 @@ static void tell_notes(bk_capturing_t *c, bk_captured_t *one)
     pthread_mutex_unlock(&one->ctl.lock);
 }
 
+static void tell_epoch(const bk_capturing_t *c, const bk_captured_t *one)
+{
+    char time[BK_TIME_TEXT];
+    bk_time_format(time, one->state.began);
+    bk_log(BK_LOG_WARN,
+           "backup %s: database %s: what is captured from %s on is not connected with what was "
+           "captured before: it can be recovered after the next backup, so make one",
+           c->set->name, one->db->name, time);
+}
+
 /* What the capture was told, to the log; each once. */
 static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err_t *err)
 {
@@ -244,6 +256,8 @@ static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err
     else if (begun)
         bk_log(BK_LOG_NOTICE, "backup %s: database %s: every transaction is captured from %llu on",
                c->set->name, one->db->name, (unsigned long long)one->state.txid + 1);
+    if (memcmp(one->state.epoch, before.epoch, sizeof before.epoch) != 0 && one->state.new_epoch)
+        tell_epoch(c, one);
     if (one->state.gaps > before.gaps)
         bk_log(BK_LOG_WARN,
                "backup %s: database %s: transaction %llu stands for all that happened while "
@@ -251,11 +265,58 @@ static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err
                c->set->name, one->db->name, (unsigned long long)one->state.txid);
 }
 
+/* What is set aside is not read any more, and removed when its window is over. */
+static void set_aside(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZE])
+{
+    struct dirent **names;
+    char hex[2 * BK_EPOCH_SIZE + 1];
+    bk_hex(hex, epoch, BK_EPOCH_SIZE);
+    int count = scandir(one->dir, &names, NULL, NULL);
+    for (int i = 0; i < count; i++) {
+        const char *name = names[i]->d_name, *end = strrchr(name, '.');
+        char path[PATH_MAX], aside[PATH_MAX];
+        if (strncmp(name, hex, sizeof hex - 1) == 0 && strcmp(end, ".tx") == 0 &&
+            bk_fmt(path, sizeof path, "%s/%s", one->dir, name) &&
+            bk_fmt(aside, sizeof aside, "%s/%.*s.forked", one->dir, (int)(end - name), name) &&
+            rename(path, aside) != 0)
+            bk_log(BK_LOG_WARN, "%s cannot be renamed to %s", path, aside);
+        free(names[i]);
+    }
+    if (count >= 0)
+        free(names);
+}
+
+/* Shipping found that the storage knows other transactions of the same numbers. */
+static bk_rc_t leave_fork(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
+{
+    bk_capture_state_t state;
+    pthread_mutex_lock(&one->text);
+    bool forked = one->forked;
+    pthread_mutex_unlock(&one->text);
+    if (!forked)
+        return BK_OK;
+    bk_capture_state(one->capture, &state);
+    bk_rc_t rc = bk_capture_begin_epoch(one->capture, err);
+    if (rc != BK_OK)
+        return rc;
+    set_aside(one, state.epoch);
+    bk_log(BK_LOG_ERROR,
+           "backup %s: database %s: %s is older than the transactions on the storage, as if it was "
+           "put back to an earlier state; what was captured since is set aside as *.forked there",
+           c->set->name, one->db->name, one->dir);
+    pthread_mutex_lock(&one->text);
+    one->forked = false;
+    pthread_mutex_unlock(&one->text);
+    return BK_OK;
+}
+
 static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned *again,
                     bk_err_t *err)
 {
     *again = RETRY_MS;
     bk_rc_t rc = one->capture == NULL ? begin(c, one, err) : BK_OK;
+    if (rc == BK_OK)
+        rc = leave_fork(c, one, err);
     if (rc == BK_OK)
         rc = bk_capture_step(one->capture, woken, again, err);
     if (rc == BK_OK) {
@@ -312,6 +373,14 @@ static json_t *age(int64_t as_of)
     return as_of == 0 ? json_null() : json_real(passed > 0 ? (double)(passed / BK_MS) / 1000 : 0);
 }
 
+/* Compared with the instants of backups. */
+static json_t *exact_time(int64_t ns)
+{
+    char text[BK_TIME_TEXT];
+    bk_time_format_exact(text, ns);
+    return ns != 0 ? json_string(text) : json_null();
+}
+
 static json_t *describe(bk_captured_t *one)
 {
     pthread_mutex_lock(&one->text);
@@ -323,13 +392,14 @@ static json_t *describe(bk_captured_t *one)
                           : one->problem[0] != '\0' ? one->problem
                                                     : NULL;
     json_t *result = json_pack(
-        "{ss sb ss* sb sI so so sI so so sI sI sb}", "name", one->db->name, "capturing",
+        "{ss sb ss* sb sI so so sI so so sI so sI sb}", "name", one->db->name, "capturing",
         (int)(!s.paused && s.page_size != 0), "problem", problem, "detached", (int)one->detached,
         "transaction", (json_int_t)s.txid, "last_durable", bk_json_time(s.durable),
         "durable_age_seconds", age(s.as_of), "shipped_transaction", (json_int_t)shipped,
         "shipped_until", bk_json_time(shipped_until), "shipped_age_seconds",
         age(shipped == s.txid && s.txid > 0 ? s.as_of : shipped_until), "gaps", (json_int_t)s.gaps,
-        "wal_frames", (json_int_t)s.wal_frames, "wal_blocked", (int)s.blocked);
+        "epoch_began", exact_time(s.began), "wal_frames", (json_int_t)s.wal_frames, "wal_blocked",
+        (int)s.blocked);
     pthread_mutex_unlock(&one->text);
     return result;
 }

@@ -34,6 +34,7 @@ typedef struct {
     uint8_t shipped_epoch[BK_EPOCH_SIZE];
     uint64_t shipped;      /* its transactions up to this are on the storage, as far as is known */
     int64_t shipped_until; /* ns: as of then they are */
+    bool forked;           /* the storage knows another history of this epoch */
 } bk_captured_t;
 
 struct bk_capturing_s {

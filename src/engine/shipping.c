@@ -82,13 +82,12 @@ static bool is_shipped(bk_captured_t *one, const segment_t *segment)
     return shipped;
 }
 
-/* Those of an epoch that is over say nothing about the one that goes on. */
+/* Of the epoch that goes on, when look_at_storage has seen what was there before. */
 static void note_shipped(bk_captured_t *one, const segment_t *segment)
 {
     pthread_mutex_lock(&one->text);
-    if (one->state.page_size == 0 ||
-        memcmp(segment->name.epoch, one->state.epoch, BK_EPOCH_SIZE) == 0) {
-        memcpy(one->shipped_epoch, segment->name.epoch, BK_EPOCH_SIZE);
+    if (memcmp(segment->name.epoch, one->shipped_epoch, BK_EPOCH_SIZE) == 0 &&
+        segment->name.last > one->shipped) {
         one->shipped = segment->name.last;
         one->shipped_until = segment->until;
     }
@@ -146,27 +145,131 @@ static bk_rc_t ship_one(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *repo, 
     return rc == BK_OK ? remove_local(c, one, &segment, path, later, err) : rc;
 }
 
+/* --- what is there already --- */
+
+static bk_rc_t read_stored(void *arg, uint64_t offset, void *out, size_t len, bk_err_t *err)
+{
+    return bk_history_read(arg, offset, out, len, NULL, err);
+}
+
+static void close_stored(void *arg)
+{
+    bk_history_close(arg);
+}
+
+static bk_rc_t digest_in(bk_txlog_t *log, uint64_t txid, uint64_t *digest, bool *found)
+{
+    uint64_t first = bk_txlog_info(log)->first;
+    size_t count = bk_txlog_count(log);
+    *found = txid + 1 >= first && txid < first + count;
+    if (*found)
+        *digest = txid >= first ? bk_txlog_tx(log, (size_t)(txid - first))->after
+                                : bk_txlog_tx(log, 0)->before;
+    return BK_OK;
+}
+
+/* What the database was after the last transaction of a segment of the storage. */
+static bk_rc_t digest_stored(bk_repo_t *repo, const bk_history_item_t *item, uint64_t *digest,
+                             bool *found, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_history_reader_t *reader = NULL;
+    bk_txlog_t *log = NULL;
+    bk_rc_t rc = bk_history_open(repo, item, &reader, ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_txlog_source_t source = {.read = read_stored,
+                                .close = close_stored,
+                                .arg = reader,
+                                .size = bk_history_length(reader)};
+    rc = bk_txlog_open(&source, &log, err);
+    if (rc == BK_OK)
+        rc = digest_in(log, item->name.last, digest, found);
+    bk_txlog_free(log);
+    return rc;
+}
+
+/* The same of the segments that are here; not found: they begin later, or there are none. */
+static bk_rc_t digest_here(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZE],
+                           uint64_t txid, uint64_t *digest, bool *found)
+{
+    struct dirent **names;
+    char hex[2 * BK_EPOCH_SIZE + 1];
+    bk_hex(hex, epoch, BK_EPOCH_SIZE);
+    *found = false;
+    int count = scandir(one->dir, &names, only_segments, alphasort);
+    for (int i = 0; i < count; i++) {
+        char path[PATH_MAX];
+        bk_txlog_t *log = NULL;
+        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
+        if (!*found && strncmp(names[i]->d_name, hex, sizeof hex - 1) == 0 &&
+            bk_txlog_open_file(path, &log, NULL) == BK_OK)
+            digest_in(log, txid, digest, found);
+        bk_txlog_free(log);
+        free(names[i]);
+    }
+    if (count >= 0)
+        free(names);
+    return BK_OK;
+}
+
+/*
+ * Everything that is on the storage was durable here before.  When the storage is ahead of what a
+ * capture went on from, or its last transaction ended with another content, base_dir is an older
+ * state of itself (a machine's snapshot was put back), and the numbers that come next are taken.
+ */
+static bk_rc_t is_fork(const bk_captured_t *one, const bk_capture_state_t *state, bk_repo_t *repo,
+                       const bk_history_item_t *last, bool *fork, bk_ctl_t *ctl, bk_err_t *err)
+{
+    uint64_t here = state->resumed_digest, there = 0;
+    bool found = last->name.last == state->resumed, stored = false;
+    *fork = last->name.last > state->resumed;
+    if (*fork)
+        return BK_OK;
+    bk_rc_t rc = found ? BK_OK : digest_here(one, state->epoch, last->name.last, &here, &found);
+    if (rc == BK_OK && found)
+        rc = digest_stored(repo, last, &there, &stored, ctl, err);
+    *fork = rc == BK_OK && found && stored && here != there;
+    return rc;
+}
+
 /* What an earlier worker shipped of the epoch that goes on. */
 static bk_rc_t look_at_storage(bk_captured_t *one, bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_history_list_t list;
-    uint8_t epoch[BK_EPOCH_SIZE];
+    bool fork = false;
     pthread_mutex_lock(&one->text);
-    memcpy(epoch, one->state.epoch, sizeof epoch);
-    bool known = one->state.page_size == 0 || memcmp(epoch, one->shipped_epoch, sizeof epoch) == 0;
+    bk_capture_state_t state = one->state;
+    bool known =
+        state.page_size == 0 || memcmp(state.epoch, one->shipped_epoch, sizeof state.epoch) == 0;
     pthread_mutex_unlock(&one->text);
     if (known)
         return BK_OK;
-    bk_rc_t rc = bk_history_list(repo, one->key, epoch, ctl, &list, err);
+    bk_rc_t rc = bk_history_list(repo, one->key, state.epoch, ctl, &list, err);
     if (rc != BK_OK)
         return rc;
-    pthread_mutex_lock(&one->text);
-    memcpy(one->shipped_epoch, epoch, sizeof epoch);
-    one->shipped = list.count > 0 ? list.items[list.count - 1].name.last : 0;
-    one->shipped_until = 0;
-    pthread_mutex_unlock(&one->text);
+    const bk_history_item_t *last = list.count > 0 ? &list.items[list.count - 1] : NULL;
+    if (last != NULL)
+        rc = is_fork(one, &state, repo, last, &fork, ctl, err);
+    if (rc == BK_OK) {
+        pthread_mutex_lock(&one->text);
+        one->forked = fork && memcmp(one->state.epoch, state.epoch, sizeof state.epoch) == 0;
+        if (!fork) {
+            memcpy(one->shipped_epoch, state.epoch, sizeof state.epoch);
+            one->shipped = last != NULL ? last->name.last : 0;
+            one->shipped_until = 0;
+        }
+        pthread_mutex_unlock(&one->text);
+    }
     bk_history_list_free(&list);
-    return BK_OK;
+    return rc;
+}
+
+static bool is_forked(bk_captured_t *one)
+{
+    pthread_mutex_lock(&one->text);
+    bool forked = one->forked;
+    pthread_mutex_unlock(&one->text);
+    return forked;
 }
 
 /* *later: there is something left that may be removed another time. */
@@ -177,6 +280,10 @@ static bk_rc_t ship_all_of(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *rep
     bk_rc_t rc = look_at_storage(one, repo, ctl, err);
     if (rc != BK_OK)
         return rc;
+    if (is_forked(one)) { /* the next step begins an epoch */
+        *later = true;
+        return BK_OK;
+    }
     int count = scandir(one->dir, &names, only_segments, alphasort);
     for (int i = 0; i < count; i++) {
         char path[PATH_MAX];

@@ -44,8 +44,11 @@ typedef struct {
     bool blocked;        /* another reader of the application keeps the log from beginning anew */
     bool paused;         /* not pinned, because of the last failure; step tries again */
     bool new_epoch;      /* it began one: what was before is not connected with it */
-    int64_t durable;     /* ns, when the last transaction became durable; 0: none since open */
-    int64_t as_of;       /* ns: all that was committed until then is durable */
+    int64_t began;       /* ns: the epoch; what was captured needs a backup from then on */
+    uint64_t resumed;    /* the transaction that it went on from, and the content after it */
+    uint64_t resumed_digest;
+    int64_t durable; /* ns, when the last transaction became durable; 0: none since open */
+    int64_t as_of;   /* ns: all that was committed until then is durable */
 } bk_capture_state_t;
 
 /*
@@ -65,6 +68,11 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
 bk_rc_t bk_capture_step(bk_capture_t *capture, bool woken, unsigned *again, bk_err_t *err);
 /* Seal the open segment, if there is one, so that it can be shipped. */
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
+/*
+ * Begin a new epoch with what is there, without reading the database: the numbers of the present
+ * one are taken, or its segments cannot be believed.  They stay in dir, and are sealed.
+ */
+bk_rc_t bk_capture_begin_epoch(bk_capture_t *capture, bk_err_t *err);
 void bk_capture_state(const bk_capture_t *capture, bk_capture_state_t *state);
 /* In order, so that the next one goes on at once; a crash loses nothing that is durable.  NULL is
  * fine. */

@@ -30,6 +30,7 @@ static void path_of(const bk_capture_t *c, const char *name, char out[PATH_MAX])
 static void saved(bk_capture_t *c)
 {
     memcpy(c->state.epoch, c->at.epoch, sizeof c->state.epoch);
+    c->state.began = c->at.began;
     c->state.saved = c->at.txid;
 }
 
@@ -352,13 +353,32 @@ static bk_rc_t begin_epoch(bk_capture_t *c, bk_err_t *err)
     c->log = NULL;
     bk_hashes_free(&c->hashes);
     bk_hashes_init(&c->hashes, info->page_size);
-    c->at = (bk_hashes_state_t){.seen = bk_now(), .inode = inode};
+    c->at = (bk_hashes_state_t){.seen = bk_now(), .began = bk_now(), .inode = inode};
     bk_random(c->at.epoch, sizeof c->at.epoch);
     place_of(info, &c->at.place);
     rc = compare(c, source, false, err);
     bk_db_source_close(source);
     c->state.new_epoch = true;
+    c->state.resumed = 0;
+    c->state.resumed_digest = c->hashes.digest;
     return rc == BK_OK ? bk_capture_save(c, err) : rc;
+}
+
+bk_rc_t bk_capture_begin_epoch(bk_capture_t *c, bk_err_t *err)
+{
+    bk_txlog_close(c->log);
+    c->log = NULL;
+    bk_random(c->at.epoch, sizeof c->at.epoch);
+    c->at.txid = 0;
+    c->at.began = bk_now();
+    bk_rc_t rc = bk_capture_save(c, err);
+    if (rc == BK_OK)
+        rc = tidy(c, err);
+    c->state.new_epoch = true;
+    c->state.txid = 0;
+    c->state.resumed = 0;
+    c->state.resumed_digest = c->hashes.digest;
+    return rc;
 }
 
 /* --- where to go on --- */
@@ -454,6 +474,8 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = load(c, page_size, &fits, err);
     if (rc == BK_OK && (c->page = realloc(c->page, page_size)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    c->state.resumed = c->at.txid;
+    c->state.resumed_digest = c->hashes.digest;
     if (rc == BK_OK && fits && c->at.inode == inode)
         rc = continues(c, header, &goes_on, err);
     if (rc == BK_OK && goes_on)

@@ -116,6 +116,14 @@ static void add_transaction(bk_txlog_writer_t *log)
     OK(bk_txlog_sync(log, &err), &err);
 }
 
+static json_t *capture_of(fixture_t *f)
+{
+    json_t *list = bk_capturing_describe(f->engine->capturing);
+    json_t *one = json_incref(json_array_get(list, 0));
+    json_decref(list);
+    return one;
+}
+
 /* --- segments --- */
 
 /* A step may have begun an epoch that nobody was told of yet: its segment grows under us. */
@@ -183,12 +191,101 @@ static void a_former_owner_removes_nothing(void **state)
     fixture_free(f);
 }
 
+/* --- epochs --- */
+
+/* base_dir as it was, below an application and a storage that went on. */
+static void keep_base(const fixture_t *f, bool back)
+{
+    char command[2200];
+    const char *from = at(f, back ? "kept" : "base"), *to = at(f, back ? "base" : "kept");
+    bk_fmt(command, sizeof command, "rm -rf %s && cp -a %s %s", to, from, to);
+    assert_int_equal(system(command), 0);
+}
+
+static void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        sql(db, "INSERT INTO jobs(name) VALUES('row')");
+    capture(f);
+}
+
+static bool has_warning(fixture_t *f)
+{
+    json_t *health;
+    bk_err_t err = {0};
+    OK(bk_engine_health(f->engine, &health, &err), &err);
+    bool warns = strcmp(text_of(health, "checks.database_main:base.0.status"), "warn") == 0;
+    json_decref(health);
+    return warns;
+}
+
+/* Numbers that are on the storage are not given a second time. */
+static void an_older_base_dir_begins_an_epoch(void **state)
+{
+    bool same_number = *(const bool *)*state;
+    fixture_t *f = captured();
+    uint8_t first[BK_EPOCH_SIZE], second[BK_EPOCH_SIZE];
+    char id[BK_BACKUP_ID];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    back_up(f, "full", id);
+    assert_false(has_warning(f));
+    add_rows(db, f, 2);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    epoch_of(f, first);
+    close_engine(f);
+    keep_base(f, false);
+    open_engine(f);
+    capture(f);
+    add_rows(db, f, 3);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    assert_int_equal(stored(f, first), 2);
+    close_engine(f);
+    keep_base(f, true);
+    sql(db, "PRAGMA wal_checkpoint(TRUNCATE); UPDATE jobs SET name = 'other' WHERE id = 1");
+    open_engine(f);
+    capture(f);
+    if (same_number) { /* captured further than the storage knows before that could be asked */
+        add_rows(db, f, 3);
+        seal_all(f);
+        capture(f);
+    }
+    ship(f);
+    assert_int_equal(stored(f, first), 2);
+    capture(f); /* here it begins */
+    epoch_of(f, second);
+    assert_memory_not_equal(first, second, sizeof first);
+    assert_true(has_warning(f));
+    add_rows(db, f, 2);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    assert_int_equal(stored(f, first), 2);
+    assert_int_equal(stored(f, second), 1);
+    assert_true(has_warning(f));
+    json_t *one = capture_of(f);
+    assert_int_equal(int_of(one, "transaction"), 2);
+    assert_int_equal(int_of(one, "shipped_transaction"), 2);
+    json_decref(one);
+    back_up(f, "full", id);
+    assert_false(has_warning(f));
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 int main(void)
 {
+    static bool ahead = false, same = true;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_open_segment_belongs_to_the_capture),
         cmocka_unit_test(what_a_dead_process_left_open_is_shipped),
         cmocka_unit_test(a_former_owner_removes_nothing),
+        cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),
+        cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &same),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
