@@ -22,7 +22,9 @@
 #define SEGMENT_SIZE (64ull << 20)
 #define RETRY_MS     5000u
 #define WAIT_MOST    1000u
-#define HOLD_MOST    (15 * BK_SEC) /* the log grows meanwhile */
+#define HOLD_EVERY   BK_SEC        /* a hold moves on, or the log could not begin anew */
+#define HOLD_MOST    (15 * BK_SEC) /* of one that cannot */
+#define HOLD_FRAMES  65536u        /* nor of one under which the log never comes to rest */
 #define HOLD_BUSY_MS 1000u
 
 bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t *err)
@@ -66,6 +68,7 @@ static void end_hold(bk_captured_t *one)
 static void let_go(bk_captured_t *one)
 {
     end_hold(one);
+    atomic_store(&one->ctl.stop, 0); /* what ended a step is not to end its last look as well */
     bk_capture_close(one->capture);
     one->capture = NULL;
 }
@@ -159,7 +162,8 @@ void bk_engine_capture_hold(bk_engine_t *engine)
     for (size_t i = 0; i < c->count; i++) {
         bk_captured_t *one = &c->list[i];
         pthread_mutex_lock(&one->lock);
-        if (one->capture == NULL && one->hold == NULL && one->held == 0 && !one->detached) {
+        if (one->capture == NULL && one->hold == NULL && one->held == 0 && !one->detached &&
+            !atomic_load(&c->leaving)) {
             one->held = bk_mono();
             (void)bk_capture_hold(one->db->path, HOLD_BUSY_MS, NULL, &one->hold, NULL);
         }
@@ -167,14 +171,49 @@ void bk_engine_capture_hold(bk_engine_t *engine)
     }
 }
 
-void bk_capturing_tire(bk_capturing_t *c)
+void bk_engine_capture_release(bk_engine_t *engine)
+{
+    bk_capturing_release(engine->capturing, true);
+}
+
+void bk_capturing_hold_next(bk_capturing_t *c)
 {
     for (size_t i = 0; i < c->count; i++) {
         bk_captured_t *one = &c->list[i];
         pthread_mutex_lock(&one->lock);
-        if (bk_mono() - one->held >= HOLD_MOST)
+        int64_t age = bk_mono() - one->held;
+        if (one->hold != NULL && age >= HOLD_EVERY)
+            one->next_held = bk_capture_hold_next(one->hold, NULL) == BK_OK;
+        if (one->hold != NULL && !one->next_held && age >= HOLD_MOST)
             end_hold(one);
         pthread_mutex_unlock(&one->lock);
+    }
+}
+
+void bk_capturing_hold_turn(bk_capturing_t *c, bool over)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        bk_captured_t *one = &c->list[i];
+        pthread_mutex_lock(&one->lock);
+        if (one->hold != NULL && one->next_held) {
+            bk_capture_hold_turn(one->hold, over);
+            one->held = over ? bk_mono() : one->held;
+            if (bk_capture_hold_frames(one->hold) > HOLD_FRAMES)
+                end_hold(one);
+        }
+        one->next_held = false;
+        pthread_mutex_unlock(&one->lock);
+    }
+}
+
+void bk_capturing_release(bk_capturing_t *c, bool leaving)
+{
+    if (leaving)
+        atomic_store(&c->leaving, true);
+    for (size_t i = 0; i < c->count; i++) {
+        pthread_mutex_lock(&c->list[i].lock);
+        end_hold(&c->list[i]);
+        pthread_mutex_unlock(&c->list[i].lock);
     }
 }
 

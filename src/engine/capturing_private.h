@@ -21,7 +21,8 @@ typedef struct {
     bk_capture_t *capture;
     bk_ctl_t ctl;
     bk_capture_hold_t *hold; /* before this process owns the set */
-    int64_t held;            /* bk_mono */
+    int64_t held;            /* bk_mono: its pin; 0: there never was one */
+    bool next_held;          /* it has a second pin */
     bool suspended, failed;
     bool detached;  /* somebody wants it so; guarded by text as well */
     int64_t next;   /* bk_mono: not before */
@@ -41,7 +42,7 @@ struct bk_capturing_s {
     const bk_set_t *set;
     bk_captured_t *list; /* those with a window */
     size_t count;
-    atomic_bool allowed;
+    atomic_bool allowed, leaving;
     char problem[BK_ERR_TEXT]; /* of shipping, as last told; its thread's */
 };
 

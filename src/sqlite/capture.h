@@ -23,6 +23,16 @@ typedef struct bk_capture_hold_s bk_capture_hold_t;
 bk_rc_t bk_capture_hold(const char *database, unsigned busy_ms, bk_ctl_t *ctl,
                         bk_capture_hold_t **hold, bk_err_t *err);
 void bk_capture_hold_end(bk_capture_hold_t *hold); /* NULL is fine */
+/*
+ * While the other process goes on the hold has to move on as well, or the log could not begin anew:
+ * next takes a second pin, turn ends the first one.  In between the caller makes sure that the
+ * other process still captures: then it will have captured all that the second pin saw when it lets
+ * go in order.  Else turn with false ends the second one.
+ */
+bk_rc_t bk_capture_hold_next(bk_capture_hold_t *hold, bk_err_t *err);
+void bk_capture_hold_turn(bk_capture_hold_t *hold, bool over);
+/* In the log, as its pin saw it. */
+uint32_t bk_capture_hold_frames(const bk_capture_hold_t *hold);
 
 typedef struct {
     const char *database; /* path */

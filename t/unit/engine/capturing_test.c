@@ -191,6 +191,49 @@ static void a_former_owner_removes_nothing(void **state)
     fixture_free(f);
 }
 
+/* --- holds --- */
+
+/* Whether a reader is left anywhere. */
+static bool is_held(sqlite3 *db)
+{
+    return sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL) ==
+           SQLITE_BUSY;
+}
+
+/* Of a worker that quits before it ever had the set; and of one that cannot have it. */
+static void a_hold_ends_with_the_hope_of_the_set(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_engine_t *second;
+    bk_err_t err = {0};
+    sqlite3 *db = open_db(f, "app/app.db");
+    sqlite3_busy_timeout(db, 0);
+    for (unsigned round = 0; round < 2; round++) {
+        OK(bk_engine_open(&f->set, &second, &err), &err);
+        bk_engine_capture_hold(second);
+        assert_int_equal(bk_engine_own(second, &err), BK_LOCKED);
+        sql(db, "INSERT INTO jobs(name) VALUES('one')");
+        assert_true(is_held(db));
+        if (round == 0) {
+            bk_engine_capture_release(second);
+            assert_false(is_held(db));
+            bk_engine_capture_hold(second); /* a look that came late */
+        } else {
+            bk_engine_disown(f->engine);
+            assert_int_equal(rmdir(at(f, "base/scratch")), 0);
+            put(f, "base/scratch", "in the way");
+            assert_int_not_equal(bk_engine_own(second, &err), BK_OK);
+            assert_int_equal(unlink(at(f, "base/scratch")), 0);
+        }
+        sql(db, "INSERT INTO jobs(name) VALUES('two')");
+        assert_false(is_held(db));
+        bk_engine_close(second);
+    }
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 /* --- epochs --- */
 
 /* base_dir as it was, below an application and a storage that went on. */
@@ -284,6 +327,7 @@ int main(void)
         cmocka_unit_test(an_open_segment_belongs_to_the_capture),
         cmocka_unit_test(what_a_dead_process_left_open_is_shipped),
         cmocka_unit_test(a_former_owner_removes_nothing),
+        cmocka_unit_test(a_hold_ends_with_the_hope_of_the_set),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &same),
     };
