@@ -1,65 +1,31 @@
 /*
- * engine/capturing.c: steps of the captures, when segments are sealed, and shipping.  Writes below
- * base_dir/wal and to the storage.
+ * engine/capturing.c: steps of the captures, and when segments are sealed.  Writes below
+ * base_dir/wal; engine/shipping.c takes what is sealed to the storage.
  */
 #include "engine/capturing.h"
 
 #include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/publish.h"
 #include "base/str.h"
-#include "engine/engine_private.h"
+#include "engine/capturing_private.h"
 #include "engine/moments.h"
-#include "repo/history.h"
-#include "sqlite/capture.h"
 
 #define SHIP_EVERY   (10 * BK_SEC)
 #define SEGMENT_SIZE (64ull << 20)
 #define RETRY_MS     5000u
 #define WAIT_MOST    1000u
-#define HOLD_MOST    (15 * BK_SEC) /* the log grows meanwhile */
+#define HOLD_EVERY   BK_SEC        /* a hold moves on, or the log could not begin anew */
+#define HOLD_MOST    (15 * BK_SEC) /* of one that cannot */
+#define HOLD_FRAMES  65536u        /* nor of one under which the log never comes to rest */
 #define HOLD_BUSY_MS 1000u
-
-typedef struct {
-    const bk_set_db_t *db;
-    char key[BK_HISTORY_NAME]; /* on the storage */
-    char *dir;
-    pthread_mutex_t lock; /* guards what follows; held during a step */
-    bk_capture_t *capture;
-    bk_ctl_t ctl;
-    bk_capture_hold_t *hold; /* before this process owns the set */
-    int64_t held;            /* bk_mono */
-    bool suspended, failed;
-    bool detached;  /* somebody wants it so; guarded by text as well */
-    int64_t next;   /* bk_mono: not before */
-    int64_t sealed; /* bk_mono: of the last segment */
-
-    pthread_mutex_t text; /* guards what status shows */
-    bk_capture_state_t state;
-    char problem[BK_ERR_TEXT];
-    bool sealed_some; /* since it was shipped, or maybe */
-    uint8_t shipped_epoch[BK_EPOCH_SIZE];
-    uint64_t shipped;      /* its transactions up to this are on the storage, as far as is known */
-    int64_t shipped_until; /* ns: as of then they are */
-} captured_t;
-
-struct bk_capturing_s {
-    const bk_set_t *set;
-    captured_t *list; /* those with a window */
-    size_t count;
-    atomic_bool allowed;
-    char problem[BK_ERR_TEXT]; /* of shipping, as last told; its thread's */
-};
 
 bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t *err)
 {
@@ -71,7 +37,7 @@ bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t 
     c->set = set;
     for (size_t i = 0; i < set->db_count; i++) {
         char dir[PATH_MAX];
-        captured_t *one = &c->list[c->count];
+        bk_captured_t *one = &c->list[c->count];
         if (set->dbs[i].pitr_window == 0)
             continue;
         c->count++;
@@ -92,16 +58,17 @@ bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t 
 }
 
 /* Lock held. */
-static void end_hold(captured_t *one)
+static void end_hold(bk_captured_t *one)
 {
     bk_capture_hold_end(one->hold);
     one->hold = NULL;
 }
 
 /* Lock held. */
-static void let_go(captured_t *one)
+static void let_go(bk_captured_t *one)
 {
     end_hold(one);
+    atomic_store(&one->ctl.stop, 0); /* what ended a step is not to end its last look as well */
     bk_capture_close(one->capture);
     one->capture = NULL;
 }
@@ -111,7 +78,7 @@ void bk_capturing_free(bk_capturing_t *c)
     if (c == NULL)
         return;
     for (size_t i = 0; i < c->count; i++) {
-        captured_t *one = &c->list[i];
+        bk_captured_t *one = &c->list[i];
         let_go(one);
         bk_ctl_free(&one->ctl);
         pthread_mutex_destroy(&one->lock);
@@ -134,7 +101,7 @@ void bk_capturing_allow(bk_capturing_t *c, bool allow)
     }
 }
 
-static captured_t *find(bk_capturing_t *c, const char *path)
+static bk_captured_t *find(bk_capturing_t *c, const char *path)
 {
     for (size_t i = 0; i < c->count; i++)
         if (strcmp(c->list[i].db->path, path) == 0)
@@ -144,7 +111,7 @@ static captured_t *find(bk_capturing_t *c, const char *path)
 
 void bk_capturing_suspend(bk_capturing_t *c, const char *path)
 {
-    captured_t *one = find(c, path);
+    bk_captured_t *one = find(c, path);
     if (one == NULL)
         return;
     pthread_mutex_lock(&one->lock);
@@ -155,7 +122,7 @@ void bk_capturing_suspend(bk_capturing_t *c, const char *path)
 
 void bk_capturing_resume(bk_capturing_t *c, const char *path)
 {
-    captured_t *one = find(c, path);
+    bk_captured_t *one = find(c, path);
     if (one == NULL)
         return;
     pthread_mutex_lock(&one->lock);
@@ -167,7 +134,7 @@ void bk_capturing_resume(bk_capturing_t *c, const char *path)
 void bk_capturing_detach(bk_capturing_t *c, const json_t *names)
 {
     for (size_t i = 0; i < c->count; i++) {
-        captured_t *one = &c->list[i];
+        bk_captured_t *one = &c->list[i];
         bool detached = json_object_get(names, one->db->name) != NULL;
         if (detached == one->detached)
             continue;
@@ -193,9 +160,10 @@ void bk_engine_capture_hold(bk_engine_t *engine)
     bk_capturing_t *c = engine->capturing;
     bk_engine_obey_detach(engine);
     for (size_t i = 0; i < c->count; i++) {
-        captured_t *one = &c->list[i];
+        bk_captured_t *one = &c->list[i];
         pthread_mutex_lock(&one->lock);
-        if (one->capture == NULL && one->hold == NULL && one->held == 0 && !one->detached) {
+        if (one->capture == NULL && one->hold == NULL && one->held == 0 && !one->detached &&
+            !atomic_load(&c->leaving)) {
             one->held = bk_mono();
             (void)bk_capture_hold(one->db->path, HOLD_BUSY_MS, NULL, &one->hold, NULL);
         }
@@ -203,20 +171,62 @@ void bk_engine_capture_hold(bk_engine_t *engine)
     }
 }
 
-void bk_capturing_tire(bk_capturing_t *c)
+void bk_engine_capture_release(bk_engine_t *engine)
+{
+    bk_capturing_release(engine->capturing, true);
+}
+
+void bk_capturing_hold_next(bk_capturing_t *c)
 {
     for (size_t i = 0; i < c->count; i++) {
-        captured_t *one = &c->list[i];
+        bk_captured_t *one = &c->list[i];
         pthread_mutex_lock(&one->lock);
-        if (bk_mono() - one->held >= HOLD_MOST)
+        int64_t age = bk_mono() - one->held;
+        if (one->hold != NULL && age >= HOLD_EVERY)
+            one->next_held = bk_capture_hold_next(one->hold, NULL) == BK_OK;
+        if (one->hold != NULL && !one->next_held && age >= HOLD_MOST)
             end_hold(one);
         pthread_mutex_unlock(&one->lock);
     }
 }
 
+void bk_capturing_hold_turn(bk_capturing_t *c, bool over)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        bk_captured_t *one = &c->list[i];
+        pthread_mutex_lock(&one->lock);
+        if (one->hold != NULL && one->next_held) {
+            bk_capture_hold_turn(one->hold, over);
+            one->held = over ? bk_mono() : one->held;
+            if (bk_capture_hold_frames(one->hold) > HOLD_FRAMES)
+                end_hold(one);
+        }
+        one->next_held = false;
+        pthread_mutex_unlock(&one->lock);
+    }
+}
+
+void bk_capturing_release(bk_capturing_t *c, bool leaving)
+{
+    if (leaving)
+        atomic_store(&c->leaving, true);
+    for (size_t i = 0; i < c->count; i++) {
+        pthread_mutex_lock(&c->list[i].lock);
+        end_hold(&c->list[i]);
+        pthread_mutex_unlock(&c->list[i].lock);
+    }
+}
+
 /* --- steps --- */
 
-static bk_rc_t begin(bk_capturing_t *c, captured_t *one, bk_err_t *err)
+static void there_is_more(bk_captured_t *one)
+{
+    pthread_mutex_lock(&one->text);
+    one->sealed_some = true;
+    pthread_mutex_unlock(&one->text);
+}
+
+static bk_rc_t begin(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
 {
     char above[PATH_MAX];
     bk_capture_options_t options = {.database = one->db->path,
@@ -235,12 +245,14 @@ static bk_rc_t begin(bk_capturing_t *c, captured_t *one, bk_err_t *err)
         one->sealed = bk_mono();
         rc = bk_capture_open(&options, &one->ctl, &one->capture, err);
     }
+    if (rc == BK_OK)
+        there_is_more(one); /* it has sealed what the one before left */
     end_hold(one);
     return rc;
 }
 
 /* What it had to say meanwhile. */
-static void tell_notes(bk_capturing_t *c, captured_t *one)
+static void tell_notes(bk_capturing_t *c, bk_captured_t *one)
 {
     pthread_mutex_lock(&one->ctl.lock);
     for (unsigned i = 0; i < one->ctl.notes_kept; i++) {
@@ -252,8 +264,18 @@ static void tell_notes(bk_capturing_t *c, captured_t *one)
     pthread_mutex_unlock(&one->ctl.lock);
 }
 
+static void tell_epoch(const bk_capturing_t *c, const bk_captured_t *one)
+{
+    char time[BK_TIME_TEXT];
+    bk_time_format(time, one->state.began);
+    bk_log(BK_LOG_WARN,
+           "backup %s: database %s: what is captured from %s on is not connected with what was "
+           "captured before: it can be recovered after the next backup, so make one",
+           c->set->name, one->db->name, time);
+}
+
 /* What the capture was told, to the log; each once. */
-static void tell(bk_capturing_t *c, captured_t *one, bk_rc_t rc, const bk_err_t *err)
+static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err_t *err)
 {
     tell_notes(c, one);
     bk_capture_state_t before = one->state;
@@ -273,6 +295,8 @@ static void tell(bk_capturing_t *c, captured_t *one, bk_rc_t rc, const bk_err_t 
     else if (begun)
         bk_log(BK_LOG_NOTICE, "backup %s: database %s: every transaction is captured from %llu on",
                c->set->name, one->db->name, (unsigned long long)one->state.txid + 1);
+    if (memcmp(one->state.epoch, before.epoch, sizeof before.epoch) != 0 && one->state.new_epoch)
+        tell_epoch(c, one);
     if (one->state.gaps > before.gaps)
         bk_log(BK_LOG_WARN,
                "backup %s: database %s: transaction %llu stands for all that happened while "
@@ -280,10 +304,58 @@ static void tell(bk_capturing_t *c, captured_t *one, bk_rc_t rc, const bk_err_t 
                c->set->name, one->db->name, (unsigned long long)one->state.txid);
 }
 
-static bk_rc_t step(bk_capturing_t *c, captured_t *one, bool woken, unsigned *again, bk_err_t *err)
+/* What is set aside is not read any more, and removed when its window is over. */
+static void set_aside(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZE])
+{
+    struct dirent **names;
+    char hex[2 * BK_EPOCH_SIZE + 1];
+    bk_hex(hex, epoch, BK_EPOCH_SIZE);
+    int count = scandir(one->dir, &names, NULL, NULL);
+    for (int i = 0; i < count; i++) {
+        const char *name = names[i]->d_name, *end = strrchr(name, '.');
+        char path[PATH_MAX], aside[PATH_MAX];
+        if (strncmp(name, hex, sizeof hex - 1) == 0 && strcmp(end, ".tx") == 0 &&
+            bk_fmt(path, sizeof path, "%s/%s", one->dir, name) &&
+            bk_fmt(aside, sizeof aside, "%s/%.*s.forked", one->dir, (int)(end - name), name) &&
+            rename(path, aside) != 0)
+            bk_log(BK_LOG_WARN, "%s cannot be renamed to %s", path, aside);
+        free(names[i]);
+    }
+    if (count >= 0)
+        free(names);
+}
+
+/* Shipping found that the storage knows other transactions of the same numbers. */
+static bk_rc_t leave_fork(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
+{
+    bk_capture_state_t state;
+    pthread_mutex_lock(&one->text);
+    bool forked = one->forked;
+    pthread_mutex_unlock(&one->text);
+    if (!forked)
+        return BK_OK;
+    bk_capture_state(one->capture, &state);
+    bk_rc_t rc = bk_capture_begin_epoch(one->capture, err);
+    if (rc != BK_OK)
+        return rc;
+    set_aside(one, state.epoch);
+    bk_log(BK_LOG_ERROR,
+           "backup %s: database %s: %s is older than the transactions on the storage, as if it was "
+           "put back to an earlier state; what was captured since is set aside as *.forked there",
+           c->set->name, one->db->name, one->dir);
+    pthread_mutex_lock(&one->text);
+    one->forked = false;
+    pthread_mutex_unlock(&one->text);
+    return BK_OK;
+}
+
+static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned *again,
+                    bk_err_t *err)
 {
     *again = RETRY_MS;
     bk_rc_t rc = one->capture == NULL ? begin(c, one, err) : BK_OK;
+    if (rc == BK_OK)
+        rc = leave_fork(c, one, err);
     if (rc == BK_OK)
         rc = bk_capture_step(one->capture, woken, again, err);
     if (rc == BK_OK) {
@@ -292,11 +364,12 @@ static bk_rc_t step(bk_capturing_t *c, captured_t *one, bool woken, unsigned *ag
         if (state.bytes >= SEGMENT_SIZE || bk_mono() - one->sealed >= SHIP_EVERY) {
             one->sealed = bk_mono();
             rc = bk_capture_roll(one->capture, err);
-            pthread_mutex_lock(&one->text);
-            one->sealed_some = one->sealed_some || state.bytes > 0;
-            pthread_mutex_unlock(&one->text);
+            if (state.bytes > 0)
+                there_is_more(one);
         }
     }
+    if (rc == BK_OK && one->failed)
+        there_is_more(one); /* it began anew, and has sealed what was left */
     return rc;
 }
 
@@ -306,7 +379,7 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_e
     bk_rc_t result = BK_OK;
     *again = WAIT_MOST;
     for (size_t i = 0; i < c->count; i++) {
-        captured_t *one = &c->list[i];
+        bk_captured_t *one = &c->list[i];
         unsigned wait = WAIT_MOST;
         bk_err_t why = {0};
         pthread_mutex_lock(&one->lock);
@@ -330,196 +403,6 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_e
     return result;
 }
 
-/* --- shipping --- */
-
-static int only_segments(const struct dirent *entry)
-{
-    return entry->d_name[0] != '.' && strstr(entry->d_name, ".tx") != NULL;
-}
-
-/* What is known of a segment, and what may be done with it. */
-typedef struct {
-    bk_history_name_t name;
-    int64_t until; /* ns: of its last transaction */
-    bool sealed, empty;
-    bool ended;  /* of an epoch that is over: nothing is added any more */
-    bool known;  /* it is on the storage */
-    bool needed; /* to go on after a crash */
-} segment_t;
-
-static bk_rc_t look_at(captured_t *one, const char *path, segment_t *segment, bk_err_t *err)
-{
-    bk_txlog_t *log = NULL;
-    bk_rc_t rc = bk_txlog_open_file(path, &log, err);
-    if (rc != BK_OK)
-        return rc;
-    size_t count = bk_txlog_count(log);
-    const bk_txlog_info_t *info = bk_txlog_info(log);
-    *segment = (segment_t){.sealed = bk_txlog_sealed(log), .empty = count == 0};
-    bk_strcpy(segment->name.database, sizeof segment->name.database, one->key);
-    memcpy(segment->name.epoch, info->epoch, BK_EPOCH_SIZE);
-    segment->name.first = info->first;
-    if (count > 0) {
-        segment->name.last = bk_txlog_tx(log, count - 1)->txid;
-        segment->until = bk_txlog_tx(log, count - 1)->t_hi;
-    }
-    bk_txlog_free(log);
-    pthread_mutex_lock(&one->text);
-    /* Before the first capture nobody knows which epoch goes on, and what it needs for that. */
-    const uint8_t *epoch = segment->name.epoch;
-    bool begun = one->state.page_size != 0;
-    bool same = begun && memcmp(epoch, one->state.epoch, BK_EPOCH_SIZE) == 0;
-    segment->ended = begun && !same;
-    segment->known =
-        memcmp(epoch, one->shipped_epoch, BK_EPOCH_SIZE) == 0 && segment->name.last <= one->shipped;
-    segment->needed = !begun || (same && segment->name.last > one->state.saved);
-    pthread_mutex_unlock(&one->text);
-    return BK_OK;
-}
-
-/* The last one of an epoch that is over may have been left open. */
-static bk_rc_t seal(const char *path, bk_err_t *err)
-{
-    bk_txlog_writer_t *log = NULL;
-    bk_rc_t rc = bk_txlog_reopen(path, &log, err);
-    return rc == BK_OK ? bk_txlog_seal(log, err) : rc;
-}
-
-static bk_rc_t put(bk_repo_t *repo, const segment_t *segment, const char *path, bk_ctl_t *ctl,
-                   bk_err_t *err)
-{
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    bk_rc_t rc = fd < 0 || fstat(fd, &st) != 0
-                     ? bk_err_sys(err, errno, "open %s", path)
-                     : bk_history_put(repo, &segment->name, fd, (uint64_t)st.st_size, ctl, err);
-    if (fd >= 0)
-        close(fd);
-    return rc;
-}
-
-static bk_rc_t ship_one(captured_t *one, bk_repo_t *repo, const char *path, bk_ctl_t *ctl,
-                        bk_err_t *err)
-{
-    segment_t segment;
-    bk_rc_t rc = look_at(one, path, &segment, err);
-    if (rc != BK_OK || (!segment.sealed && !segment.ended))
-        return rc;
-    if (!segment.sealed && !segment.empty)
-        rc = seal(path, err);
-    if (rc == BK_OK && !segment.empty && !segment.known)
-        rc = put(repo, &segment, path, ctl, err);
-    if (rc == BK_OK && !segment.ended && !segment.known) {
-        pthread_mutex_lock(&one->text);
-        memcpy(one->shipped_epoch, segment.name.epoch, BK_EPOCH_SIZE);
-        one->shipped = segment.name.last;
-        one->shipped_until = segment.until;
-        pthread_mutex_unlock(&one->text);
-    }
-    if (rc == BK_OK && !segment.needed && unlink(path) != 0)
-        rc = bk_err_sys(err, errno, "remove %s", path);
-    return rc;
-}
-
-/* What an earlier worker shipped of the epoch that goes on. */
-static bk_rc_t look_at_storage(captured_t *one, bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_history_list_t list;
-    uint8_t epoch[BK_EPOCH_SIZE];
-    pthread_mutex_lock(&one->text);
-    memcpy(epoch, one->state.epoch, sizeof epoch);
-    bool known = one->state.page_size == 0 || memcmp(epoch, one->shipped_epoch, sizeof epoch) == 0;
-    pthread_mutex_unlock(&one->text);
-    if (known)
-        return BK_OK;
-    bk_rc_t rc = bk_history_list(repo, one->key, epoch, ctl, &list, err);
-    if (rc != BK_OK)
-        return rc;
-    pthread_mutex_lock(&one->text);
-    memcpy(one->shipped_epoch, epoch, sizeof epoch);
-    one->shipped = list.count > 0 ? list.items[list.count - 1].name.last : 0;
-    one->shipped_until = 0;
-    pthread_mutex_unlock(&one->text);
-    bk_history_list_free(&list);
-    return BK_OK;
-}
-
-static bk_rc_t ship_all_of(captured_t *one, bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
-{
-    struct dirent **names;
-    bk_rc_t rc = look_at_storage(one, repo, ctl, err);
-    if (rc != BK_OK)
-        return rc;
-    int count = scandir(one->dir, &names, only_segments, alphasort);
-    for (int i = 0; i < count; i++) {
-        char path[PATH_MAX];
-        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
-        if (rc == BK_OK)
-            rc = ship_one(one, repo, path, ctl, err);
-        free(names[i]);
-    }
-    if (count >= 0)
-        free(names);
-    return rc;
-}
-
-static bool sealed_some(captured_t *one, bool set, bool value)
-{
-    pthread_mutex_lock(&one->text);
-    bool some = one->sealed_some;
-    if (set)
-        one->sealed_some = value;
-    pthread_mutex_unlock(&one->text);
-    return some;
-}
-
-/* The repository is opened only when there is something for it. */
-static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_capturing_t *c = engine->capturing;
-    bk_opened_t opened;
-    bool any = false;
-    for (size_t i = 0; i < c->count; i++)
-        any = any || sealed_some(&c->list[i], false, false);
-    if (!any || !atomic_load(&c->allowed))
-        return BK_OK;
-    bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
-    if (rc == BK_REPO_MISSING) { /* before the first backup there is nothing to go with it */
-        bk_err_clear(err);
-        return BK_OK;
-    }
-    if (rc != BK_OK)
-        return rc;
-    for (size_t i = 0; i < c->count && rc == BK_OK; i++) {
-        captured_t *one = &c->list[i];
-        if (!sealed_some(one, true, false))
-            continue;
-        rc = ship_all_of(one, opened.repo, ctl, err);
-        if (rc != BK_OK)
-            (void)sealed_some(one, true, true);
-    }
-    bk_engine_close_repo(&opened);
-    return rc;
-}
-
-bk_rc_t bk_engine_ship(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_capturing_t *c = engine->capturing;
-    bk_err_t why = {0};
-    bk_rc_t rc = ship_all(engine, ctl, &why);
-    if (rc == BK_INTERRUPTED)
-        return BK_OK; /* the next owner goes on */
-    if (rc != BK_OK && strcmp(c->problem, why.text) != 0)
-        bk_log(BK_LOG_ERROR, "backup %s: transactions stay in %s/" BK_MOMENTS_DIR " for now: %s",
-               c->set->name, c->set->base_dir, why.text);
-    else if (rc == BK_OK && c->problem[0] != '\0')
-        bk_log(BK_LOG_NOTICE, "backup %s: transactions are on the storage again", c->set->name);
-    bk_strcpy(c->problem, sizeof c->problem, rc == BK_OK ? "" : why.text);
-    if (rc != BK_OK && err != NULL)
-        *err = why;
-    return rc;
-}
-
 /* --- status --- */
 
 /* Seconds since all that was committed was there; null: never, as far as is known. */
@@ -529,7 +412,15 @@ static json_t *age(int64_t as_of)
     return as_of == 0 ? json_null() : json_real(passed > 0 ? (double)(passed / BK_MS) / 1000 : 0);
 }
 
-static json_t *describe(captured_t *one)
+/* Compared with the instants of backups. */
+static json_t *exact_time(int64_t ns)
+{
+    char text[BK_TIME_TEXT];
+    bk_time_format_exact(text, ns);
+    return ns != 0 ? json_string(text) : json_null();
+}
+
+static json_t *describe(bk_captured_t *one)
 {
     pthread_mutex_lock(&one->text);
     bk_capture_state_t s = one->state;
@@ -540,13 +431,14 @@ static json_t *describe(captured_t *one)
                           : one->problem[0] != '\0' ? one->problem
                                                     : NULL;
     json_t *result = json_pack(
-        "{ss sb ss* sb sI so so sI so so sI sI sb}", "name", one->db->name, "capturing",
+        "{ss sb ss* sb sI so so sI so so sI so sI sb}", "name", one->db->name, "capturing",
         (int)(!s.paused && s.page_size != 0), "problem", problem, "detached", (int)one->detached,
         "transaction", (json_int_t)s.txid, "last_durable", bk_json_time(s.durable),
         "durable_age_seconds", age(s.as_of), "shipped_transaction", (json_int_t)shipped,
         "shipped_until", bk_json_time(shipped_until), "shipped_age_seconds",
         age(shipped == s.txid && s.txid > 0 ? s.as_of : shipped_until), "gaps", (json_int_t)s.gaps,
-        "wal_frames", (json_int_t)s.wal_frames, "wal_blocked", (int)s.blocked);
+        "epoch_began", exact_time(s.began), "wal_frames", (json_int_t)s.wal_frames, "wal_blocked",
+        (int)s.blocked);
     pthread_mutex_unlock(&one->text);
     return result;
 }

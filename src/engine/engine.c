@@ -250,30 +250,46 @@ static void unlock(int fd)
     close(fd);
 }
 
-bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
+/*
+ * That of another process stays locked from before our holds move on until after that: so it still
+ * captured then, and lets go later.
+ */
+static bk_rc_t take_lock(bk_engine_t *engine, int *fd, bk_err_t *err)
 {
     char path[4096];
+    bk_fmt(path, sizeof path, "%s/lock", engine->set->base_dir);
+    bk_rc_t rc = bk_lock_file(path, fd, err);
+    if (rc != BK_LOCKED)
+        return rc;
+    bk_capturing_hold_next(engine->capturing);
+    rc = bk_lock_file(path, fd, err);
+    bk_capturing_hold_turn(engine->capturing, rc == BK_LOCKED);
+    return rc;
+}
+
+bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err)
+{
     int fd = -1;
     if (atomic_load(&engine->lock_fd) >= 0)
         return BK_OK;
-    bk_fmt(path, sizeof path, "%s/lock", engine->set->base_dir);
-    bk_rc_t rc = bk_lock_file(path, &fd, err);
-    if (rc != BK_OK) {
-        bk_capturing_tire(engine->capturing);
-        return rc;
-    }
-    rc = bk_remove_tree(engine->scratch_dir, false, err);
+    bk_rc_t rc = take_lock(engine, &fd, err);
+    bool locked = rc == BK_OK;
+    if (rc == BK_OK)
+        rc = bk_remove_tree(engine->scratch_dir, false, err);
     if (rc == BK_OK)
         rc = recover_jobs(engine, err);
-    if (rc != BK_OK) {
-        unlock(fd);
-        return rc;
+    if (rc == BK_OK) {
+        bk_watching_load(engine->watching);
+        bk_engine_obey_detach(engine);
+        bk_capturing_allow(engine->capturing, true);
+        atomic_store(&engine->lock_fd, fd); /* status acts as the owner from here on */
+        return BK_OK;
     }
-    bk_watching_load(engine->watching);
-    bk_engine_obey_detach(engine);
-    bk_capturing_allow(engine->capturing, true);
-    atomic_store(&engine->lock_fd, fd); /* status acts as the owner from here on */
-    return BK_OK;
+    if (locked)
+        unlock(fd);
+    if (rc != BK_LOCKED)
+        bk_capturing_release(engine->capturing, false);
+    return rc;
 }
 
 void bk_engine_disown(bk_engine_t *engine)

@@ -225,6 +225,8 @@ unsigned bk_engine_written(bk_engine_t *engine);
  */
 /* Once, before the set is owned and the one who owns it lets go: nothing is missed in between. */
 void bk_engine_capture_hold(bk_engine_t *engine);
+/* This process leaves without having owned the set: what it holds would let the log grow. */
+void bk_engine_capture_release(bk_engine_t *engine);
 bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_err_t *err);
 bk_rc_t bk_engine_ship(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err);
 

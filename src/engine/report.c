@@ -44,7 +44,7 @@ static json_t *summarise(const bk_engine_t *engine, const bk_snapshot_list_t *li
     uint64_t files = 0;
     for (size_t n = 0; newest != NULL && n < newest->tree_count; n++)
         files += newest->trees[n].files;
-    return json_pack("{sI sI sI sI sI sI sI sI so so so sI so ss* sI ss*}", "total",
+    return json_pack("{sI sI sI sI sI sI sI sI so so so sI sI so ss* sI ss*}", "total",
                      (json_int_t)list->count, "damaged", (json_int_t)list->damaged, "full",
                      (json_int_t)full, "with_database", (json_int_t)with_db, "with_files",
                      (json_int_t)with_files, "database_size", (json_int_t)db_size, "files_size",
@@ -52,6 +52,7 @@ static json_t *summarise(const bk_engine_t *engine, const bk_snapshot_list_t *li
                      bk_json_time(last_full != NULL ? last_full->completed : 0), "last_incremental",
                      bk_json_time(last_incremental != NULL ? last_incremental->completed : 0),
                      "last_database", bk_json_time(last_db != NULL ? last_db->completed : 0),
+                     "database_ns", (json_int_t)(last_db != NULL ? last_db->dbs[0].instant : 0),
                      "newest_ns", (json_int_t)(newest != NULL ? newest->completed : 0), "newest",
                      bk_json_time(newest != NULL ? newest->completed : 0), "newest_id",
                      newest != NULL ? newest->backup_id : NULL, "files", (json_int_t)files,

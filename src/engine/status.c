@@ -373,8 +373,28 @@ static void check_helper(bk_engine_t *engine, json_t *checks, verdict_t *worst)
                   json_string(bk_engine_helper_name(helper.state)), NULL, helper.text, worst);
 }
 
+/* Moments need a backup that is not older than the unbroken history that they belong to. */
+static void check_base(const json_t *one, const json_t *summary, const char *name, json_t *checks,
+                       verdict_t *worst)
+{
+    const char *text = json_string_value(json_object_get(one, "epoch_began"));
+    char check[128], output[256];
+    int64_t began = 0;
+    if (text == NULL || !bk_time_parse(text, &began))
+        return;
+    bk_fmt(check, sizeof check, "database_%s:base", name);
+    bk_fmt(
+        output, sizeof output,
+        "make a backup: what is captured since %s is not connected with what was captured before "
+        "and can be recovered only after one",
+        text);
+    add_check(checks, check, figure(summary, "database_ns") < began ? WARN : PASS,
+              json_string(text), NULL, output, worst);
+}
+
 /* What would be lost now: of the machine's disk, and with the machine. */
-static void check_captures(const bk_engine_t *engine, json_t *checks, verdict_t *worst)
+static void check_captures(const bk_engine_t *engine, const json_t *summary, json_t *checks,
+                           verdict_t *worst)
 {
     json_t *list = bk_capturing_describe(engine->capturing), *one;
     size_t i;
@@ -395,6 +415,7 @@ static void check_captures(const bk_engine_t *engine, json_t *checks, verdict_t 
             add_check(checks, check, json_number_value(shipped) > SHIPPED_LATE ? WARN : PASS,
                       json_incref(shipped), "s",
                       "transactions are in base_dir, but not on the storage", worst);
+        check_base(one, summary, name, checks, worst);
     }
     json_decref(list);
 }
@@ -416,7 +437,7 @@ bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
     check_snapshots(summary, checks, &worst);
     check_catalog(engine, checks, &worst);
     check_helper(engine, checks, &worst);
-    check_captures(engine, checks, &worst);
+    check_captures(engine, summary, checks, &worst);
     bk_fmt(description, sizeof description, "backup of %s", engine->set->name);
     *health = json_pack("{ss ss ss ss ss so sb sb sI so so}", "status", verdicts[worst], "version",
                         "1", "releaseId", BK_VERSION, "serviceId", engine->set->name, "description",

@@ -57,6 +57,7 @@ struct ngx_http_backup_runner_s {
 
     unsigned                  owned:1;
     unsigned                  busy:1;       /* own, sync, take or disown */
+    unsigned                  released:1;   /* left before it owned */
     unsigned                  publishing:1;
     unsigned                  synced:1;
     unsigned                  again:1;      /* wake-up while busy */
@@ -94,6 +95,8 @@ static void ngx_http_backup_run(ngx_http_backup_set_t *bset,
 static void ngx_http_backup_step(ngx_http_backup_set_t *bset,
     ngx_thread_pool_t *pool, void (*work)(void *), void (*done)(void *));
 static void ngx_http_backup_own(ngx_http_backup_set_t *bset);
+static void ngx_http_backup_release_work(void *data);
+static void ngx_http_backup_disown_done(void *data);
 static void ngx_http_backup_sync_work(void *data);
 static void ngx_http_backup_take(ngx_http_backup_set_t *bset);
 static void ngx_http_backup_job_start(ngx_http_backup_set_t *bset,
@@ -423,6 +426,13 @@ ngx_http_backup_run(ngx_http_backup_set_t *bset, ngx_uint_t leaving)
                                             ngx_current_msec - rn->leave))
         {
             ngx_http_backup_own(bset);
+
+        } else if (!rn->owned && !rn->released) {
+            rn->released = 1;
+            rn->busy = 1;
+            ngx_http_backup_step(bset, bset->short_pool,
+                                 ngx_http_backup_release_work,
+                                 ngx_http_backup_disown_done);
         }
 
         return;
@@ -518,6 +528,22 @@ ngx_http_backup_disown_work(void *data)
 
     if (step->rc == BK_OK) {
         bk_engine_disown(engine);
+    }
+}
+
+
+/* The next one is here already, before this one had the set. */
+
+static void
+ngx_http_backup_release_work(void *data)
+{
+    bk_engine_t             *engine;
+    ngx_http_backup_step_t  *step = data;
+
+    step->rc = ngx_http_backup_engine(step->bset, &engine, &step->err);
+
+    if (step->rc == BK_OK) {
+        bk_engine_capture_release(engine);
     }
 }
 

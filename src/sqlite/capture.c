@@ -159,8 +159,10 @@ void bk_capture_hold_end(bk_capture_hold_t *hold)
 {
     if (hold == NULL)
         return;
-    end_read(&hold->reader);
-    bk_db_disconnect(&hold->reader);
+    for (unsigned i = 0; i < 2; i++) {
+        end_read(&hold->readers[i]);
+        bk_db_disconnect(&hold->readers[i]);
+    }
     free(hold);
 }
 
@@ -171,18 +173,51 @@ bk_rc_t bk_capture_hold(const char *database, unsigned busy_ms, bk_ctl_t *ctl,
     *result = NULL;
     if (hold == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", database);
-    bk_rc_t rc = bk_db_connect(&hold->reader, database, busy_ms, ctl, err);
+    bk_rc_t rc = bk_db_connect(&hold->readers[0], database, busy_ms, ctl, err);
     if (rc == BK_OK)
-        rc = pin_wal(&hold->reader, err);
+        rc = pin_wal(&hold->readers[0], err);
     if (rc == BK_OK) {
-        hold->reader.found_wal = true;
-        rc = bk_db_wal_header(&hold->reader, LOCK_MS, &hold->header, err);
+        hold->readers[0].found_wal = true;
+        rc = bk_db_wal_header(&hold->readers[0], LOCK_MS, &hold->header, err);
     }
     if (rc == BK_OK)
         *result = hold;
     else
         bk_capture_hold_end(hold);
     return rc;
+}
+
+bk_rc_t bk_capture_hold_next(bk_capture_hold_t *hold, bk_err_t *err)
+{
+    const bk_db_connection_t *first = &hold->readers[hold->reader];
+    bk_db_connection_t *other = &hold->readers[1 - hold->reader];
+    bk_rc_t rc = BK_OK;
+    if (other->db == NULL) {
+        rc = bk_db_connect(other, first->path, first->busy_ms, first->ctl, err);
+        other->found_wal = true;
+    }
+    if (rc == BK_OK)
+        rc = begin_read(other, err);
+    if (rc == BK_OK)
+        rc = bk_db_wal_header(other, HEADER_MS, &hold->header_now, err);
+    if (rc != BK_OK)
+        end_read(other);
+    return rc;
+}
+
+void bk_capture_hold_turn(bk_capture_hold_t *hold, bool over)
+{
+    unsigned other = 1 - hold->reader;
+    end_read(&hold->readers[over ? hold->reader : other]);
+    if (over) {
+        hold->reader = other;
+        hold->header = hold->header_now;
+    }
+}
+
+uint32_t bk_capture_hold_frames(const bk_capture_hold_t *hold)
+{
+    return hold->header.frames;
 }
 
 /* --- life --- */
@@ -226,10 +261,12 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
         rc = bk_db_connect(&c->readers[1], c->database, c->busy_ms < LOCK_MS ? c->busy_ms : LOCK_MS,
                            c->ctl, err);
     if (rc == BK_OK)
-        rc = bk_db_connect(&c->checkpointer, c->database, 0, c->ctl, err);
-    /* Before its first look a connection knows of no log, and would copy nothing. */
+        rc = bk_db_connect(&c->checkpointer, c->database, LOCK_MS, c->ctl, err);
+    /* Before its first look a connection knows of no log, and would copy nothing.  A writer that
+     * just died may have left the log to be looked through first, which others wait for. */
     if (rc == BK_OK)
         rc = bk_db_query(&c->checkpointer, "PRAGMA schema_version", NULL, 0, err);
+    c->checkpointer.busy_ms = 0;
     if (rc == BK_OK)
         rc = pin_first(c, err);
     if (rc == BK_OK)
@@ -288,12 +325,20 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     return rc;
 }
 
+/* After other failures the hashes may be ahead of the segment. */
+static bool is_whole(bk_rc_t rc)
+{
+    return rc == BK_OK || rc == BK_BUSY || rc == BK_INTERRUPTED;
+}
+
 void bk_capture_close(bk_capture_t *c)
 {
     bk_err_t why = {0};
     if (c == NULL)
         return;
-    if (c->pinned && (c->log == NULL || bk_txlog_sync(c->log, &why) == BK_OK))
+    /* The last look: whoever goes on may hold a pin that is younger than the one before. */
+    if (c->pinned && is_whole(take_until_now(c, c->reader, &why)) &&
+        (c->log == NULL || bk_txlog_sync(c->log, &why) == BK_OK))
         (void)bk_capture_save(c, &why); /* without it the segments are replayed */
     let_go(c);
     free(c->pages);

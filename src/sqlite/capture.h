@@ -23,6 +23,16 @@ typedef struct bk_capture_hold_s bk_capture_hold_t;
 bk_rc_t bk_capture_hold(const char *database, unsigned busy_ms, bk_ctl_t *ctl,
                         bk_capture_hold_t **hold, bk_err_t *err);
 void bk_capture_hold_end(bk_capture_hold_t *hold); /* NULL is fine */
+/*
+ * While the other process goes on the hold has to move on as well, or the log could not begin anew:
+ * next takes a second pin, turn ends the first one.  In between the caller makes sure that the
+ * other process still captures: then it will have captured all that the second pin saw when it lets
+ * go in order.  Else turn with false ends the second one.
+ */
+bk_rc_t bk_capture_hold_next(bk_capture_hold_t *hold, bk_err_t *err);
+void bk_capture_hold_turn(bk_capture_hold_t *hold, bool over);
+/* In the log, as its pin saw it. */
+uint32_t bk_capture_hold_frames(const bk_capture_hold_t *hold);
 
 typedef struct {
     const char *database; /* path */
@@ -44,8 +54,11 @@ typedef struct {
     bool blocked;        /* another reader of the application keeps the log from beginning anew */
     bool paused;         /* not pinned, because of the last failure; step tries again */
     bool new_epoch;      /* it began one: what was before is not connected with it */
-    int64_t durable;     /* ns, when the last transaction became durable; 0: none since open */
-    int64_t as_of;       /* ns: all that was committed until then is durable */
+    int64_t began;       /* ns: the epoch; what was captured needs a backup from then on */
+    uint64_t resumed;    /* the transaction that it went on from, and the content after it */
+    uint64_t resumed_digest;
+    int64_t durable; /* ns, when the last transaction became durable; 0: none since open */
+    int64_t as_of;   /* ns: all that was committed until then is durable */
 } bk_capture_state_t;
 
 /*
@@ -65,6 +78,11 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
 bk_rc_t bk_capture_step(bk_capture_t *capture, bool woken, unsigned *again, bk_err_t *err);
 /* Seal the open segment, if there is one, so that it can be shipped. */
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
+/*
+ * Begin a new epoch with what is there, without reading the database: the numbers of the present
+ * one are taken, or its segments cannot be believed.  They stay in dir, and are sealed.
+ */
+bk_rc_t bk_capture_begin_epoch(bk_capture_t *capture, bk_err_t *err);
 void bk_capture_state(const bk_capture_t *capture, bk_capture_state_t *state);
 /* In order, so that the next one goes on at once; a crash loses nothing that is durable.  NULL is
  * fine. */

@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/publish.h"
@@ -25,6 +26,14 @@ static void path_of(const bk_capture_t *c, const char *name, char out[PATH_MAX])
     bk_fmt(out, PATH_MAX, "%s/%s", c->dir, name);
 }
 
+/* What is needed to go on is known at once, however what comes next ends. */
+static void saved(bk_capture_t *c)
+{
+    memcpy(c->state.epoch, c->at.epoch, sizeof c->state.epoch);
+    c->state.began = c->at.began;
+    c->state.saved = c->at.txid;
+}
+
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err)
 {
     char path[PATH_MAX];
@@ -32,7 +41,7 @@ bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err)
     bk_rc_t rc = bk_hashes_save(&c->hashes, &c->at, path, err);
     if (rc == BK_OK) {
         c->unsaved = 0;
-        c->state.saved = c->at.txid;
+        saved(c);
     }
     return rc;
 }
@@ -172,9 +181,10 @@ static bk_rc_t load(bk_capture_t *c, uint32_t page_size, bool *fits, bk_err_t *e
     if (rc == BK_OK && c->hashes.page_size != page_size)
         rc = bk_err_set(&why, BK_CORRUPT, "its page size changed from %u to %u",
                         c->hashes.page_size, page_size);
-    c->state.saved = c->at.txid;
-    if (rc == BK_OK)
+    if (rc == BK_OK) {
+        saved(c);
         rc = replay_all(c, &why);
+    }
     *fits = rc == BK_OK;
     if (rc == BK_CORRUPT)
         bk_ctl_note(c->ctl, "database %s: what was captured before ends here: %s", c->database,
@@ -182,6 +192,55 @@ static bk_rc_t load(bk_capture_t *c, uint32_t page_size, bool *fits, bk_err_t *e
     if (rc == BK_OK || rc == BK_NOT_FOUND || rc == BK_CORRUPT)
         return BK_OK;
     *err = why;
+    return rc;
+}
+
+/* --- what others left --- */
+
+static int only_segments(const struct dirent *entry)
+{
+    return strlen(entry->d_name) == BK_CAPTURE_NAME - 1 &&
+           strcmp(entry->d_name + BK_CAPTURE_NAME - 4, ".tx") == 0;
+}
+
+/* One that nobody writes any more. */
+static bk_rc_t close_segment(const char *path, bk_err_t *err)
+{
+    bk_txlog_t *log = NULL;
+    bk_txlog_writer_t *writer = NULL;
+    bk_rc_t rc = bk_txlog_open_file(path, &log, err);
+    bool sealed = rc == BK_OK && bk_txlog_sealed(log), empty = rc == BK_OK && !bk_txlog_count(log);
+    bk_txlog_free(log);
+    if (rc != BK_OK || sealed)
+        return rc;
+    if (empty)
+        return unlink(path) == 0 ? BK_OK : bk_err_sys(err, errno, "remove %s", path);
+    rc = bk_txlog_reopen(path, &writer, err);
+    return rc == BK_OK ? bk_txlog_seal(writer, err) : rc;
+}
+
+/*
+ * Segments that are open, but are not the one that is written, were left by a process that died, or
+ * are of an epoch that is over.  Only a capture can tell, so it seals them, and what is sealed
+ * may be shipped.
+ */
+static bk_rc_t tidy(const bk_capture_t *c, bk_err_t *err)
+{
+    char own[PATH_MAX] = "", path[PATH_MAX];
+    struct dirent **names;
+    bk_rc_t rc = BK_OK;
+    if (c->log != NULL)
+        segment_path(c, bk_txlog_writer_info(c->log)->first, own);
+    int count = scandir(c->dir, &names, only_segments, alphasort);
+    if (count < 0)
+        return bk_err_sys(err, errno, "read %s", c->dir);
+    for (int i = 0; i < count; i++) {
+        path_of(c, names[i]->d_name, path);
+        if (rc == BK_OK && strcmp(path, own) != 0)
+            rc = close_segment(path, err);
+        free(names[i]);
+    }
+    free(names);
     return rc;
 }
 
@@ -294,13 +353,32 @@ static bk_rc_t begin_epoch(bk_capture_t *c, bk_err_t *err)
     c->log = NULL;
     bk_hashes_free(&c->hashes);
     bk_hashes_init(&c->hashes, info->page_size);
-    c->at = (bk_hashes_state_t){.seen = bk_now(), .inode = inode};
+    c->at = (bk_hashes_state_t){.seen = bk_now(), .began = bk_now(), .inode = inode};
     bk_random(c->at.epoch, sizeof c->at.epoch);
     place_of(info, &c->at.place);
     rc = compare(c, source, false, err);
     bk_db_source_close(source);
     c->state.new_epoch = true;
+    c->state.resumed = 0;
+    c->state.resumed_digest = c->hashes.digest;
     return rc == BK_OK ? bk_capture_save(c, err) : rc;
+}
+
+bk_rc_t bk_capture_begin_epoch(bk_capture_t *c, bk_err_t *err)
+{
+    bk_txlog_close(c->log);
+    c->log = NULL;
+    bk_random(c->at.epoch, sizeof c->at.epoch);
+    c->at.txid = 0;
+    c->at.began = bk_now();
+    bk_rc_t rc = bk_capture_save(c, err);
+    if (rc == BK_OK)
+        rc = tidy(c, err);
+    c->state.new_epoch = true;
+    c->state.txid = 0;
+    c->state.resumed = 0;
+    c->state.resumed_digest = c->hashes.digest;
+    return rc;
 }
 
 /* --- where to go on --- */
@@ -396,6 +474,8 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = load(c, page_size, &fits, err);
     if (rc == BK_OK && (c->page = realloc(c->page, page_size)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    c->state.resumed = c->at.txid;
+    c->state.resumed_digest = c->hashes.digest;
     if (rc == BK_OK && fits && c->at.inode == inode)
         rc = continues(c, header, &goes_on, err);
     if (rc == BK_OK && goes_on)
@@ -405,6 +485,8 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = begin_epoch(c, err);
     else if (rc == BK_OK && !goes_on)
         rc = bridge(c, err);
+    if (rc == BK_OK)
+        rc = tidy(c, err);
     c->looked = c->at.seen;
     return rc;
 }

@@ -18,8 +18,10 @@ typedef struct {
 } bk_capture_page_t;
 
 struct bk_capture_hold_s {
-    bk_db_connection_t reader;
-    bk_wal_header_t header; /* as seen after the pin */
+    bk_db_connection_t readers[2];
+    unsigned reader;            /* which of them holds the pin */
+    bk_wal_header_t header;     /* as seen after the pin */
+    bk_wal_header_t header_now; /* of the other one */
 };
 
 struct bk_capture_s {

@@ -1,8 +1,8 @@
 /*
  * sqlite/hashes.c: the table of page hashes and its file.
  *
- *   magic "NGXBKHS\1" | page size u32 | salt 8 | frame u32 | checksum u32 × 2 | epoch 16 | txid u64
- *   | seen i64 | inode u64 | digest u64 | count u64 | hashes u64 × count
+ *   magic "NGXBKHS\2" | page size u32 | salt 8 | frame u32 | checksum u32 × 2 | epoch 16 | txid u64
+ *   | seen i64 | began i64 | inode u64 | digest u64 | count u64 | hashes u64 × count
  *   | XXH3-64 of all before u64
  */
 #include "sqlite/hashes.h"
@@ -17,8 +17,8 @@
 #include "base/publish.h"
 #include "sqlite/source.h"
 
-#define MAGIC     "NGXBKHS\1"
-#define HEADER    92u
+#define MAGIC     "NGXBKHS\2"
+#define HEADER    100u
 #define FILE_MAX  (40ull << 30)
 #define PAGES_MAX UINT32_MAX
 
@@ -97,6 +97,7 @@ bk_rc_t bk_hashes_save(const bk_hashes_t *h, const bk_hashes_state_t *state, con
     bk_buf_add(&head, state->epoch, BK_TXLOG_EPOCH);
     bk_buf_u64(&head, state->txid);
     bk_buf_i64(&head, state->seen);
+    bk_buf_i64(&head, state->began);
     bk_buf_u64(&head, state->inode);
     bk_buf_u64(&head, h->digest);
     bk_buf_u64(&head, h->count);
@@ -134,6 +135,7 @@ static bk_rc_t parse(bk_hashes_t *h, bk_hashes_state_t *state, const bk_buf_t *f
     const uint8_t *epoch = bk_cur_bytes(&cur, BK_TXLOG_EPOCH);
     state->txid = bk_cur_u64(&cur);
     state->seen = bk_cur_i64(&cur);
+    state->began = bk_cur_i64(&cur);
     state->inode = bk_cur_u64(&cur);
     uint64_t digest = bk_cur_u64(&cur), count = bk_cur_u64(&cur);
     const uint8_t *of = count <= PAGES_MAX ? bk_cur_bytes(&cur, (size_t)count * 8) : NULL;

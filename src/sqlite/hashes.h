@@ -21,6 +21,7 @@ typedef struct {
     uint64_t txid; /* after this transaction; 0: before the first */
     bk_txlog_place_t place;
     int64_t seen;   /* ns: when the database was known to be so */
+    int64_t began;  /* ns: the epoch */
     uint64_t inode; /* of the database */
 } bk_hashes_state_t;
 

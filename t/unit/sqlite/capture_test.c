@@ -489,6 +489,49 @@ static void a_hold_bridges_the_time_between_two(void **state)
     sqlite3_close(db);
 }
 
+/* While the other one goes on a hold moves on: the log begins anew all the same. */
+static void a_hold_that_moves_on_lets_the_log_begin_anew(void **state)
+{
+    box_t *box = *state;
+    bk_capture_hold_t *hold;
+    bk_capture_options_t options = {.database = box->db, .dir = box->log, .busy_ms = 20000};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "PRAGMA wal_autocheckpoint=0");
+    start(box);
+    OK(bk_capture_hold(box->db, 1000, &box->ctl, &hold, &box->err), &box->err);
+    for (unsigned i = 0; i < 10; i++) {
+        run_sql(db, "UPDATE t SET v = v + 1");
+        step(box);
+        OK(bk_capture_hold_next(hold, &box->err), &box->err);
+        bk_capture_hold_turn(hold, true);
+        come_to_rest(box);
+        OK(bk_capture_hold_next(hold, &box->err), &box->err);
+        if (i == 5) {
+            bk_capture_hold_turn(hold, false); /* was the other one gone? */
+            OK(bk_capture_hold_next(hold, &box->err), &box->err);
+        }
+        bk_capture_hold_turn(hold, true);
+        assert_in_range(bk_capture_hold_frames(hold), 1, 4);
+    }
+    /* What it sees now is captured before the other one lets go. */
+    run_sql(db, "UPDATE t SET v = v + 1");
+    OK(bk_capture_hold_next(hold, &box->err), &box->err);
+    bk_capture_hold_turn(hold, true);
+    stop(box);
+    sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+    run_sql(db, "UPDATE t SET v = v + 1; UPDATE t SET v = v + 1");
+    options.hold = hold;
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    bk_capture_hold_end(hold);
+    assert_int_equal(state_of(box).gaps, 0);
+    replay(box, NULL, NULL);
+    assert_int_equal(box->txid, 13);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
 /* An empty log has no name of its own: one is as good as another, so it proves nothing. */
 static void a_hold_on_an_empty_log_bridges_nothing(void **state)
 {
@@ -721,6 +764,7 @@ int main(void)
         TEST(what_nobody_saw_is_one_gap),
         TEST(a_restart_of_the_application_is_no_gap),
         TEST(a_hold_bridges_the_time_between_two),
+        TEST(a_hold_that_moves_on_lets_the_log_begin_anew),
         TEST(a_hold_on_an_empty_log_bridges_nothing),
         TEST(outside_wal_mode_nothing_is_held),
         TEST(kills_leave_a_gap_at_worst),

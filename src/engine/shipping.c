@@ -1,0 +1,356 @@
+/*
+ * engine/shipping.c: sealed segments to the storage, and away from base_dir once nobody needs them
+ * there.  Reads below base_dir/wal, writes to the storage.
+ *
+ * The files belong to the capture, which alone knows which epoch it is in and which segment it
+ * writes: an open segment is never touched here, and what is removed is decided under the capture's
+ * lock, while this process still has the set.  What is put on the storage needs no lock: a sealed
+ * segment does not change any more.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/publish.h"
+#include "base/str.h"
+#include "engine/capturing_private.h"
+#include "engine/moments.h"
+
+#define LOCK_WAIT 1 /* s: a step is over by then, unless it reads the whole database */
+
+static int only_segments(const struct dirent *entry)
+{
+    const char *end = strrchr(entry->d_name, '.');
+    return entry->d_name[0] != '.' && end != NULL && strcmp(end, ".tx") == 0;
+}
+
+/* What is known of a segment. */
+typedef struct {
+    bk_history_name_t name;
+    int64_t until; /* ns: of its last transaction */
+    bool sealed, empty;
+} segment_t;
+
+static bk_rc_t look_at(const bk_captured_t *one, const char *path, segment_t *segment,
+                       bk_err_t *err)
+{
+    bk_txlog_t *log = NULL;
+    bk_rc_t rc = bk_txlog_open_file(path, &log, err);
+    if (rc != BK_OK)
+        return rc;
+    size_t count = bk_txlog_count(log);
+    const bk_txlog_info_t *info = bk_txlog_info(log);
+    *segment = (segment_t){.sealed = bk_txlog_sealed(log), .empty = count == 0};
+    bk_strcpy(segment->name.database, sizeof segment->name.database, one->key);
+    memcpy(segment->name.epoch, info->epoch, BK_EPOCH_SIZE);
+    segment->name.first = info->first;
+    if (count > 0) {
+        segment->name.last = bk_txlog_tx(log, count - 1)->txid;
+        segment->until = bk_txlog_tx(log, count - 1)->t_hi;
+    }
+    bk_txlog_free(log);
+    return BK_OK;
+}
+
+static bk_rc_t put(bk_repo_t *repo, const segment_t *segment, const char *path, bk_ctl_t *ctl,
+                   bk_err_t *err)
+{
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    bk_rc_t rc = fd < 0 || fstat(fd, &st) != 0
+                     ? bk_err_sys(err, errno, "open %s", path)
+                     : bk_history_put(repo, &segment->name, fd, (uint64_t)st.st_size, ctl, err);
+    if (fd >= 0)
+        close(fd);
+    return rc;
+}
+
+static bool is_shipped(bk_captured_t *one, const segment_t *segment)
+{
+    pthread_mutex_lock(&one->text);
+    bool shipped = memcmp(segment->name.epoch, one->shipped_epoch, BK_EPOCH_SIZE) == 0 &&
+                   segment->name.last <= one->shipped;
+    pthread_mutex_unlock(&one->text);
+    return shipped;
+}
+
+/* Of the epoch that goes on, when look_at_storage has seen what was there before. */
+static void note_shipped(bk_captured_t *one, const segment_t *segment)
+{
+    pthread_mutex_lock(&one->text);
+    if (memcmp(segment->name.epoch, one->shipped_epoch, BK_EPOCH_SIZE) == 0 &&
+        segment->name.last > one->shipped) {
+        one->shipped = segment->name.last;
+        one->shipped_until = segment->until;
+    }
+    pthread_mutex_unlock(&one->text);
+}
+
+/*
+ * Lock held.  Whether a segment is needed to go on after a crash; before the first capture nobody
+ * knows which epoch goes on.
+ */
+static bool is_needed(const bk_captured_t *one, const segment_t *segment)
+{
+    bk_capture_state_t state;
+    if (one->capture == NULL)
+        return true;
+    bk_capture_state(one->capture, &state);
+    return memcmp(segment->name.epoch, state.epoch, BK_EPOCH_SIZE) == 0 &&
+           segment->name.last > state.saved;
+}
+
+/* One that is on the storage; *later: whoever has the lock takes too long. */
+static bk_rc_t remove_local(bk_capturing_t *c, bk_captured_t *one, const segment_t *segment,
+                            const char *path, bool *later, bk_err_t *err)
+{
+    struct timespec until;
+    bk_rc_t rc = BK_OK;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += LOCK_WAIT;
+    if (pthread_mutex_timedlock(&one->lock, &until) != 0) {
+        *later = true;
+        return BK_OK;
+    }
+    if (!atomic_load(&c->allowed))
+        rc = bk_err_set(err, BK_INTERRUPTED, "the set has another owner");
+    else if (!is_needed(one, segment) && unlink(path) != 0)
+        rc = bk_err_sys(err, errno, "remove %s", path);
+    pthread_mutex_unlock(&one->lock);
+    return rc;
+}
+
+static bk_rc_t ship_one(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *repo, const char *path,
+                        bool *later, bk_ctl_t *ctl, bk_err_t *err)
+{
+    segment_t segment;
+    if (!atomic_load(&c->allowed))
+        return bk_err_set(err, BK_INTERRUPTED, "the set has another owner");
+    bk_rc_t rc = look_at(one, path, &segment, err);
+    if (rc != BK_OK || !segment.sealed)
+        return rc;
+    if (!segment.empty && !is_shipped(one, &segment)) {
+        rc = put(repo, &segment, path, ctl, err);
+        if (rc == BK_OK)
+            note_shipped(one, &segment);
+    }
+    return rc == BK_OK ? remove_local(c, one, &segment, path, later, err) : rc;
+}
+
+/* --- what is there already --- */
+
+static bk_rc_t read_stored(void *arg, uint64_t offset, void *out, size_t len, bk_err_t *err)
+{
+    return bk_history_read(arg, offset, out, len, NULL, err);
+}
+
+static void close_stored(void *arg)
+{
+    bk_history_close(arg);
+}
+
+static bk_rc_t digest_in(bk_txlog_t *log, uint64_t txid, uint64_t *digest, bool *found)
+{
+    uint64_t first = bk_txlog_info(log)->first;
+    size_t count = bk_txlog_count(log);
+    *found = txid + 1 >= first && txid < first + count;
+    if (*found)
+        *digest = txid >= first ? bk_txlog_tx(log, (size_t)(txid - first))->after
+                                : bk_txlog_tx(log, 0)->before;
+    return BK_OK;
+}
+
+/* What the database was after the last transaction of a segment of the storage. */
+static bk_rc_t digest_stored(bk_repo_t *repo, const bk_history_item_t *item, uint64_t *digest,
+                             bool *found, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_history_reader_t *reader = NULL;
+    bk_txlog_t *log = NULL;
+    bk_rc_t rc = bk_history_open(repo, item, &reader, ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    bk_txlog_source_t source = {.read = read_stored,
+                                .close = close_stored,
+                                .arg = reader,
+                                .size = bk_history_length(reader)};
+    rc = bk_txlog_open(&source, &log, err);
+    if (rc == BK_OK)
+        rc = digest_in(log, item->name.last, digest, found);
+    bk_txlog_free(log);
+    return rc;
+}
+
+/* The same of the segments that are here; not found: they begin later, or there are none. */
+static bk_rc_t digest_here(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZE],
+                           uint64_t txid, uint64_t *digest, bool *found)
+{
+    struct dirent **names;
+    char hex[2 * BK_EPOCH_SIZE + 1];
+    bk_hex(hex, epoch, BK_EPOCH_SIZE);
+    *found = false;
+    int count = scandir(one->dir, &names, only_segments, alphasort);
+    for (int i = 0; i < count; i++) {
+        char path[PATH_MAX];
+        bk_txlog_t *log = NULL;
+        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
+        if (!*found && strncmp(names[i]->d_name, hex, sizeof hex - 1) == 0 &&
+            bk_txlog_open_file(path, &log, NULL) == BK_OK)
+            digest_in(log, txid, digest, found);
+        bk_txlog_free(log);
+        free(names[i]);
+    }
+    if (count >= 0)
+        free(names);
+    return BK_OK;
+}
+
+/*
+ * Everything that is on the storage was durable here before.  When the storage is ahead of what a
+ * capture went on from, or its last transaction ended with another content, base_dir is an older
+ * state of itself (a machine's snapshot was put back), and the numbers that come next are taken.
+ */
+static bk_rc_t is_fork(const bk_captured_t *one, const bk_capture_state_t *state, bk_repo_t *repo,
+                       const bk_history_item_t *last, bool *fork, bk_ctl_t *ctl, bk_err_t *err)
+{
+    uint64_t here = state->resumed_digest, there = 0;
+    bool found = last->name.last == state->resumed, stored = false;
+    *fork = last->name.last > state->resumed;
+    if (*fork)
+        return BK_OK;
+    bk_rc_t rc = found ? BK_OK : digest_here(one, state->epoch, last->name.last, &here, &found);
+    if (rc == BK_OK && found)
+        rc = digest_stored(repo, last, &there, &stored, ctl, err);
+    *fork = rc == BK_OK && found && stored && here != there;
+    return rc;
+}
+
+/* What an earlier worker shipped of the epoch that goes on. */
+static bk_rc_t look_at_storage(bk_captured_t *one, bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_history_list_t list;
+    bool fork = false;
+    pthread_mutex_lock(&one->text);
+    bk_capture_state_t state = one->state;
+    bool known =
+        state.page_size == 0 || memcmp(state.epoch, one->shipped_epoch, sizeof state.epoch) == 0;
+    pthread_mutex_unlock(&one->text);
+    if (known)
+        return BK_OK;
+    bk_rc_t rc = bk_history_list(repo, one->key, state.epoch, ctl, &list, err);
+    if (rc != BK_OK)
+        return rc;
+    const bk_history_item_t *last = list.count > 0 ? &list.items[list.count - 1] : NULL;
+    if (last != NULL)
+        rc = is_fork(one, &state, repo, last, &fork, ctl, err);
+    if (rc == BK_OK) {
+        pthread_mutex_lock(&one->text);
+        one->forked = fork && memcmp(one->state.epoch, state.epoch, sizeof state.epoch) == 0;
+        if (!fork) {
+            memcpy(one->shipped_epoch, state.epoch, sizeof state.epoch);
+            one->shipped = last != NULL ? last->name.last : 0;
+            one->shipped_until = 0;
+        }
+        pthread_mutex_unlock(&one->text);
+    }
+    bk_history_list_free(&list);
+    return rc;
+}
+
+static bool is_forked(bk_captured_t *one)
+{
+    pthread_mutex_lock(&one->text);
+    bool forked = one->forked;
+    pthread_mutex_unlock(&one->text);
+    return forked;
+}
+
+/* *later: there is something left that may be removed another time. */
+static bk_rc_t ship_all_of(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *repo, bool *later,
+                           bk_ctl_t *ctl, bk_err_t *err)
+{
+    struct dirent **names;
+    bk_rc_t rc = look_at_storage(one, repo, ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    if (is_forked(one)) { /* the next step begins an epoch */
+        *later = true;
+        return BK_OK;
+    }
+    int count = scandir(one->dir, &names, only_segments, alphasort);
+    for (int i = 0; i < count; i++) {
+        char path[PATH_MAX];
+        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
+        if (rc == BK_OK)
+            rc = ship_one(c, one, repo, path, later, ctl, err);
+        free(names[i]);
+    }
+    if (count >= 0)
+        free(names);
+    return rc;
+}
+
+static bool sealed_some(bk_captured_t *one, bool set, bool value)
+{
+    pthread_mutex_lock(&one->text);
+    bool some = one->sealed_some;
+    if (set)
+        one->sealed_some = value;
+    pthread_mutex_unlock(&one->text);
+    return some;
+}
+
+/* The repository is opened only when there is something for it. */
+static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_capturing_t *c = engine->capturing;
+    bk_opened_t opened;
+    bool any = false;
+    for (size_t i = 0; i < c->count; i++)
+        any = any || sealed_some(&c->list[i], false, false);
+    if (!any || !atomic_load(&c->allowed))
+        return BK_OK;
+    bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
+    if (rc == BK_REPO_MISSING) { /* before the first backup there is nothing to go with it */
+        bk_err_clear(err);
+        return BK_OK;
+    }
+    if (rc != BK_OK)
+        return rc;
+    for (size_t i = 0; i < c->count && rc == BK_OK; i++) {
+        bk_captured_t *one = &c->list[i];
+        bool later = false;
+        if (!sealed_some(one, true, false))
+            continue;
+        rc = ship_all_of(c, one, opened.repo, &later, ctl, err);
+        if (rc != BK_OK || later)
+            (void)sealed_some(one, true, true);
+    }
+    bk_engine_close_repo(&opened);
+    return rc;
+}
+
+bk_rc_t bk_engine_ship(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_capturing_t *c = engine->capturing;
+    bk_err_t why = {0};
+    bk_rc_t rc = ship_all(engine, ctl, &why);
+    if (rc == BK_INTERRUPTED)
+        return BK_OK; /* the next owner goes on */
+    if (rc != BK_OK && strcmp(c->problem, why.text) != 0)
+        bk_log(BK_LOG_ERROR, "backup %s: transactions stay in %s/" BK_MOMENTS_DIR " for now: %s",
+               c->set->name, c->set->base_dir, why.text);
+    else if (rc == BK_OK && c->problem[0] != '\0')
+        bk_log(BK_LOG_NOTICE, "backup %s: transactions are on the storage again", c->set->name);
+    bk_strcpy(c->problem, sizeof c->problem, rc == BK_OK ? "" : why.text);
+    if (rc != BK_OK && err != NULL)
+        *err = why;
+    return rc;
+}

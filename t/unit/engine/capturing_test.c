@@ -1,0 +1,335 @@
+/*
+ * t/unit/engine/capturing_test.c: what the owner of a set does with captures besides stepping them:
+ * segments on their way to the storage, and everything that may be in the way of it.
+ */
+#include "unit/engine/fixture.h"
+
+#include <dirent.h>
+
+#include "engine/capturing.h"
+#include "engine/engine_private.h"
+#include "engine/moments.h"
+#include "sqlite/hashes.h"
+
+#define DAY_MS 86400000ull
+
+static const uint8_t OTHER[BK_EPOCH_SIZE] = {9};
+
+/* A set whose database is captured; a first backup is there, so that segments are shipped. */
+static fixture_t *captured(void)
+{
+    char id[BK_BACKUP_ID];
+    fixture_t *f = fixture_new(false);
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    open_engine(f);
+    back_up(f, "full", id);
+    return f;
+}
+
+static void capture(fixture_t *f)
+{
+    unsigned again;
+    bk_err_t err = {0};
+    OK(bk_engine_capture(f->engine, true, &again, &err), &err);
+}
+
+static void ship(fixture_t *f)
+{
+    bk_err_t err = {0};
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_ship(f->engine, &f->ctl, &err), &err);
+    bk_ctl_free(&f->ctl);
+}
+
+/* So that what was captured so far is sealed: the next owner goes on with the one that is open. */
+static void seal_all(fixture_t *f)
+{
+    struct dirent **names;
+    bk_err_t err = {0};
+    close_engine(f);
+    int count = scandir(at(f, "base/wal/main"), &names, NULL, alphasort);
+    assert_true(count >= 0);
+    for (int i = 0; i < count; i++) {
+        char name[400];
+        bk_txlog_writer_t *log;
+        bk_fmt(name, sizeof name, "base/wal/main/%s", names[i]->d_name);
+        if (strstr(name, ".tx") != NULL && bk_txlog_reopen(at(f, name), &log, &err) == BK_OK)
+            OK(bk_txlog_seal(log, &err), &err);
+        free(names[i]);
+    }
+    free(names);
+    open_engine(f);
+}
+
+static unsigned stored(fixture_t *f, const uint8_t *epoch)
+{
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_history_list_t list;
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_history_list(opened.repo, "app.main", epoch, NULL, &list, &err), &err);
+    unsigned count = (unsigned)list.count;
+    bk_history_list_free(&list);
+    bk_engine_close_repo(&opened);
+    return count;
+}
+
+static void epoch_of(const fixture_t *f, uint8_t epoch[BK_EPOCH_SIZE])
+{
+    bk_hashes_t hashes;
+    bk_hashes_state_t state;
+    bk_err_t err = {0};
+    OK(bk_hashes_load(&hashes, &state, at(f, "base/wal/main/hashes"), &err), &err);
+    memcpy(epoch, state.epoch, BK_EPOCH_SIZE);
+    bk_hashes_free(&hashes);
+}
+
+static const char *segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE], uint64_t first,
+                           const char *ending)
+{
+    char hex[2 * BK_EPOCH_SIZE + 1], name[200];
+    bk_hex(hex, epoch, BK_EPOCH_SIZE);
+    bk_fmt(name, sizeof name, "base/wal/main/%s-%020llu.%s", hex, (unsigned long long)first,
+           ending);
+    return at(f, name);
+}
+
+static bk_txlog_writer_t *begin_segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE],
+                                        uint64_t first)
+{
+    bk_err_t err = {0};
+    bk_txlog_writer_t *log;
+    bk_txlog_info_t info = {.page_size = 4096, .first = first};
+    memcpy(info.epoch, epoch, BK_EPOCH_SIZE);
+    OK(bk_txlog_create(segment(f, epoch, first, "tx"), &info, &log, &err), &err);
+    return log;
+}
+
+static void add_transaction(bk_txlog_writer_t *log)
+{
+    bk_err_t err = {0};
+    uint8_t page[4096] = {0};
+    bk_tx_t tx = {.txid = bk_txlog_next(log), .page_count = 1, .t_lo = bk_now(), .t_hi = bk_now()};
+    OK(bk_txlog_begin(log, &err), &err);
+    OK(bk_txlog_page(log, 1, page, &err), &err);
+    OK(bk_txlog_end(log, &tx, &err), &err);
+    OK(bk_txlog_sync(log, &err), &err);
+}
+
+static json_t *capture_of(fixture_t *f)
+{
+    json_t *list = bk_capturing_describe(f->engine->capturing);
+    json_t *one = json_incref(json_array_get(list, 0));
+    json_decref(list);
+    return one;
+}
+
+/* --- segments --- */
+
+/* A step may have begun an epoch that nobody was told of yet: its segment grows under us. */
+static void an_open_segment_belongs_to_the_capture(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    bk_txlog_t *log;
+    capture(f);
+    bk_txlog_writer_t *writer = begin_segment(f, OTHER, 1);
+    add_transaction(writer);
+    ship(f);
+    assert_int_equal(stored(f, OTHER), 0);
+    add_transaction(writer);
+    bk_txlog_close(writer);
+    OK(bk_txlog_open_file(segment(f, OTHER, 1, "tx"), &log, &err), &err);
+    assert_false(bk_txlog_sealed(log));
+    assert_int_equal(bk_txlog_count(log), 2);
+    bk_txlog_free(log);
+    fixture_free(f);
+}
+
+/* The next capture that begins seals it: then it is shipped whole, and needed here no more. */
+static void what_a_dead_process_left_open_is_shipped(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    capture(f);
+    bk_txlog_writer_t *writer = begin_segment(f, OTHER, 1);
+    add_transaction(writer);
+    add_transaction(writer);
+    bk_txlog_close(writer);
+    bk_txlog_close(begin_segment(f, OTHER, 3)); /* and one with nothing in it */
+    close_engine(f);
+    open_engine(f);
+    ship(f);
+    assert_int_equal(stored(f, OTHER), 0);
+    capture(f);
+    ship(f);
+    assert_int_equal(stored(f, OTHER), 1);
+    assert_int_equal(access(segment(f, OTHER, 1, "tx"), F_OK), -1);
+    assert_int_equal(access(segment(f, OTHER, 3, "tx"), F_OK), -1);
+    fixture_free(f);
+}
+
+/* Whoever has lost the set while it ships takes nothing away from the next owner. */
+static void a_former_owner_removes_nothing(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    uint8_t epoch[BK_EPOCH_SIZE];
+    capture(f);
+    epoch_of(f, epoch);
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    capture(f);
+    sqlite3_close(db);
+    seal_all(f);
+    capture(f);
+    bk_engine_disown(f->engine);
+    ship(f);
+    assert_int_equal(stored(f, epoch), 0);
+    assert_int_equal(access(segment(f, epoch, 1, "tx"), F_OK), 0);
+    fixture_free(f);
+}
+
+/* --- holds --- */
+
+/* Whether a reader is left anywhere. */
+static bool is_held(sqlite3 *db)
+{
+    return sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL) ==
+           SQLITE_BUSY;
+}
+
+/* Of a worker that quits before it ever had the set; and of one that cannot have it. */
+static void a_hold_ends_with_the_hope_of_the_set(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_engine_t *second;
+    bk_err_t err = {0};
+    sqlite3 *db = open_db(f, "app/app.db");
+    sqlite3_busy_timeout(db, 0);
+    for (unsigned round = 0; round < 2; round++) {
+        OK(bk_engine_open(&f->set, &second, &err), &err);
+        bk_engine_capture_hold(second);
+        assert_int_equal(bk_engine_own(second, &err), BK_LOCKED);
+        sql(db, "INSERT INTO jobs(name) VALUES('one')");
+        assert_true(is_held(db));
+        if (round == 0) {
+            bk_engine_capture_release(second);
+            assert_false(is_held(db));
+            bk_engine_capture_hold(second); /* a look that came late */
+        } else {
+            bk_engine_disown(f->engine);
+            assert_int_equal(rmdir(at(f, "base/scratch")), 0);
+            put(f, "base/scratch", "in the way");
+            assert_int_not_equal(bk_engine_own(second, &err), BK_OK);
+            assert_int_equal(unlink(at(f, "base/scratch")), 0);
+        }
+        sql(db, "INSERT INTO jobs(name) VALUES('two')");
+        assert_false(is_held(db));
+        bk_engine_close(second);
+    }
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* --- epochs --- */
+
+/* base_dir as it was, below an application and a storage that went on. */
+static void keep_base(const fixture_t *f, bool back)
+{
+    char command[2200];
+    const char *from = at(f, back ? "kept" : "base"), *to = at(f, back ? "base" : "kept");
+    bk_fmt(command, sizeof command, "rm -rf %s && cp -a %s %s", to, from, to);
+    assert_int_equal(system(command), 0);
+}
+
+static void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        sql(db, "INSERT INTO jobs(name) VALUES('row')");
+    capture(f);
+}
+
+static bool has_warning(fixture_t *f)
+{
+    json_t *health;
+    bk_err_t err = {0};
+    OK(bk_engine_health(f->engine, &health, &err), &err);
+    bool warns = strcmp(text_of(health, "checks.database_main:base.0.status"), "warn") == 0;
+    json_decref(health);
+    return warns;
+}
+
+/* Numbers that are on the storage are not given a second time. */
+static void an_older_base_dir_begins_an_epoch(void **state)
+{
+    bool same_number = *(const bool *)*state;
+    fixture_t *f = captured();
+    uint8_t first[BK_EPOCH_SIZE], second[BK_EPOCH_SIZE];
+    char id[BK_BACKUP_ID];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    back_up(f, "full", id);
+    assert_false(has_warning(f));
+    add_rows(db, f, 2);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    epoch_of(f, first);
+    close_engine(f);
+    keep_base(f, false);
+    open_engine(f);
+    capture(f);
+    add_rows(db, f, 3);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    assert_int_equal(stored(f, first), 2);
+    close_engine(f);
+    keep_base(f, true);
+    sql(db, "PRAGMA wal_checkpoint(TRUNCATE); UPDATE jobs SET name = 'other' WHERE id = 1");
+    open_engine(f);
+    capture(f);
+    if (same_number) { /* captured further than the storage knows before that could be asked */
+        add_rows(db, f, 3);
+        seal_all(f);
+        capture(f);
+    }
+    ship(f);
+    assert_int_equal(stored(f, first), 2);
+    capture(f); /* here it begins */
+    epoch_of(f, second);
+    assert_memory_not_equal(first, second, sizeof first);
+    assert_true(has_warning(f));
+    add_rows(db, f, 2);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    assert_int_equal(stored(f, first), 2);
+    assert_int_equal(stored(f, second), 1);
+    assert_true(has_warning(f));
+    json_t *one = capture_of(f);
+    assert_int_equal(int_of(one, "transaction"), 2);
+    assert_int_equal(int_of(one, "shipped_transaction"), 2);
+    json_decref(one);
+    back_up(f, "full", id);
+    assert_false(has_warning(f));
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+int main(void)
+{
+    static bool ahead = false, same = true;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_open_segment_belongs_to_the_capture),
+        cmocka_unit_test(what_a_dead_process_left_open_is_shipped),
+        cmocka_unit_test(a_former_owner_removes_nothing),
+        cmocka_unit_test(a_hold_ends_with_the_hope_of_the_set),
+        cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),
+        cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &same),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
