@@ -25,6 +25,7 @@
 
 /* --- backups --- */
 
+/* Of those that are stored and were checked there: no other is a reason to let an older one go. */
 typedef struct {
     const bk_snapshot_t *newest, *newest_whole, *newest_full; /* of this set; safety ones are not */
 } keepers_t;
@@ -34,7 +35,7 @@ static keepers_t find_keepers(const bk_set_t *set, const bk_snapshot_list_t *lis
     keepers_t k = {0};
     for (size_t i = 0; i < list->count; i++) {
         const bk_snapshot_t *s = &list->items[i];
-        if (strcmp(s->set, set->name) != 0 || strcmp(s->kind, "safety") == 0)
+        if (strcmp(s->set, set->name) != 0 || strcmp(s->kind, "safety") == 0 || s->provisional)
             continue;
         k.newest = s;
         if (s->unreadable_total > 0)
@@ -52,15 +53,16 @@ static void add_reason(json_t *reasons, bool holds, const char *text)
         json_array_append_new(reasons, json_string(text));
 }
 
-/* The moment from which on transactions are needed: the newest backup that is older than the
- * window. */
+/* The moment from which on transactions are needed: the newest backup that is stored, checked there
+ * and older than the window. */
 static int64_t needed_since(const bk_set_t *set, const bk_set_db_t *db,
                             const bk_snapshot_list_t *list)
 {
     int64_t since = INT64_MIN, edge = bk_now() - (int64_t)db->pitr_window * BK_MS;
     for (size_t i = 0; i < list->count; i++) {
         const bk_snapshot_t *s = &list->items[i];
-        for (size_t n = 0; n < s->db_count && strcmp(s->set, set->name) == 0; n++)
+        bool counts = strcmp(s->set, set->name) == 0 && !s->provisional;
+        for (size_t n = 0; n < s->db_count && counts; n++)
             if (strcmp(s->dbs[n].name, db->name) == 0 && s->dbs[n].instant < edge &&
                 s->dbs[n].instant > since)
                 since = s->dbs[n].instant;
@@ -96,6 +98,7 @@ static json_t *reasons_of(const bk_set_t *set, const bk_snapshot_t *s, const kee
     int64_t age_ms = (now - s->completed) / BK_MS;
     add_reason(reasons, strcmp(s->set, set->name) != 0, "belongs to another set");
     add_reason(reasons, s->pinned, "pinned");
+    add_reason(reasons, s->provisional, "waits to be stored, and checked there");
     add_reason(reasons, s == k->newest, "the newest backup");
     add_reason(reasons, s == k->newest_whole, "the newest backup without warnings");
     add_reason(reasons, s == k->newest_full, "the newest full backup without warnings");

@@ -59,6 +59,11 @@ typedef struct {
                      */
     char *object;   /* its own object name; set by load and list */
     uint64_t object_size;
+    /*
+     * Set by list: it is still in this machine's spool, so it is not on the storage, or was not checked
+     * there for the last time.  Never a reason to let an older one go.
+     */
+    bool provisional;
 } bk_snapshot_t;
 
 void bk_snapshot_init(bk_snapshot_t *snapshot);
