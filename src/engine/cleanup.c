@@ -165,13 +165,14 @@ static void clean_aside(const char *dir, const char *prefix, int64_t age_ns, boo
     closedir(stream);
 }
 
-/* Damaged catalogs, and databases that recoveries replaced, once retention has passed. */
+/* Damaged catalogs and snapshots, and databases that recoveries replaced, once retention has passed. */
 static void clean_leftovers(const bk_set_t *set, bool dry_run, json_t *removed)
 {
     if (set->retention_db == 0)
         return;
     int64_t age = (int64_t)set->retention_db * BK_MS;
     clean_aside(set->base_dir, "catalog.db.damaged-", age, dry_run, removed);
+    clean_aside(set->base_dir, "snapshot.damaged-", age, dry_run, removed);
     for (size_t i = 0; i < set->db_count; i++) {
         char dir[PATH_MAX], prefix[NAME_MAX * 2];
         bk_strcpy(dir, sizeof dir, set->dbs[i].path);
@@ -261,21 +262,29 @@ bk_rc_t bk_job_cleanup(bk_job_t *job, bk_err_t *err)
 bk_rc_t bk_job_delete(bk_job_t *job, bk_err_t *err)
 {
     const char *id = json_string_value(json_object_get(job->body, "backup_id"));
-    const bk_snapshot_t *snapshot;
+    const bk_snapshot_t *snapshot = NULL;
     bk_snapshot_list_t list = {0};
     bk_opened_t opened;
     bk_rc_t rc = bk_engine_open_repo(job->engine, false, job->ctl, &opened, err);
     if (rc != BK_OK)
         return rc;
-    rc = bk_snapshot_list(opened.repo, job->engine->cache_dir, job->ctl, &list, err);
+    /* Without notes: what is still damaged afterwards is told then. */
+    rc = bk_snapshot_list(opened.repo, job->engine->cache_dir, NULL, &list, err);
     if (rc == BK_OK)
         rc = bk_snapshot_find(&list, id != NULL ? id : "", &snapshot, err);
-    if (rc == BK_OK && snapshot->pinned)
+    if (rc == BK_NOT_FOUND && id != NULL && list.damaged > 0) {
+        bk_err_t why = {0}; /* what find said tells more, when it is none of the damaged ones */
+        rc =
+            bk_snapshot_remove_damaged(opened.repo, id, job->engine->set->base_dir, job->ctl, &why);
+        if (rc != BK_NOT_FOUND && err != NULL)
+            *err = why;
+    } else if (rc == BK_OK && snapshot->pinned) {
         rc = bk_err_set(err, BK_CONFLICT, "backup %s is pinned: it cannot be deleted", id);
-    if (rc == BK_OK)
+    } else if (rc == BK_OK) {
         rc = bk_snapshot_remove(opened.repo, snapshot, job->ctl, err);
+    }
     if (rc == BK_OK) {
-        json_object_set_new(job->result, "deleted", json_string(snapshot->backup_id));
+        json_object_set_new(job->result, "deleted", json_string(id));
         json_object_set_new(job->result, "note", json_string(NOT_COLLECTED));
         rc = bk_engine_sync_from(job->engine, &opened, job->ctl, err);
     }

@@ -210,3 +210,48 @@ bk_rc_t bk_snapshot_remove(bk_repo_t *repo, const bk_snapshot_t *snapshot, bk_ct
         rc = bk_storage_remove(objects->spool, snapshot->object, ctl, err);
     return rc;
 }
+
+/* Only what no key can make readable again: its SHA-256 differs from its name. */
+static bk_rc_t remove_damaged(bk_repo_t *repo, const char *name, const char *aside_dir,
+                              size_t *removed, bk_ctl_t *ctl, bk_err_t *err)
+{
+    const bk_objects_t *objects = bk_repo_objects(repo);
+    char path[4096];
+    bk_buf_t object;
+    bk_buf_init(&object, SNAPSHOT_MAX);
+    bk_rc_t rc = bk_objects_get_all(objects, name, &object, ctl, err);
+    bool damaged = rc == BK_OK && !right_name(name, &object);
+    if (damaged &&
+        !bk_fmt(path, sizeof path, "%s/snapshot.damaged-%s", aside_dir, name + PREFIX_LEN))
+        rc = bk_err_set(err, BK_CONFIG, "base_dir: the path is too long");
+    else if (damaged)
+        rc = bk_publish_bytes(AT_FDCWD, path, 0600, object.data, object.len, false, err);
+    if (rc == BK_OK && damaged)
+        rc = bk_storage_remove(objects->storage, name, ctl, err);
+    if (rc == BK_OK && damaged && objects->spool != NULL)
+        rc = bk_storage_remove(objects->spool, name, ctl, err);
+    *removed += rc == BK_OK && damaged;
+    bk_buf_free(&object);
+    return rc;
+}
+
+bk_rc_t bk_snapshot_remove_damaged(bk_repo_t *repo, const char *backup_id, const char *aside_dir,
+                                   bk_ctl_t *ctl, bk_err_t *err)
+{
+    char prefix[BK_STORAGE_NAME];
+    bk_texts_t names = {0};
+    size_t removed = 0;
+    if (!bk_backup_id_valid(backup_id))
+        return bk_err_set(err, BK_INVALID, "\"%s\" is no backup id", backup_id);
+    bk_fmt(prefix, sizeof prefix, PREFIX "%s-", backup_id);
+    bk_rc_t rc =
+        bk_objects_list(bk_repo_objects(repo), prefix, bk_storage_collect, &names, ctl, err);
+    bk_texts_sort(&names);
+    for (size_t i = 0; i < names.count && rc == BK_OK; i++)
+        if (strlen(names.items[i].text) == strlen(prefix) + 2 * BK_ID_SIZE)
+            rc = remove_damaged(repo, names.items[i].text, aside_dir, &removed, ctl, err);
+    bk_texts_free(&names);
+    if (rc == BK_OK && removed == 0)
+        rc = bk_err_set(err, BK_NOT_FOUND, "there is no backup \"%s\"", backup_id);
+    return rc;
+}

@@ -315,6 +315,56 @@ static void a_backup_is_deleted_by_its_id(void **state)
     json_decref(backup);
 }
 
+static void spoil_snapshot(void *arg, const char *path, const struct stat *st)
+{
+    const char *prefix = arg;
+    if (strncmp(strrchr(path, '/') + 1, prefix, strlen(prefix)) == 0)
+        test_spoil(path, st->st_size / 2, "XXXX");
+}
+
+static void count_aside(void *arg, const char *path, const struct stat *st)
+{
+    (void)st;
+    *(int *)arg += strstr(path, "/snapshot.damaged-full_") != NULL;
+}
+
+/* A copy of the object stays beside the catalog until retention has passed. */
+static void a_damaged_backup_is_deleted_by_its_id_and_health_is_well(void **state)
+{
+    fixture_t *f = *state;
+    char ids[2][BK_BACKUP_ID], body[128];
+    json_t *health = NULL;
+    int aside = 0;
+    back_up(f, "full", ids[0]);
+    back_up(f, "full", ids[1]);
+    bk_fmt(body, sizeof body, "%s-", ids[0]);
+    test_visit(at(f, "storage/snapshots"), spoil_snapshot, body);
+    OK(bk_remove_tree(at(f, "base/cache/snapshots"), true, &f->err), &f->err);
+    done(do_job(f, BK_JOB_VERIFY, "{\"level\": 0}", "failed"));
+    OK(bk_engine_sync(f->engine, NULL, &f->err), &f->err);
+    OK(bk_engine_health(f->engine, &health, &f->err), &f->err);
+    assert_string_equal(text_of(health, "status"), "fail");
+    json_decref(health);
+    bk_fmt(body, sizeof body, "{\"backup_id\": \"%s\"}", ids[0]);
+    done(do_job(f, BK_JOB_DELETE, body, "completed"));
+    done(do_job(f, BK_JOB_DELETE, body, "failed"));
+    test_visit(at(f, "base"), count_aside, &aside);
+    assert_int_equal(aside, 1);
+    done(do_job(f, BK_JOB_VERIFY, "{\"level\": 2}", "completed"));
+    OK(bk_engine_health(f->engine, &health, &f->err), &f->err);
+    assert_string_not_equal(text_of(health, "status"), "fail");
+    json_decref(health);
+    json_t *backup = NULL;
+    OK(bk_engine_backup(f->engine, ids[1], &backup, &f->err), &f->err);
+    json_decref(backup);
+    retention_ms(f, 1);
+    bk_sleep_ms(20);
+    done(do_job(f, BK_JOB_CLEANUP, NULL, "completed"));
+    aside = 0;
+    test_visit(at(f, "base"), count_aside, &aside);
+    assert_int_equal(aside, 0);
+}
+
 /* --- what is shown --- */
 
 static void status_has_the_members_that_pages_read(void **state)
@@ -605,6 +655,7 @@ int main(void)
         T(cleanup_counts_on_what_is_stored_and_checked_only),
         T(cleanup_removes_what_was_set_aside_long_ago),
         T(a_backup_is_deleted_by_its_id),
+        T(a_damaged_backup_is_deleted_by_its_id_and_health_is_well),
         T(status_has_the_members_that_pages_read),
         T(status_shows_the_running_job),
         T(health_follows_what_happens),
