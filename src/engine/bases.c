@@ -212,11 +212,22 @@ static bk_rc_t keep_epoch(bk_moments_t *m, const bk_bases_t *bases, size_t first
     return BK_OK;
 }
 
+/* Nothing may go for a backup that is not known to last. */
+static void leave_out_provisional(bk_bases_t *bases)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < bases->count; i++)
+        if (!bases->list->items[bases->items[i].item].provisional)
+            bases->items[kept++] = bases->items[i];
+    bases->count = kept;
+}
+
 bk_rc_t bk_moments_keep(bk_moments_t *m, int64_t since, const bk_snapshot_list_t *list,
                         bool *backups, bk_err_t *err)
 {
     bk_bases_t bases;
     bk_rc_t rc = bk_bases_init(&bases, list, m->database, err);
+    leave_out_provisional(&bases);
     for (size_t first = 0, end; first < m->count && rc == BK_OK; first = end) {
         end = bk_moments_epoch_end(m, first);
         /* One is over when the next one begins. */

@@ -25,6 +25,7 @@
 
 /* --- backups --- */
 
+/* Of those that are stored and were checked there: no other is a reason to let an older one go. */
 typedef struct {
     const bk_snapshot_t *newest, *newest_whole, *newest_full; /* of this set; safety ones are not */
 } keepers_t;
@@ -34,7 +35,7 @@ static keepers_t find_keepers(const bk_set_t *set, const bk_snapshot_list_t *lis
     keepers_t k = {0};
     for (size_t i = 0; i < list->count; i++) {
         const bk_snapshot_t *s = &list->items[i];
-        if (strcmp(s->set, set->name) != 0 || strcmp(s->kind, "safety") == 0)
+        if (strcmp(s->set, set->name) != 0 || strcmp(s->kind, "safety") == 0 || s->provisional)
             continue;
         k.newest = s;
         if (s->unreadable_total > 0)
@@ -79,7 +80,7 @@ static void mark_by_time(windows_t *w, const bk_set_db_t *db, int64_t edge)
             if (strcmp(s->dbs[n].name, db->name) != 0)
                 continue;
             w->begins[i] = w->begins[i] || s->dbs[n].instant >= edge;
-            if (s->dbs[n].instant < edge)
+            if (s->dbs[n].instant < edge && !s->provisional)
                 before = i;
         }
     }
@@ -147,6 +148,7 @@ static json_t *reasons_of(const bk_set_t *set, const bk_snapshot_t *s, const kee
     int64_t age_ms = (now - s->completed) / BK_MS;
     add_reason(reasons, strcmp(s->set, set->name) != 0, "belongs to another set");
     add_reason(reasons, s->pinned, "pinned");
+    add_reason(reasons, s->provisional, "waits to be stored, and checked there");
     add_reason(reasons, s == k->newest, "the newest backup");
     add_reason(reasons, s == k->newest_whole, "the newest backup without warnings");
     add_reason(reasons, s == k->newest_full, "the newest full backup without warnings");
@@ -216,13 +218,14 @@ static void clean_aside(const char *dir, const char *prefix, int64_t age_ns, boo
     closedir(stream);
 }
 
-/* Damaged catalogs, and databases that recoveries replaced, once retention has passed. */
+/* Damaged catalogs and snapshots, and databases that recoveries replaced, once retention has passed. */
 static void clean_leftovers(const bk_set_t *set, bool dry_run, json_t *removed)
 {
     if (set->retention_db == 0)
         return;
     int64_t age = (int64_t)set->retention_db * BK_MS;
     clean_aside(set->base_dir, "catalog.db.damaged-", age, dry_run, removed);
+    clean_aside(set->base_dir, "snapshot.damaged-", age, dry_run, removed);
     for (size_t i = 0; i < set->db_count; i++) {
         char dir[PATH_MAX], prefix[NAME_MAX * 2];
         bk_strcpy(dir, sizeof dir, set->dbs[i].path);
@@ -379,15 +382,27 @@ static bk_rc_t may_delete(bk_engine_t *engine, bk_opened_t *opened, const bk_sna
     return rc;
 }
 
-static bk_rc_t find_deleted(bk_engine_t *engine, bk_opened_t *opened, const json_t *body,
+/*
+ * NULL: its snapshot is damaged, or there is none of that id.  Damage is not noted: what is left of
+ * it afterwards is told then.
+ */
+static bk_rc_t find_deleted(bk_engine_t *engine, bk_opened_t *opened, const char *id,
                             bk_snapshot_list_t *list, const bk_snapshot_t **snapshot, bk_ctl_t *ctl,
                             bk_err_t *err)
 {
-    const char *id = json_string_value(json_object_get(body, "backup_id"));
-    bk_rc_t rc = bk_snapshot_list(opened->repo, engine->cache_dir, ctl, list, err);
+    bk_err_t why = {0};
+    *snapshot = NULL;
+    bk_rc_t rc = bk_snapshot_list(opened->repo, engine->cache_dir, NULL, list, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = bk_snapshot_find(list, id != NULL ? id : "", snapshot, &why);
     if (rc == BK_OK)
-        rc = bk_snapshot_find(list, id != NULL ? id : "", snapshot, err);
-    return rc == BK_OK ? may_delete(engine, opened, list, *snapshot, ctl, err) : rc;
+        return may_delete(engine, opened, list, *snapshot, ctl, err);
+    if (rc == BK_NOT_FOUND && id != NULL && list->damaged > 0)
+        return BK_OK;
+    if (err != NULL)
+        *err = why;
+    return rc;
 }
 
 bk_rc_t bk_delete_check(bk_engine_t *engine, const json_t *body, bk_ctl_t *ctl, bk_err_t *err)
@@ -398,7 +413,8 @@ bk_rc_t bk_delete_check(bk_engine_t *engine, const json_t *body, bk_ctl_t *ctl, 
     bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
     if (rc != BK_OK)
         return rc;
-    rc = find_deleted(engine, &opened, body, &list, &snapshot, ctl, err);
+    rc = find_deleted(engine, &opened, json_string_value(json_object_get(body, "backup_id")), &list,
+                      &snapshot, ctl, err);
     bk_snapshot_list_free(&list);
     bk_engine_close_repo(&opened);
     return rc;
@@ -406,17 +422,20 @@ bk_rc_t bk_delete_check(bk_engine_t *engine, const json_t *body, bk_ctl_t *ctl, 
 
 bk_rc_t bk_job_delete(bk_job_t *job, bk_err_t *err)
 {
+    const char *id = json_string_value(json_object_get(job->body, "backup_id"));
     const bk_snapshot_t *snapshot;
     bk_snapshot_list_t list = {0};
     bk_opened_t opened;
     bk_rc_t rc = bk_engine_open_repo(job->engine, false, job->ctl, &opened, err);
     if (rc != BK_OK)
         return rc;
-    rc = find_deleted(job->engine, &opened, job->body, &list, &snapshot, job->ctl, err);
+    rc = find_deleted(job->engine, &opened, id, &list, &snapshot, job->ctl, err);
     if (rc == BK_OK)
-        rc = bk_snapshot_remove(opened.repo, snapshot, job->ctl, err);
+        rc = snapshot != NULL ? bk_snapshot_remove(opened.repo, snapshot, job->ctl, err)
+                              : bk_snapshot_remove_damaged(
+                                    opened.repo, id, job->engine->set->base_dir, job->ctl, err);
     if (rc == BK_OK) {
-        json_object_set_new(job->result, "deleted", json_string(snapshot->backup_id));
+        json_object_set_new(job->result, "deleted", json_string(id));
         json_object_set_new(job->result, "note", json_string(NOT_COLLECTED));
         rc = bk_engine_sync_from(job->engine, &opened, job->ctl, err);
     }

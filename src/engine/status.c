@@ -283,8 +283,10 @@ static void check_age(const bk_engine_t *engine, const json_t *summary, json_t *
 static void check_snapshots(const json_t *summary, json_t *checks, verdict_t *worst)
 {
     if (figure(summary, "damaged") > 0)
-        add_check(checks, "repository:backups", FAIL, json_integer(figure(summary, "damaged")),
-                  NULL, "backups in the storage cannot be read: run verify", worst);
+        add_check(
+            checks, "repository:backups", FAIL, json_integer(figure(summary, "damaged")), NULL,
+            "backups in the storage cannot be read: verify names them, deleting them ends this",
+            worst);
 }
 
 static void check_last_job(bk_engine_t *engine, json_t *checks, verdict_t *worst)

@@ -122,6 +122,43 @@ static bk_rc_t read_format(bk_repo_t *repo, format_t *format, bk_ctl_t *ctl, bk_
     return rc;
 }
 
+static bk_rc_t stop_at_first(void *arg, const bk_storage_item_t *item, bk_err_t *err)
+{
+    (void)err;
+    bk_strcpy(arg, BK_STORAGE_NAME, item->name);
+    return BK_EXISTS;
+}
+
+/*
+ * Whatever is there without FORMAT is what is left of another repository: a new keyring among old
+ * packs would hide what its FORMAT, once it is back, makes readable.  A slot alone holds nothing: a
+ * creator died before its FORMAT.
+ */
+static bk_rc_t refuse_remains(bk_repo_t *repo, bk_ctl_t *ctl, bk_err_t *err)
+{
+    static const char *const folders[] = {"snapshots/", "packs/", "meta/", "index/", "wal/"};
+    char found[BK_STORAGE_NAME] = "";
+    bk_storage_t *storage = repo->objects.storage;
+    bk_rc_t rc = BK_OK;
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0] && rc == BK_OK; i++) {
+        bk_err_t why = {0};
+        rc = bk_storage_list(storage, folders[i], stop_at_first, found, ctl, &why);
+        if (rc == BK_NOT_FOUND) /* the storage itself is made by the first object */
+            rc = BK_OK;
+        else if (rc != BK_OK && rc != BK_EXISTS && err != NULL)
+            *err = why;
+    }
+    uint64_t size;
+    if (rc != BK_EXISTS || bk_storage_size(storage, "FORMAT", &size, ctl, NULL) == BK_OK)
+        return rc; /* BK_EXISTS: another creator was faster */
+    return bk_err_set(err, BK_CONFLICT,
+                      "%s %s holds %s, but no FORMAT object: this is what is left of a repository, "
+                      "and no new one is begun in it. Put FORMAT back (from a copy of the storage, "
+                      "or as docs/repository-format.md, \"A lost FORMAT\", tells), or use an empty "
+                      "storage",
+                      bk_storage_driver(storage), bk_storage_name(storage), found);
+}
+
 /*
  * Slot first, FORMAT last: a crash between them leaves a slot of no repository, which is passed
  * over.
@@ -136,6 +173,8 @@ static bk_rc_t create(bk_repo_t *repo, const bk_repo_options_t *options, bk_ctl_
         return bk_err_set(err, BK_CONFIG, "a new encrypted repository needs a key or a passphrase");
     if (options->plain && secret)
         return bk_err_set(err, BK_CONFIG, "a repository without encryption takes no key");
+    if ((rc = refuse_remains(repo, ctl, err)) != BK_OK)
+        return rc;
     bk_random(repo->uuid, BK_UUID_SIZE);
     repo->ring = options->plain ? bk_keyring_plain() : bk_keyring_new();
     if (repo->ring == NULL)

@@ -27,7 +27,8 @@ typedef struct {
 } bk_repo_options_t;
 
 /*
- * Errors: BK_REPO_MISSING (no FORMAT), BK_WRONG_KEY, BK_CONFIG (encrypted but no secret; or a
+ * Errors: BK_REPO_MISSING (no FORMAT), BK_CONFLICT (create, but objects of another repository are
+ * there, without its FORMAT), BK_WRONG_KEY, BK_CONFIG (encrypted but no secret; or a
  * secret although the repository is plain), BK_UNSUPPORTED (newer format), BK_STORAGE.  The index
  * is loaded on first need.
  */

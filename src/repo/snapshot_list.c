@@ -98,8 +98,9 @@ static bool is_damage(bk_rc_t rc)
     return rc == BK_CORRUPT || rc == BK_WRONG_KEY || rc == BK_UNSUPPORTED || rc == BK_TOO_LARGE;
 }
 
-static bk_rc_t load_all(bk_repo_t *repo, const char *cache, const bk_texts_t *names, bk_ctl_t *ctl,
-                        bk_snapshot_list_t *list, bk_err_t *err)
+static bk_rc_t load_all(bk_repo_t *repo, const char *cache, const bk_texts_t *names,
+                        const bk_texts_t *spooled, bk_ctl_t *ctl, bk_snapshot_list_t *list,
+                        bk_err_t *err)
 {
     list->items = calloc(names->count + 1, sizeof *list->items);
     if (list->items == NULL)
@@ -110,7 +111,7 @@ static bk_rc_t load_all(bk_repo_t *repo, const char *cache, const bk_texts_t *na
         if (rc == BK_OK)
             rc = load(repo, cache, names->items[i].text, &list->items[list->count], ctl, &why);
         if (rc == BK_OK) {
-            list->count++;
+            list->items[list->count++].provisional = bk_texts_has(spooled, names->items[i].text);
         } else if (is_damage(rc)) {
             list->damaged++;
             if (ctl != NULL)
@@ -137,16 +138,25 @@ bk_rc_t bk_snapshot_list(bk_repo_t *repo, const char *cache_dir, bk_ctl_t *ctl,
 {
     char dir[4096];
     const char *cache = NULL;
-    bk_texts_t names = {0};
+    const bk_objects_t *objects = bk_repo_objects(repo);
+    bk_texts_t names = {0}, spooled = {0};
     memset(list, 0, sizeof *list);
     if (cache_dir != NULL && bk_fmt(dir, sizeof dir, "%s/snapshots", cache_dir) &&
         bk_mkdirs(dir, 0700, NULL) == BK_OK)
         cache = dir;
-    bk_rc_t rc =
-        bk_objects_list(bk_repo_objects(repo), PREFIX, bk_storage_collect, &names, ctl, err);
+    /* The spool first: what is shipped meanwhile is then seen in one of both at least. */
+    bk_rc_t rc = BK_OK;
+    if (objects->spool != NULL)
+        rc = bk_storage_list(objects->spool, PREFIX, bk_storage_collect, &spooled, ctl, err);
+    if (rc == BK_OK)
+        rc = bk_storage_list(objects->storage, PREFIX, bk_storage_collect, &names, ctl, err);
+    for (size_t i = 0; i < spooled.count && rc == BK_OK; i++)
+        if (!bk_texts_add(&names, spooled.items[i].text, spooled.items[i].size))
+            rc = bk_err_set(err, BK_NO_MEMORY, "list backups: out of memory");
     if (rc == BK_OK) {
         bk_texts_sort(&names);
-        rc = load_all(repo, cache, &names, ctl, list, err);
+        bk_texts_sort(&spooled);
+        rc = load_all(repo, cache, &names, &spooled, ctl, list, err);
     }
     if (rc == BK_OK && cache != NULL)
         sweep_cache(cache, &names);
@@ -155,6 +165,7 @@ bk_rc_t bk_snapshot_list(bk_repo_t *repo, const char *cache_dir, bk_ctl_t *ctl,
     else if (list->count > 1)
         qsort(list->items, list->count, sizeof *list->items, by_time);
     bk_texts_free(&names);
+    bk_texts_free(&spooled);
     return rc;
 }
 
@@ -197,5 +208,50 @@ bk_rc_t bk_snapshot_remove(bk_repo_t *repo, const bk_snapshot_t *snapshot, bk_ct
     bk_rc_t rc = bk_storage_remove(objects->storage, snapshot->object, ctl, err);
     if (rc == BK_OK && objects->spool != NULL)
         rc = bk_storage_remove(objects->spool, snapshot->object, ctl, err);
+    return rc;
+}
+
+/* Only what no key can make readable again: its SHA-256 differs from its name. */
+static bk_rc_t remove_damaged(bk_repo_t *repo, const char *name, const char *aside_dir,
+                              size_t *removed, bk_ctl_t *ctl, bk_err_t *err)
+{
+    const bk_objects_t *objects = bk_repo_objects(repo);
+    char path[4096];
+    bk_buf_t object;
+    bk_buf_init(&object, SNAPSHOT_MAX);
+    bk_rc_t rc = bk_objects_get_all(objects, name, &object, ctl, err);
+    bool damaged = rc == BK_OK && !right_name(name, &object);
+    if (damaged &&
+        !bk_fmt(path, sizeof path, "%s/snapshot.damaged-%s", aside_dir, name + PREFIX_LEN))
+        rc = bk_err_set(err, BK_CONFIG, "base_dir: the path is too long");
+    else if (damaged)
+        rc = bk_publish_bytes(AT_FDCWD, path, 0600, object.data, object.len, false, err);
+    if (rc == BK_OK && damaged)
+        rc = bk_storage_remove(objects->storage, name, ctl, err);
+    if (rc == BK_OK && damaged && objects->spool != NULL)
+        rc = bk_storage_remove(objects->spool, name, ctl, err);
+    *removed += rc == BK_OK && damaged;
+    bk_buf_free(&object);
+    return rc;
+}
+
+bk_rc_t bk_snapshot_remove_damaged(bk_repo_t *repo, const char *backup_id, const char *aside_dir,
+                                   bk_ctl_t *ctl, bk_err_t *err)
+{
+    char prefix[BK_STORAGE_NAME];
+    bk_texts_t names = {0};
+    size_t removed = 0;
+    if (!bk_backup_id_valid(backup_id))
+        return bk_err_set(err, BK_INVALID, "\"%s\" is no backup id", backup_id);
+    bk_fmt(prefix, sizeof prefix, PREFIX "%s-", backup_id);
+    bk_rc_t rc =
+        bk_objects_list(bk_repo_objects(repo), prefix, bk_storage_collect, &names, ctl, err);
+    bk_texts_sort(&names);
+    for (size_t i = 0; i < names.count && rc == BK_OK; i++)
+        if (strlen(names.items[i].text) == strlen(prefix) + 2 * BK_ID_SIZE)
+            rc = remove_damaged(repo, names.items[i].text, aside_dir, &removed, ctl, err);
+    bk_texts_free(&names);
+    if (rc == BK_OK && removed == 0)
+        rc = bk_err_set(err, BK_NOT_FOUND, "there is no backup \"%s\"", backup_id);
     return rc;
 }

@@ -224,6 +224,61 @@ static void cleanup_keeps_the_newest_and_says_why(void **state)
     done(job);
 }
 
+typedef struct {
+    fixture_t *f;
+    const char *prefix;
+} copy_to_spool_t;
+
+static void copy_to_spool(void *arg, const char *path, const struct stat *st)
+{
+    const copy_to_spool_t *copy = arg;
+    char to[1024];
+    bk_err_t err = {0};
+    bk_buf_t bytes;
+    (void)st;
+    if (strncmp(strrchr(path, '/') + 1, copy->prefix, strlen(copy->prefix)) != 0)
+        return;
+    bk_fmt(to, sizeof to, "%s/%s", at(copy->f, "base/spool/snapshots"), strrchr(path, '/') + 1);
+    bk_buf_init(&bytes, 1u << 20);
+    OK(bk_read_file(AT_FDCWD, path, &bytes, &err), &err);
+    OK(bk_publish_bytes(AT_FDCWD, to, 0600, bytes.data, bytes.len, false, &err), &err);
+    bk_buf_free(&bytes);
+}
+
+/* Nothing older goes because of a backup that may not last. */
+static void cleanup_counts_on_what_is_stored_and_checked_only(void **state)
+{
+    fixture_t *f = *state;
+    char stored[BK_BACKUP_ID], waiting[BK_BACKUP_ID], name[80];
+    f->set.dbs[0].pitr_window = 1;
+    back_up(f, "full", stored);
+    json_t *job = do_job(f, BK_JOB_BACKUP,
+                         "{\"backup_type\": \"full\", \"upload_to_storage\": false}", "completed");
+    bk_strcpy(waiting, sizeof waiting, text_of(job, "backup_id"));
+    done(job);
+    retention_ms(f, 1);
+    bk_sleep_ms(20);
+    job = do_job(f, BK_JOB_CLEANUP, NULL, "completed");
+    json_t *result = json_object_get(job, "cleanup_result");
+    assert_true(kept_for(result, stored, "the newest full backup without warnings"));
+    assert_true(kept_for(result, stored, "the moments of pitr_window begin with it"));
+    assert_true(kept_for(result, waiting, "waits to be stored, and checked there"));
+    assert_int_equal(json_array_size(json_object_get(result, "deleted")), 0);
+    done(job);
+
+    /* On the storage, but its session died before the last look at what it relies on. */
+    back_up(f, "full", stored);
+    back_up(f, "full", waiting);
+    bk_fmt(name, sizeof name, "%s-", waiting);
+    copy_to_spool_t copy = {f, name};
+    test_visit(at(f, "storage/snapshots"), copy_to_spool, &copy);
+    job = do_job(f, BK_JOB_CLEANUP, NULL, "completed");
+    result = json_object_get(job, "cleanup_result");
+    assert_true(kept_for(result, stored, "the newest backup"));
+    assert_true(kept_for(result, waiting, "waits to be stored, and checked there"));
+    done(job);
+}
+
 static void cleanup_removes_what_was_set_aside_long_ago(void **state)
 {
     fixture_t *f = *state;
@@ -258,6 +313,56 @@ static void a_backup_is_deleted_by_its_id(void **state)
     done(do_job(f, BK_JOB_DELETE, body, "failed"));
     OK(bk_engine_backup(f->engine, ids[1], &backup, &f->err), &f->err);
     json_decref(backup);
+}
+
+static void spoil_snapshot(void *arg, const char *path, const struct stat *st)
+{
+    const char *prefix = arg;
+    if (strncmp(strrchr(path, '/') + 1, prefix, strlen(prefix)) == 0)
+        test_spoil(path, st->st_size / 2, "XXXX");
+}
+
+static void count_aside(void *arg, const char *path, const struct stat *st)
+{
+    (void)st;
+    *(int *)arg += strstr(path, "/snapshot.damaged-full_") != NULL;
+}
+
+/* A copy of the object stays beside the catalog until retention has passed. */
+static void a_damaged_backup_is_deleted_by_its_id_and_health_is_well(void **state)
+{
+    fixture_t *f = *state;
+    char ids[2][BK_BACKUP_ID], body[128];
+    json_t *health = NULL;
+    int aside = 0;
+    back_up(f, "full", ids[0]);
+    back_up(f, "full", ids[1]);
+    bk_fmt(body, sizeof body, "%s-", ids[0]);
+    test_visit(at(f, "storage/snapshots"), spoil_snapshot, body);
+    OK(bk_remove_tree(at(f, "base/cache/snapshots"), true, &f->err), &f->err);
+    done(do_job(f, BK_JOB_VERIFY, "{\"level\": 0}", "failed"));
+    OK(bk_engine_sync(f->engine, NULL, &f->err), &f->err);
+    OK(bk_engine_health(f->engine, &health, &f->err), &f->err);
+    assert_string_equal(text_of(health, "status"), "fail");
+    json_decref(health);
+    bk_fmt(body, sizeof body, "{\"backup_id\": \"%s\"}", ids[0]);
+    done(do_job(f, BK_JOB_DELETE, body, "completed"));
+    done(do_job(f, BK_JOB_DELETE, body, "failed"));
+    test_visit(at(f, "base"), count_aside, &aside);
+    assert_int_equal(aside, 1);
+    done(do_job(f, BK_JOB_VERIFY, "{\"level\": 2}", "completed"));
+    OK(bk_engine_health(f->engine, &health, &f->err), &f->err);
+    assert_string_not_equal(text_of(health, "status"), "fail");
+    json_decref(health);
+    json_t *backup = NULL;
+    OK(bk_engine_backup(f->engine, ids[1], &backup, &f->err), &f->err);
+    json_decref(backup);
+    retention_ms(f, 1);
+    bk_sleep_ms(20);
+    done(do_job(f, BK_JOB_CLEANUP, NULL, "completed"));
+    aside = 0;
+    test_visit(at(f, "base"), count_aside, &aside);
+    assert_int_equal(aside, 0);
 }
 
 /* --- what is shown --- */
@@ -607,8 +712,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_self_test_tells_each_thing_that_is_wrong,
                                         set_up_encrypted, tear_down),
         T(cleanup_keeps_the_newest_and_says_why),
+        T(cleanup_counts_on_what_is_stored_and_checked_only),
         T(cleanup_removes_what_was_set_aside_long_ago),
         T(a_backup_is_deleted_by_its_id),
+        T(a_damaged_backup_is_deleted_by_its_id_and_health_is_well),
         T(status_has_the_members_that_pages_read),
         T(status_shows_the_running_job),
         T(health_follows_what_happens),

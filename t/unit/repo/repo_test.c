@@ -135,6 +135,42 @@ static void a_newer_or_damaged_format_is_refused(void **state)
 }
 
 /* A creator that died between slot and FORMAT leaves a slot of another keyring that the same key opens. */
+/* A new keyring among old packs would hide what FORMAT, once it is back, makes readable. */
+static void no_repository_is_begun_in_what_is_left_of_another(void **state)
+{
+    fixture_t *f = *state;
+    bk_err_t err = {0};
+    bk_repo_t *repo = NULL;
+    char from[512], to[512];
+    open_repo(f);
+    bk_session_t *session = begin_session(f, true);
+    bk_id_t id = put_seed(session, BK_TYPE_FILE, 1, 5000);
+    assert_ok(bk_session_commit(session, "full_20251015_143000", "{}", 2, &err));
+    bk_repo_close(f->repo);
+    f->repo = NULL;
+    fixture_path(f, "storage/FORMAT", from);
+    assert_int_equal(rename(from, fixture_path(f, "FORMAT", to)), 0);
+    static const char *const left[] = {"snapshots", "packs", "index"};
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
+        char part[512], name[64], aside[512];
+        err = (bk_err_t){0};
+        assert_int_equal(try_repo(f, f->key, true, &repo, &err), BK_CONFLICT);
+        assert_non_null(strstr(err.text, left[i]));
+        assert_non_null(strstr(err.text, "Put FORMAT back"));
+        bk_fmt(name, sizeof name, "storage/%s", left[i]);
+        assert_int_equal(rename(fixture_path(f, name, part), fixture_path(f, left[i], aside)), 0);
+    }
+    for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
+        char part[512], name[64], aside[512];
+        bk_fmt(name, sizeof name, "storage/%s", left[i]);
+        assert_int_equal(rename(fixture_path(f, left[i], aside), fixture_path(f, name, part)), 0);
+    }
+    assert_int_equal(count_objects(f->storage, "keys/"), f->encrypted ? 1 : 0);
+    assert_int_equal(rename(to, from), 0);
+    open_repo(f);
+    assert_seed(f->repo, &id, 1, 5000);
+}
+
 static void a_slot_left_by_a_creator_that_died_is_passed_over(void **state)
 {
     fixture_t *f = *state;
@@ -279,6 +315,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(an_empty_storage_is_repo_missing_and_says_what_to_do),
+        BOTH(no_repository_is_begun_in_what_is_left_of_another),
         BOTH(a_made_repository_opens_again_with_the_same_uuid),
         BOTH(format_tells_a_person_how_to_restore),
         ENCRYPTED(another_key_is_wrong_key),
