@@ -190,6 +190,15 @@ extern ngx_module_t  ngx_backup_conf_module;
 extern ngx_module_t  ngx_backup_stop_module;
 
 
+/* location.c: the directives in locations. */
+
+void *ngx_http_backup_create_loc_conf(ngx_conf_t *cf);
+char *ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent,
+    void *child);
+char *ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+
 /* conf.c: the blocks. */
 
 char *ngx_http_backup_block(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
@@ -357,7 +366,7 @@ void ngx_http_backup_audit(ngx_http_request_t *r, ngx_uint_t status,
     const char *job);
 
 
-/* api.c: routes. */
+/* api.c: routes; pages.c: health for everybody. */
 
 ngx_int_t ngx_http_backup_api_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_backup_health_handler(ngx_http_request_t *r);
