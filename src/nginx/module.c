@@ -10,7 +10,6 @@
 #include "nginx/module.h"
 
 #include <dlfcn.h>
-#include <sys/eventfd.h>
 
 
 static ngx_int_t ngx_http_backup_preconf(ngx_conf_t *cf);
@@ -170,24 +169,9 @@ ngx_http_backup_postconf(ngx_conf_t *cf)
 static void
 ngx_http_backup_cleanup_main(void *data)
 {
-    ngx_uint_t                    i;
-    ngx_socket_t                 *calls;
     ngx_http_backup_main_conf_t  *bmcf = data;
 
-    calls = bmcf->calls.elts;
-
-    for (i = 0; i < bmcf->calls.nelts; i++) {
-        if (calls[i] != (ngx_socket_t) -1) {
-            (void) close(calls[i]);
-        }
-    }
-
-    bmcf->calls.nelts = 0;
-
-    if (bmcf->wake != (ngx_socket_t) -1) {
-        (void) close(bmcf->wake);
-        bmcf->wake = (ngx_socket_t) -1;
-    }
+    ngx_http_backup_wake_close(bmcf);
 
     /* The master reloaded without this module, or without a set. */
 
@@ -296,50 +280,6 @@ ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
 }
 
 
-/*
- * Made before the fork, so that each worker has all of them.  Without one,
- * ticks find jobs and their ends all the same.
- */
-
-static ngx_socket_t
-ngx_http_backup_eventfd(ngx_cycle_t *cycle)
-{
-    ngx_socket_t  fd;
-
-    fd = eventfd(0, EFD_NONBLOCK|EFD_CLOEXEC);
-
-    if (fd == (ngx_socket_t) -1) {
-        ngx_log_error(NGX_LOG_ERR, cycle->log, ngx_errno,
-                      "backup: eventfd() failed");
-    }
-
-    return fd;
-}
-
-
-static void
-ngx_http_backup_make_eventfds(ngx_cycle_t *cycle,
-    ngx_http_backup_main_conf_t *bmcf)
-{
-    ngx_int_t         i;
-    ngx_socket_t     *call;
-    ngx_core_conf_t  *ccf;
-
-    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
-
-    bmcf->wake = ngx_http_backup_eventfd(cycle);
-
-    for (i = 0; i < (ccf->master ? ccf->worker_processes : 1); i++) {
-        call = ngx_array_push(&bmcf->calls);
-        if (call == NULL) {
-            return;
-        }
-
-        *call = ngx_http_backup_eventfd(cycle);
-    }
-}
-
-
 static ngx_int_t
 ngx_http_backup_init_module(ngx_cycle_t *cycle)
 {
@@ -387,7 +327,7 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
     }
 
     if (!ngx_test_config) {
-        ngx_http_backup_make_eventfds(cycle, bmcf);
+        ngx_http_backup_wake_make(cycle, bmcf);
     }
 
     if ((rc == NGX_OK || ngx_process == NGX_PROCESS_MASTER)

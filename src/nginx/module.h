@@ -301,6 +301,17 @@ void ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf);
 /* The runner looks at everything now. */
 void ngx_http_backup_hurry(void);
+
+
+/* wake.c: processes that hurry each other. */
+
+/* The master, for each cycle; closed with the configuration. */
+void ngx_http_backup_wake_make(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf);
+void ngx_http_backup_wake_close(ngx_http_backup_main_conf_t *bmcf);
+ngx_int_t ngx_http_backup_wake_init(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf);
+void ngx_http_backup_wake_exit(ngx_http_backup_main_conf_t *bmcf);
 /* Any worker: there is something to do. */
 void ngx_http_backup_wake(void);
 /* A job has ended: whoever waits for one looks now. */
