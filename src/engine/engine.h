@@ -68,8 +68,8 @@ const bk_set_t *bk_engine_set(const bk_engine_t *engine);
  */
 bk_rc_t bk_engine_own(bk_engine_t *engine, bk_err_t *err);
 /*
- * Let go of it in good order: waits for the step of a capture that is under way, and asks the helper
- * what changed until now, up to seconds when that hangs.  [short]
+ * Let go of it in good order: waits for the step of a capture that is under way, and asks the
+ * helper what changed until now, up to seconds when that hangs.  [short]
  */
 void bk_engine_disown(bk_engine_t *engine);
 

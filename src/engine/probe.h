@@ -2,9 +2,9 @@
  * engine/probe.h: a look at a directory that may not answer.
  *
  * A file system of the network or a disk that fails can hold a system call for minutes, and nothing
- * ends it.  So each look is a thread of its own, at most one at a time, which nobody joins; who asks
- * waits a moment for it and gets what is known: the last answer and its age, and since when the look
- * that is under way has had none.  Any thread may ask, and it is never held longer than that.
+ * ends it.  So each look is a thread of its own, at most one at a time, which nobody joins; who
+ * asks waits a moment for it and gets what is known: the last answer and its age, and since when
+ * the look that is under way has had none.  Any thread may ask, and is never held for longer.
  */
 #ifndef BK_ENGINE_PROBE_H
 #define BK_ENGINE_PROBE_H

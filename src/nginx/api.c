@@ -1,13 +1,12 @@
 /*
- * nginx/api.c: the routes of a backup_api location, and backup_health.
+ * nginx/api.c: the routes of a backup_api location.
  *
- * Loop code.  What can be answered from memory (index, status, health,
- * configuration) is answered here; the rest becomes a call for a thread.
+ * Loop code.  What can be answered from memory is in pages.c; the rest becomes
+ * a call for a thread.
  */
 
-#include "nginx/module.h"
+#include "nginx/api.h"
 
-#include "base/clock.h"
 #include "base/str.h"
 
 
@@ -18,35 +17,7 @@ typedef enum {
 } ngx_http_backup_shape_e;
 
 
-typedef struct {
-    const char               *name;
-    ngx_uint_t                shape;
-    const char               *action;
-    ngx_uint_t                method;
-    ngx_http_backup_role_e    role;
-    const char               *operation;
-    ngx_int_t               (*handler)(ngx_http_request_t *r);
-    ngx_uint_t                op;
-    ngx_uint_t                kind;
-    const char               *args;         /* known query parameters */
-} ngx_http_backup_route_t;
-
-
 static ngx_int_t ngx_http_backup_index(ngx_http_request_t *r);
-static ngx_int_t ngx_http_backup_status(ngx_http_request_t *r);
-static ngx_int_t ngx_http_backup_health(ngx_http_request_t *r);
-static ngx_int_t ngx_http_backup_metrics(ngx_http_request_t *r);
-static ngx_int_t ngx_http_backup_config(ngx_http_request_t *r);
-static ngx_int_t ngx_http_backup_send_health(ngx_http_request_t *r,
-    ngx_http_backup_set_t *bset, ngx_uint_t which);
-static ngx_int_t ngx_http_backup_refuse(ngx_http_request_t *r,
-    ngx_uint_t status, bk_rc_t rc, const char *text);
-
-
-#define NGX_HTTP_BACKUP_NOT_UP                                                \
-    "# HELP nginx_backup_up 1: a worker looks after the backups.\n"           \
-    "# TYPE nginx_backup_up gauge\n"                                          \
-    "nginx_backup_up{backup=\"%V\"} 0\n"
 
 
 #define GET   NGX_HTTP_GET
@@ -141,7 +112,7 @@ ngx_http_backup_prefix(ngx_http_request_t *r, ngx_str_t *prefix)
 }
 
 
-static ngx_http_backup_ctx_t *
+ngx_http_backup_ctx_t *
 ngx_http_backup_new_ctx(ngx_http_request_t *r)
 {
     ngx_http_backup_ctx_t       *ctx;
@@ -212,7 +183,7 @@ ngx_http_backup_split(ngx_http_request_t *r, ngx_str_t part[3],
 }
 
 
-static ngx_uint_t
+ngx_uint_t
 ngx_http_backup_equal(ngx_str_t *s, const char *text)
 {
     return s->len == ngx_strlen(text)
@@ -296,7 +267,7 @@ ngx_http_backup_id(ngx_str_t *s, char *id)
 }
 
 
-static ngx_int_t
+ngx_int_t
 ngx_http_backup_refuse(ngx_http_request_t *r, ngx_uint_t status, bk_rc_t rc,
     const char *text)
 {
@@ -362,228 +333,6 @@ ngx_http_backup_forbidden(ngx_http_request_t *r,
            ngx_http_backup_role_name(ctx->user.role));
 
     return ngx_http_backup_refuse(r, NGX_HTTP_FORBIDDEN, BK_FAILED, text);
-}
-
-
-/* One query parameter, decoded, on the heap. */
-
-static char *
-ngx_http_backup_arg(u_char *data, size_t len)
-{
-    char    *text;
-    u_char  *dst, *src;
-
-    text = malloc(len + 1);
-    if (text == NULL) {
-        return NULL;
-    }
-
-    dst = (u_char *) text;
-    src = data;
-
-    ngx_unescape_uri(&dst, &src, len, 0);
-    *dst = '\0';
-
-    return text;
-}
-
-
-/* False with a problem appended when the value is not right. */
-
-static ngx_uint_t
-ngx_http_backup_set_arg(ngx_http_backup_call_t *call,
-    ngx_http_backup_ctx_t *ctx, ngx_str_t *name, char *value)
-{
-    int64_t    time;
-    ngx_int_t  n;
-
-    if (ngx_http_backup_equal(name, "type")) {
-        free(call->type);
-        call->type = value;
-        return 1;
-    }
-
-    if (ngx_http_backup_equal(name, "tag")) {
-        free(call->tag);
-        call->tag = value;
-        return 1;
-    }
-
-    if (ngx_http_backup_equal(name, "storage")) {
-        free(call->storage);
-        call->storage = value;
-        return 1;
-    }
-
-    if (ngx_http_backup_equal(name, "database")) {
-        free(call->database);
-        call->database = value;
-        return 1;
-    }
-
-    if (ngx_http_backup_equal(name, "cursor")) {
-        free(call->cursor);
-        call->cursor = value;
-        return 1;
-    }
-
-    if (ngx_http_backup_equal(name, "since")
-        || ngx_http_backup_equal(name, "until"))
-    {
-        if (!bk_time_parse(value, &time)) {
-            free(value);
-            return 0;
-        }
-
-        if (name->data[0] == 's') {
-            call->filter.since = time;
-
-        } else {
-            call->filter.until = time;
-        }
-
-        free(value);
-        return 1;
-    }
-
-    n = ngx_atoi((u_char *) value, ngx_strlen(value));
-    free(value);
-
-    if (ngx_http_backup_equal(name, "limit")) {
-        call->filter.limit = (unsigned) n;
-        return n >= 1 && n <= 500;
-    }
-
-    /* wait */
-
-    if (n < 0) {
-        return 0;
-    }
-
-    ctx->timeout = ngx_min(n, NGX_HTTP_BACKUP_WAIT / 1000) * 1000;
-
-    return 1;
-}
-
-
-/* Is it one of these words, each of which ends with a blank? */
-
-static ngx_uint_t
-ngx_http_backup_known(ngx_str_t *name, const char *words)
-{
-    size_t  len;
-
-    for ( /* void */ ; *words; words += len + 1) {
-        len = ngx_strchr(words, ' ') - words;
-
-        if (name->len == len && ngx_memcmp(name->data, words, len) == 0) {
-            return 1;
-        }
-    }
-
-    return 0;
-}
-
-
-static ngx_int_t
-ngx_http_backup_args(ngx_http_request_t *r, ngx_http_backup_route_t *route,
-    ngx_http_backup_call_t *call)
-{
-    char                   *value;
-    u_char                 *p, *last, *end, *eq;
-    bk_err_t                err;
-    ngx_str_t               name;
-    ngx_http_backup_ctx_t  *ctx;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_backup_module);
-
-    p = r->args.data;
-    last = p + r->args.len;
-
-    for ( /* void */ ; p < last; p = end + 1) {
-        end = ngx_strlchr(p, last, '&');
-        if (end == NULL) {
-            end = last;
-        }
-
-        if (p == end) {
-            continue;
-        }
-
-        eq = ngx_strlchr(p, end, '=');
-
-        name.data = p;
-        name.len = (eq ? eq : end) - p;
-
-        /* A filter that is misspelled must not list everything. */
-
-        bk_err_clear(&err);
-
-        if (!ngx_http_backup_known(&name, route->args)) {
-            bk_err_set(&err, BK_INVALID, "Unknown query parameter \"%.*s\"%s%s",
-                       (int) ngx_min(name.len, 64), (char *) name.data,
-                       route->args[0] ? ": there are " : "", route->args);
-            return ngx_http_backup_refuse(r, 0, err.rc, err.text);
-        }
-
-        value = eq ? ngx_http_backup_arg(eq + 1, end - eq - 1)
-                   : ngx_http_backup_arg(end, 0);
-        if (value == NULL) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
-        if (!ngx_http_backup_set_arg(call, ctx, &name, value)) {
-            bk_err_set(&err, BK_INVALID, "The value of query parameter "
-                       "\"%.*s\" is not right: %s", (int) name.len,
-                       (char *) name.data,
-                       name.data[0] == 'l' ? "it is a number from 1 to 500"
-                       : name.data[0] == 'w' ? "it is a number of seconds"
-                       : "it is a time like 2025-10-15T14:30:00Z");
-            return ngx_http_backup_refuse(r, 0, err.rc, err.text);
-        }
-    }
-
-    return NGX_OK;
-}
-
-
-/* Prefer: wait=N (RFC 7240). */
-
-static void
-ngx_http_backup_prefer(ngx_http_request_t *r, ngx_http_backup_ctx_t *ctx)
-{
-    u_char     *p, *end;
-    ngx_int_t   n;
-    ngx_str_t  *value;
-
-    value = ngx_http_backup_find_header(r, "prefer");
-    if (value == NULL) {
-        return;
-    }
-
-    p = ngx_strlcasestrn(value->data, value->data + value->len,
-                         (u_char *) "wait=", 4);
-    if (p == NULL || (p > value->data && p[-1] != ' ' && p[-1] != ','
-                      && p[-1] != ';'))
-    {
-        return;
-    }
-
-    p += 5;
-
-    for (end = p; end < value->data + value->len && *end >= '0' && *end <= '9';
-         end++)
-    {
-        /* void */
-    }
-
-    n = ngx_atoi(p, end - p);
-    if (n == NGX_ERROR) {
-        return;
-    }
-
-    ctx->timeout = ngx_min(n, NGX_HTTP_BACKUP_WAIT / 1000) * 1000;
-    ctx->preferred = 1;
 }
 
 
@@ -770,215 +519,4 @@ ngx_http_backup_index(ngx_http_request_t *r)
     }
 
     return ngx_http_backup_answer(r, NGX_HTTP_OK, "application/json", &body);
-}
-
-
-static ngx_int_t
-ngx_http_backup_status(ngx_http_request_t *r)
-{
-    time_t                  time;
-    uint64_t                tag;
-    ngx_int_t               rc;
-    ngx_str_t               body, trouble;
-    ngx_table_elt_t        *h;
-    ngx_http_backup_ctx_t  *ctx;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_backup_module);
-
-    rc = ngx_http_backup_get(ctx->bset, NGX_HTTP_BACKUP_STATUS, r->pool, &body,
-                             &tag, &time);
-    if (rc == NGX_ERROR) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    if (rc == NGX_DECLINED || ngx_time() - time > NGX_HTTP_BACKUP_STALE) {
-
-        rc = ngx_http_backup_get(ctx->bset, NGX_HTTP_BACKUP_TROUBLE, r->pool,
-                                 &trouble, NULL, NULL);
-
-        return ngx_http_backup_refuse(r, NGX_HTTP_SERVICE_UNAVAILABLE,
-                                      BK_UNAVAILABLE,
-                                      rc == NGX_OK ? (char *) trouble.data
-                                      : "The worker that runs the backups "
-                                        "has not reported yet");
-    }
-
-    h = ngx_list_push(&r->headers_out.headers);
-    if (h == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    h->hash = 1;
-    ngx_str_set(&h->key, "ETag");
-    h->value.data = ngx_pnalloc(r->pool, 18);
-    if (h->value.data == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    h->value.len = ngx_sprintf(h->value.data, "\"%016xL\"", tag)
-                   - h->value.data;
-#if (nginx_version >= 1023000)
-    h->next = NULL;
-#endif
-    r->headers_out.etag = h;
-
-    return ngx_http_backup_answer(r, NGX_HTTP_OK, "application/json", &body);
-}
-
-
-/* A scrape always gets an answer: that nobody looks after the set is one. */
-
-static ngx_int_t
-ngx_http_backup_metrics(ngx_http_request_t *r)
-{
-    time_t                  time;
-    ngx_int_t               rc;
-    ngx_str_t               body;
-    ngx_http_backup_ctx_t  *ctx;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_backup_module);
-
-    rc = ngx_http_backup_get(ctx->bset, NGX_HTTP_BACKUP_METRICS, r->pool,
-                             &body, NULL, &time);
-    if (rc == NGX_ERROR) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    if (rc == NGX_DECLINED || ngx_time() - time > NGX_HTTP_BACKUP_STALE) {
-
-        body.data = ngx_pnalloc(r->pool, sizeof(NGX_HTTP_BACKUP_NOT_UP)
-                                         + ctx->bset->name.len);
-        if (body.data == NULL) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
-        body.len = ngx_sprintf(body.data, NGX_HTTP_BACKUP_NOT_UP,
-                               &ctx->bset->name)
-                   - body.data;
-    }
-
-    return ngx_http_backup_answer(r, NGX_HTTP_OK,
-                                  "text/plain; version=0.0.4; charset=utf-8",
-                                  &body);
-}
-
-
-static ngx_int_t
-ngx_http_backup_config(ngx_http_request_t *r)
-{
-    ngx_http_backup_ctx_t  *ctx;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_backup_module);
-
-    return ngx_http_backup_answer(r, NGX_HTTP_OK, "application/json",
-                                  &ctx->bset->config);
-}
-
-
-static ngx_int_t
-ngx_http_backup_health(ngx_http_request_t *r)
-{
-    ngx_http_backup_ctx_t  *ctx;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_backup_module);
-
-    return ngx_http_backup_send_health(r, ctx->bset, NGX_HTTP_BACKUP_HEALTH);
-}
-
-
-static ngx_int_t
-ngx_http_backup_send_health(ngx_http_request_t *r, ngx_http_backup_set_t *bset,
-    ngx_uint_t which)
-{
-    char        now[BK_TIME_TEXT];
-    json_t     *json;
-    time_t      time;
-    ngx_int_t   rc;
-    ngx_str_t   body, trouble;
-    ngx_uint_t  status;
-
-    rc = ngx_http_backup_get(bset, which, r->pool, &body, NULL, &time);
-    if (rc == NGX_ERROR) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    if (rc == NGX_OK && ngx_time() - time <= NGX_HTTP_BACKUP_STALE) {
-        status = bset->slot->healthy ? NGX_HTTP_OK
-                                     : NGX_HTTP_SERVICE_UNAVAILABLE;
-
-        return ngx_http_backup_answer(r, status, "application/health+json",
-                                      &body);
-    }
-
-    /* Nobody looks after the set: that is not healthy, whatever was before. */
-
-    bk_time_format(now, bk_now());
-
-    json = json_pack("{s:s, s:b, s:s}", "status", "fail", "healthy", 0,
-                     "timestamp", now);
-
-    if (which == NGX_HTTP_BACKUP_HEALTH) {
-        rc = ngx_http_backup_get(bset, NGX_HTTP_BACKUP_TROUBLE, r->pool,
-                                 &trouble, NULL, NULL);
-
-        json_object_set_new(json, "output", json_string(
-                            rc == NGX_OK ? (char *) trouble.data
-                            : "the worker that runs the backups has not "
-                              "reported"));
-    }
-
-    rc = ngx_http_backup_dump(r->pool, json, &body);
-    json_decref(json);
-
-    if (rc != NGX_OK) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    return ngx_http_backup_answer(r, NGX_HTTP_SERVICE_UNAVAILABLE,
-                                  "application/health+json", &body);
-}
-
-
-/* Open to everybody; details are for those who show who they are. */
-
-ngx_int_t
-ngx_http_backup_health_handler(ngx_http_request_t *r)
-{
-    ngx_int_t               rc;
-    ngx_http_backup_ctx_t  *ctx;
-
-    if (r != r->main) {
-        return NGX_HTTP_FORBIDDEN;
-    }
-
-    ctx = ngx_http_backup_new_ctx(r);
-    if (ctx == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    ctx->operation = "health";
-
-    if (r->method != NGX_HTTP_GET && r->method != NGX_HTTP_HEAD) {
-        if (ngx_http_backup_header_text(r, "Allow", "GET, HEAD") != NGX_OK) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
-        ngx_str_set(&ctx->user.name, "-");
-
-        return ngx_http_backup_refuse(r, NGX_HTTP_NOT_ALLOWED, BK_FAILED,
-                                      "This resource does not have this "
-                                      "method, see Allow");
-    }
-
-    rc = ngx_http_discard_request_body(r);
-    if (rc != NGX_OK) {
-        return rc;
-    }
-
-    rc = ngx_http_backup_authenticate(r, &ctx->user);
-
-    return ngx_http_backup_send_health(r, ctx->bset,
-                                       rc == NGX_OK
-                                       ? NGX_HTTP_BACKUP_HEALTH
-                                       : NGX_HTTP_BACKUP_HEALTH_BRIEF);
 }

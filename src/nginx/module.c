@@ -1,6 +1,6 @@
 /*
- * nginx/module.c: the module: directives outside of blocks, the merging of
- * locations, and the moments of a process's life.
+ * nginx/module.c: the module: its directives outside of blocks, and the
+ * moments of a process's life.
  *
  * Everything that can be wrong is found while the configuration is read.
  * After that, on a reload, nothing may fail: an error in init_module would end
@@ -10,21 +10,13 @@
 #include "nginx/module.h"
 
 #include <dlfcn.h>
-#include <sys/eventfd.h>
 
 
 static ngx_int_t ngx_http_backup_preconf(ngx_conf_t *cf);
 static ngx_int_t ngx_http_backup_postconf(ngx_conf_t *cf);
 static void *ngx_http_backup_create_main_conf(ngx_conf_t *cf);
 static char *ngx_http_backup_init_main_conf(ngx_conf_t *cf, void *conf);
-static void *ngx_http_backup_create_loc_conf(ngx_conf_t *cf);
-static char *ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent,
-    void *child);
 static char *ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
-static char *ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd,
-    void *conf);
-static char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 static ngx_int_t ngx_http_backup_init_module(ngx_cycle_t *cycle);
 static ngx_int_t ngx_http_backup_init_process(ngx_cycle_t *cycle);
@@ -177,24 +169,9 @@ ngx_http_backup_postconf(ngx_conf_t *cf)
 static void
 ngx_http_backup_cleanup_main(void *data)
 {
-    ngx_uint_t                    i;
-    ngx_socket_t                 *calls;
     ngx_http_backup_main_conf_t  *bmcf = data;
 
-    calls = bmcf->calls.elts;
-
-    for (i = 0; i < bmcf->calls.nelts; i++) {
-        if (calls[i] != (ngx_socket_t) -1) {
-            (void) close(calls[i]);
-        }
-    }
-
-    bmcf->calls.nelts = 0;
-
-    if (bmcf->wake != (ngx_socket_t) -1) {
-        (void) close(bmcf->wake);
-        bmcf->wake = (ngx_socket_t) -1;
-    }
+    ngx_http_backup_wake_close(bmcf);
 
     /* The master reloaded without this module, or without a set. */
 
@@ -254,102 +231,6 @@ ngx_http_backup_init_main_conf(ngx_conf_t *cf, void *conf)
 }
 
 
-static void *
-ngx_http_backup_create_loc_conf(ngx_conf_t *cf)
-{
-    return ngx_pcalloc(cf->pool, sizeof(ngx_http_backup_loc_conf_t));
-}
-
-
-static char *
-ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
-{
-    ngx_http_backup_loc_conf_t *prev = parent;
-    ngx_http_backup_loc_conf_t *conf = child;
-
-    ngx_str_t                     *name;
-    ngx_uint_t                     i;
-    ngx_http_backup_set_t        **sets;
-    ngx_http_core_loc_conf_t      *clcf;
-    ngx_http_backup_main_conf_t   *bmcf;
-
-    if (conf->auth == NGX_HTTP_BACKUP_AUTH_UNSET) {
-        conf->auth = prev->auth;
-        conf->external_role = prev->external_role;
-    }
-
-    if (conf->token_file.data == NULL) {
-        conf->token_file = prev->token_file;
-        conf->tokens = prev->tokens;
-    }
-
-    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-
-    /*
-     * "if" and "limit_except" are locations of their own for nginx.  Without
-     * the handler, methods that limit_except allows would find a file.
-     */
-
-    if (clcf->noname && conf->api.len == 0 && conf->health.len == 0
-        && prev->bset)
-    {
-        conf->api = prev->api;
-        conf->health = prev->health;
-        conf->file = prev->file;
-        conf->line = prev->line;
-
-        if (clcf->lmt_excpt && clcf->handler == NULL) {
-            clcf->handler = prev->api.len ? ngx_http_backup_api_handler
-                                          : ngx_http_backup_health_handler;
-        }
-    }
-
-    name = conf->api.len ? &conf->api : &conf->health;
-
-    if (name->len == 0) {
-        return NGX_CONF_OK;
-    }
-
-    bmcf = ngx_http_conf_get_module_main_conf(cf, ngx_http_backup_module);
-    sets = bmcf->sets.elts;
-
-    for (i = 0; i < bmcf->sets.nelts; i++) {
-        if (sets[i]->name.len == name->len
-            && ngx_memcmp(sets[i]->name.data, name->data, name->len) == 0)
-        {
-            conf->bset = sets[i];
-        }
-    }
-
-    if (conf->bset == NULL) {
-        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
-                      "there is no \"backup %V { }\" in http for \"%s\" "
-                      "in %s:%ui", name,
-                      conf->api.len ? "backup_api" : "backup_health",
-                      conf->file, conf->line);
-        return NGX_CONF_ERROR;
-    }
-
-    if (conf->api.len && conf->auth == NGX_HTTP_BACKUP_AUTH_UNSET) {
-        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
-                      "\"backup_api\" without \"backup_auth\": write "
-                      "\"backup_auth bearer\" with \"backup_token_file\", or "
-                      "\"backup_auth external\" when other directives guard "
-                      "this location, in %s:%ui", conf->file, conf->line);
-        return NGX_CONF_ERROR;
-    }
-
-    if (conf->auth == NGX_HTTP_BACKUP_AUTH_BEARER && conf->tokens == NULL) {
-        ngx_log_error(NGX_LOG_EMERG, cf->log, 0,
-                      "\"backup_auth bearer\" needs \"backup_token_file\" "
-                      "in %s:%ui", conf->file, conf->line);
-        return NGX_CONF_ERROR;
-    }
-
-    return NGX_CONF_OK;
-}
-
-
 /* backup_zone NAME:SIZE */
 
 static char *
@@ -396,125 +277,6 @@ ngx_http_backup_zone(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
     }
 
     return NGX_CONF_OK;
-}
-
-
-/* backup_api NAME, backup_health NAME */
-
-static char *
-ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_http_backup_loc_conf_t *blcf = conf;
-
-    ngx_str_t                 *value;
-    ngx_uint_t                 regex;
-    ngx_http_core_loc_conf_t  *clcf;
-
-    value = cf->args->elts;
-
-    if (blcf->api.len || blcf->health.len) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "this location has \"%s\" already",
-                           blcf->api.len ? "backup_api" : "backup_health");
-        return NGX_CONF_ERROR;
-    }
-
-    clcf = ngx_http_conf_get_module_loc_conf(cf, ngx_http_core_module);
-
-    regex = 0;
-#if (NGX_PCRE)
-    regex = (clcf->regex != NULL);
-#endif
-
-    if ((regex || clcf->named) && cmd->offset
-                        == offsetof(ngx_http_backup_loc_conf_t, api))
-    {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"backup_api\" needs a location with a plain "
-                           "prefix, like \"location /admin/backup\"");
-        return NGX_CONF_ERROR;
-    }
-
-    *(ngx_str_t *) ((char *) blcf + cmd->offset) = value[1];
-
-    if (value[1].len == 0) {
-        ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "\"%V\" needs the name of a backup", &cmd->name);
-        return NGX_CONF_ERROR;
-    }
-
-    blcf->file = cf->conf_file->file.name.data;
-    blcf->line = cf->conf_file->line;
-
-    clcf->handler = blcf->api.len ? ngx_http_backup_api_handler
-                                  : ngx_http_backup_health_handler;
-
-    return NGX_CONF_OK;
-}
-
-
-static char *
-ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd, void *conf)
-{
-    ngx_http_backup_loc_conf_t *blcf = conf;
-
-    ngx_str_t  *value = cf->args->elts;
-
-    if (blcf->token_file.data) {
-        return "is duplicate";
-    }
-
-    blcf->token_file = value[1];
-
-    if (ngx_conf_full_name(cf->cycle, &blcf->token_file, 1) != NGX_OK) {
-        return NGX_CONF_ERROR;
-    }
-
-    return ngx_http_backup_read_tokens(cf, blcf);
-}
-
-
-/*
- * Made before the fork, so that each worker has all of them.  Without one,
- * ticks find jobs and their ends all the same.
- */
-
-static ngx_socket_t
-ngx_http_backup_eventfd(ngx_cycle_t *cycle)
-{
-    ngx_socket_t  fd;
-
-    fd = eventfd(0, EFD_NONBLOCK|EFD_CLOEXEC);
-
-    if (fd == (ngx_socket_t) -1) {
-        ngx_log_error(NGX_LOG_ERR, cycle->log, ngx_errno,
-                      "backup: eventfd() failed");
-    }
-
-    return fd;
-}
-
-
-static void
-ngx_http_backup_make_eventfds(ngx_cycle_t *cycle,
-    ngx_http_backup_main_conf_t *bmcf)
-{
-    ngx_int_t         i;
-    ngx_socket_t     *call;
-    ngx_core_conf_t  *ccf;
-
-    ccf = (ngx_core_conf_t *) ngx_get_conf(cycle->conf_ctx, ngx_core_module);
-
-    bmcf->wake = ngx_http_backup_eventfd(cycle);
-
-    for (i = 0; i < (ccf->master ? ccf->worker_processes : 1); i++) {
-        call = ngx_array_push(&bmcf->calls);
-        if (call == NULL) {
-            return;
-        }
-
-        *call = ngx_http_backup_eventfd(cycle);
-    }
 }
 
 
@@ -565,7 +327,7 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
     }
 
     if (!ngx_test_config) {
-        ngx_http_backup_make_eventfds(cycle, bmcf);
+        ngx_http_backup_wake_make(cycle, bmcf);
     }
 
     if ((rc == NGX_OK || ngx_process == NGX_PROCESS_MASTER)

@@ -190,6 +190,15 @@ extern ngx_module_t  ngx_backup_conf_module;
 extern ngx_module_t  ngx_backup_stop_module;
 
 
+/* location.c: the directives in locations. */
+
+void *ngx_http_backup_create_loc_conf(ngx_conf_t *cf);
+char *ngx_http_backup_merge_loc_conf(ngx_conf_t *cf, void *parent,
+    void *child);
+char *ngx_http_backup_location(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+char *ngx_http_backup_tokens(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
+
+
 /* conf.c: the blocks. */
 
 char *ngx_http_backup_block(ngx_conf_t *cf, ngx_command_t *cmd, void *conf);
@@ -292,6 +301,17 @@ void ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf);
 /* The runner looks at everything now. */
 void ngx_http_backup_hurry(void);
+
+
+/* wake.c: processes that hurry each other. */
+
+/* The master, for each cycle; closed with the configuration. */
+void ngx_http_backup_wake_make(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf);
+void ngx_http_backup_wake_close(ngx_http_backup_main_conf_t *bmcf);
+ngx_int_t ngx_http_backup_wake_init(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf);
+void ngx_http_backup_wake_exit(ngx_http_backup_main_conf_t *bmcf);
 /* Any worker: there is something to do. */
 void ngx_http_backup_wake(void);
 /* A job has ended: whoever waits for one looks now. */
@@ -357,7 +377,7 @@ void ngx_http_backup_audit(ngx_http_request_t *r, ngx_uint_t status,
     const char *job);
 
 
-/* api.c: routes. */
+/* api.c: routes; pages.c: health for everybody. */
 
 ngx_int_t ngx_http_backup_api_handler(ngx_http_request_t *r);
 ngx_int_t ngx_http_backup_health_handler(ngx_http_request_t *r);

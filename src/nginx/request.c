@@ -437,7 +437,7 @@ ngx_http_backup_call_done(void *data)
 
 
 static ngx_int_t
-ngx_http_backup_location(ngx_http_request_t *r, const char *id)
+ngx_http_backup_job_location(ngx_http_request_t *r, const char *id)
 {
     u_char     *p;
     ngx_str_t   prefix, location;
@@ -477,7 +477,7 @@ ngx_http_backup_call_answer(ngx_http_request_t *r, ngx_http_backup_call_t *call)
 
     if (call->failed) {
         if (call->job[0] != '\0' && status == NGX_HTTP_CONFLICT
-            && ngx_http_backup_location(r, call->job) != NGX_OK)
+            && ngx_http_backup_job_location(r, call->job) != NGX_OK)
         {
             return NGX_HTTP_INTERNAL_SERVER_ERROR;
         }
@@ -510,7 +510,7 @@ ngx_http_backup_call_answer(ngx_http_request_t *r, ngx_http_backup_call_t *call)
     }
 
     if (status == NGX_HTTP_ACCEPTED
-        && (ngx_http_backup_location(r, call->job) != NGX_OK
+        && (ngx_http_backup_job_location(r, call->job) != NGX_OK
             || ngx_http_backup_header_text(r, "Retry-After", "1") != NGX_OK))
     {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
