@@ -33,6 +33,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTE
     X(DESCRIPTION, "description", "TEXT", "free text kept with the backup")                        \
     X(TAG, "tag", "TAG", "tag of the backup; list: only backups with it; may be repeated")         \
     X(NO_UPLOAD, "no-upload", NULL, "keep the backup in the spool for now")                        \
+    X(SET, "set", "NAME", "only backups of this set (default: the only set there is)")             \
     X(BACKUP_ID, "backup-id", "ID", "backup to use (default: latest)")                             \
     X(AT, "at", "TIME", "as of this time, like 2025-10-15T14:30:00Z (pitr_window)")                \
     X(TRANSACTION, "transaction", "N", "as of this transaction of the database (pitr_window)")     \
@@ -47,7 +48,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTE
     X(DELETE_EXTRA, "delete-extra", NULL, "also remove files that the backup does not have")       \
     X(DRY_RUN, "dry-run", NULL, "show what would be done, change nothing")                         \
     X(DEEP, "deep", NULL, "validate: also check every chunk of the files")                         \
-    X(LEVEL, "level", "N", "verify: 0 names, 1 checksums, 2 decrypt everything (default: 1)")      \
+    X(LEVEL, "level", "N", "verify: 0 names, 1 checksums, 2 decrypt, 3 restore (default: 1)")      \
     X(LIMIT, "limit", "N", "at most so many rows (default: 50)")                                   \
     X(WAIT, "wait", NULL, "wait until the job has ended (the default)")                            \
     X(NO_WAIT, "no-wait", NULL, "return as soon as the job is queued")                             \
@@ -124,6 +125,8 @@ typedef struct {
 /* method "GET", "POST", "DELETE"; path below the API's URL ("/list?limit=5"); body may be NULL. */
 bk_rc_t cli_request(const cli_t *cli, const char *method, const char *path, json_t *body,
                     cli_answer_t *answer, bk_err_t *err);
+/* The failure that a problem document's code names; BK_FAILED for none that is known. */
+bk_rc_t cli_rc_of(const char *code);
 void cli_answer_free(cli_answer_t *answer);
 /* Percent-encode one path or query component; owned by the caller. */
 char *cli_escape(const char *text);

@@ -74,15 +74,20 @@ static bk_rc_t perform(CURL *curl, const char *url, bk_buf_t *received, cli_answ
     return BK_OK;
 }
 
+bk_rc_t cli_rc_of(const char *code)
+{
+    for (int number = 1; code != NULL && number < 64; number++)
+        if (strcmp(bk_rc_code((bk_rc_t)number), code) == 0)
+            return (bk_rc_t)number;
+    return BK_FAILED;
+}
+
 /* A problem document becomes our own failure with the same code, text and exit code. */
 static bk_rc_t problem(const cli_answer_t *answer, const char *url, bk_err_t *err)
 {
     const char *code = json_string_value(json_object_get(answer->body, "code"));
     const char *detail = json_string_value(json_object_get(answer->body, "detail"));
-    bk_rc_t rc = BK_FAILED;
-    for (int number = 1; code != NULL && number < 64; number++)
-        if (strcmp(bk_rc_code((bk_rc_t)number), code) == 0)
-            rc = (bk_rc_t)number;
+    bk_rc_t rc = cli_rc_of(code);
     if (answer->status == 401)
         return bk_err_set(err, rc, "%s: the server asks for a token: give --token-file", url);
     char text[BK_ERR_TEXT] = "";

@@ -23,7 +23,7 @@ static const option_row_t options[OPT_COUNT] = {
 
 static const cli_option_t online_options[] = {OPT_URL, OPT_TOKEN_FILE, OPT_SOCKET, OPT_COUNT};
 static const cli_option_t offline_options[] = {OPT_STORAGE, OPT_KEY_FILE, OPT_PASSPHRASE_FILE,
-                                               OPT_COUNT};
+                                               OPT_SET, OPT_COUNT};
 static const cli_option_t common_options[] = {OPT_JSON, OPT_QUIET, OPT_HELP, OPT_COUNT};
 
 #define OPTIONS(...) ((const cli_option_t[]){__VA_ARGS__, OPT_COUNT})
@@ -219,6 +219,8 @@ static int run(const cli_t *cli)
         print_help(cli->command);
         return EXIT_OK;
     }
+    if (cli->value[OPT_STORAGE] == NULL && cli->value[OPT_SET] != NULL)
+        return cli_usage("--set chooses among the sets of a --storage; through nginx --url does");
     if (cli->value[OPT_STORAGE] == NULL)
         return cli->command->online(cli);
     if (cli->command->offline == NULL)

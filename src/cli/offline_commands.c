@@ -2,7 +2,9 @@
  * cli/offline_commands.c: list, show, recover and verify on a storage alone.  The answers have the
  * members of REST's.
  */
+#include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -11,7 +13,8 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/json.h"
+#include "base/publish.h"
+#include "base/str.h"
 #include "cli/offline.h"
 #include "engine/engine.h"
 #include "engine/recover.h"
@@ -20,34 +23,12 @@
 
 #define LANES 4
 
-static json_t *describe(const bk_snapshot_t *snapshot)
+/* As REST gives it. */
+static json_t *describe(const cli_t *cli, const bk_snapshot_t *snapshot)
 {
-    json_t *trees = json_array(), *dbs = json_array();
-    uint64_t files = 0, bytes = 0;
-    for (size_t i = 0; i < snapshot->tree_count; i++) {
-        const bk_snapshot_tree_t *tree = &snapshot->trees[i];
-        json_array_append_new(trees, json_pack("{ss ss sI sI}", "name", tree->name, "path",
-                                               tree->path, "files", (json_int_t)tree->files, "size",
-                                               (json_int_t)tree->bytes));
-        files += tree->files;
-        bytes += tree->bytes;
-    }
-    for (size_t i = 0; i < snapshot->db_count; i++) {
-        const bk_snapshot_db_t *db = &snapshot->dbs[i];
-        uint64_t size = db->page_count * db->page_size;
-        json_array_append_new(
-            dbs, json_pack("{ss ss sI sI si so}", "name", db->name, "path", db->path, "size",
-                           (json_int_t)size, "page_count", (json_int_t)db->page_count, "page_size",
-                           (int)db->page_size, "instant", bk_json_time(db->instant)));
-        bytes += size;
-    }
-    return json_pack(
-        "{ss ss ss ss so so sI sI sO* sO* so so}", "backup_id", snapshot->backup_id, "type",
-        snapshot->kind, "status", snapshot->unreadable_total > 0 ? "warning" : "completed", "host",
-        snapshot->host ? snapshot->host : "", "timestamp", bk_json_time(snapshot->started),
-        "completed", bk_json_time(snapshot->completed), "files", (json_int_t)files, "size",
-        (json_int_t)bytes, "stored_size", json_object_get(snapshot->stats, "bytes_stored"), "tags",
-        snapshot->tags, "databases", dbs, "trees", trees);
+    json_t *backup = bk_describe_snapshot(snapshot, cli->value[OPT_STORAGE]);
+    json_object_del(backup, "completed_ns");
+    return backup;
 }
 
 /* Notes about damaged snapshots, once the command is through. */
@@ -87,24 +68,30 @@ static int with_snapshots(const cli_t *cli, snapshots_fn fn)
     return code;
 }
 
+static bool is_listed(const cli_t *cli, const bk_snapshot_t *snapshot)
+{
+    size_t n;
+    json_t *tag;
+    bool tagged = cli->value[OPT_TAG] == NULL;
+    json_array_foreach(snapshot->tags, n, tag)
+    {
+        tagged = tagged || strcmp(json_string_value(tag), cli->value[OPT_TAG]) == 0;
+    }
+    return tagged &&
+           (cli->value[OPT_SET] == NULL || strcmp(snapshot->set, cli->value[OPT_SET]) == 0);
+}
+
+/* The newest first, as through nginx. */
 static int list_snapshots(const cli_t *cli, const bk_snapshot_list_t *list, bk_err_t *err)
 {
     json_t *backups = json_array();
+    const char *limit = cli->value[OPT_LIMIT];
+    unsigned long long most = limit != NULL ? strtoull(limit, NULL, 10) : 50, total = 0;
     (void)err;
-    for (size_t i = 0; i < list->count; i++) {
-        json_t *one = describe(&list->items[i]), *tag;
-        size_t n;
-        bool wanted = cli->value[OPT_TAG] == NULL;
-        json_array_foreach(list->items[i].tags, n,
-                           tag) if (!wanted && strcmp(json_string_value(tag),
-                                                      cli->value[OPT_TAG]) == 0) wanted = true;
-        if (wanted)
-            json_array_append_new(backups, one);
-        else
-            json_decref(one);
-    }
-    json_t *answer =
-        json_pack("{sI so}", "total", (json_int_t)json_array_size(backups), "backups", backups);
+    for (size_t i = list->count; i-- > 0;)
+        if (is_listed(cli, &list->items[i]) && ++total <= most)
+            json_array_append_new(backups, describe(cli, &list->items[i]));
+    json_t *answer = json_pack("{sI so}", "total", (json_int_t)total, "backups", backups);
     if (cli->value[OPT_JSON] != NULL)
         cli_print_json(answer);
     else
@@ -118,7 +105,7 @@ static int show_snapshot(const cli_t *cli, const bk_snapshot_list_t *list, bk_er
     const bk_snapshot_t *snapshot;
     if (bk_snapshot_find(list, cli->argument[0], &snapshot, err) != BK_OK)
         return cli_fail(err);
-    json_t *answer = describe(snapshot);
+    json_t *answer = describe(cli, snapshot);
     if (cli->value[OPT_JSON] != NULL)
         cli_print_json(answer);
     else
@@ -197,7 +184,8 @@ typedef struct {
     cli_offline_t *offline;
     bk_recover_options_t options;
     bk_root_t *target;
-    const char *below; /* of target; "" but in a dry run into what is not there yet */
+    const char *below;      /* of target; "" but in a dry run into what is not there yet */
+    char scratch[PATH_MAX]; /* below the target; "" when there is none */
     json_t *result;
     bk_ctl_t *ctl;
     atomic_bool done;
@@ -252,6 +240,7 @@ static int read_point(const cli_t *cli, bk_point_wish_t *wish)
 {
     const char *at = cli->value[OPT_AT], *number = cli->value[OPT_TRANSACTION];
     char *end;
+    wish->set = cli->value[OPT_SET];
     wish->backup_id = cli->value[OPT_BACKUP_ID];
     wish->database = cli->value[OPT_DATABASE];
     if ((at != NULL) + (number != NULL) + (wish->backup_id != NULL) > 1)
@@ -264,6 +253,24 @@ static int read_point(const cli_t *cli, bk_point_wish_t *wish)
             return cli_usage("--transaction is a number from 1 on");
     }
     return EXIT_OK;
+}
+
+/* Images of databases are built where they are going to be: the room is measured there, and they
+ * need not be copied.  No file of a backup has such a name. */
+static bk_rc_t make_scratch(recover_t *recover, bk_err_t *err)
+{
+    char *path = recover->scratch;
+    if (!bk_fmt(path, sizeof recover->scratch, "%s/.ngx-backup-XXXXXX",
+                recover->cli->value[OPT_TARGET]))
+        return bk_err_set(err, BK_INVALID, "%s: the path is too long",
+                          recover->cli->value[OPT_TARGET]);
+    if (mkdtemp(path) == NULL) {
+        bk_rc_t rc = bk_err_sys(err, errno, "%s: make a directory for images", path);
+        *path = '\0';
+        return rc;
+    }
+    recover->options.scratch = path;
+    return BK_OK;
 }
 
 static int recover_point(recover_t *recover, bk_err_t *err)
@@ -283,8 +290,12 @@ static int recover_point(recover_t *recover, bk_err_t *err)
                  ? bk_root_open_nearest(cli->value[OPT_TARGET], NULL, recover->ctl,
                                         &recover->target, &recover->below, err)
                  : bk_root_open(cli->value[OPT_TARGET], true, &recover->target, err);
+    if (rc == BK_OK && !o->dry_run)
+        rc = make_scratch(recover, err);
     if (rc == BK_OK)
         rc = run_recovery(recover, err);
+    if (recover->scratch[0] != '\0')
+        bk_remove_tree(recover->scratch, true, NULL);
     code = rc == BK_OK ? print_recovery(recover, &point) : cli_fail(err);
     bk_root_close(recover->target);
     bk_point_close(&point);
@@ -341,7 +352,6 @@ int cli_offline_recover(const cli_t *cli)
     if (code == EXIT_OK && cli_offline_open(cli, &offline, &err) != BK_OK) {
         code = cli_fail(&err);
     } else if (code == EXIT_OK) {
-        recover.options.scratch = offline.scratch;
         recover.result = json_object();
         bk_ctl_init(&ctl);
         cli_interrupts(&ctl);

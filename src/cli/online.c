@@ -71,10 +71,7 @@ static int exit_of(const json_t *job)
         return EXIT_OK;
     if (strcmp(status, "warning") == 0)
         return EXIT_WARNING;
-    for (int number = 1; code != NULL && number < 64; number++)
-        if (strcmp(bk_rc_code((bk_rc_t)number), code) == 0)
-            return bk_rc_exit((bk_rc_t)number);
-    return EXIT_FAILED;
+    return bk_rc_exit(cli_rc_of(code));
 }
 
 /* Follow a job until it has ended.  A lost connection (a reload, a restart) is tried again for a

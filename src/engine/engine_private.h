@@ -101,8 +101,6 @@ typedef enum { BK_TABLES_CHECK, BK_TABLES_COMPARE, BK_TABLES_RECOVER } bk_tables
 bk_rc_t bk_tables_of_point(bk_engine_t *engine, const bk_point_t *point, const json_t *body,
                            bk_tables_act_t act, json_t **result, bk_err_t *err);
 
-/* GET /backups/{id} from a snapshot; with "completed_ns" for the catalog. */
-json_t *bk_describe_snapshot(const bk_snapshot_t *snapshot, const char *storage);
 /* Snapshots of the storage into the catalog. */
 bk_rc_t bk_engine_sync_from(bk_engine_t *engine, bk_opened_t *opened, bk_ctl_t *ctl, bk_err_t *err);
 /* GET /jobs/{id} of a row. */

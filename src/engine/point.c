@@ -47,6 +47,37 @@ static const bk_snapshot_t *backup_until(const bk_snapshot_list_t *list, const c
     return NULL;
 }
 
+/* "app, other": each once. */
+static void list_sets(const bk_snapshot_list_t *list, char *out, size_t size)
+{
+    out[0] = '\0';
+    for (size_t i = 0; i < list->count; i++) {
+        size_t first = 0, used = strlen(out);
+        while (strcmp(list->items[first].set, list->items[i].set) != 0)
+            first++;
+        if (first == i)
+            bk_fmt(out + used, size - used, "%s%s", used > 0 ? ", " : "", list->items[i].set);
+    }
+}
+
+/* Whose newest backup is meant, when nobody says it: several sets may share a storage, and one's
+ * database is not another's. */
+static bk_rc_t only_set(const bk_snapshot_list_t *list, const char **set, bk_err_t *err)
+{
+    char sets[512];
+    for (size_t i = 1; i < list->count; i++)
+        if (strcmp(list->items[i].set, list->items[0].set) != 0) {
+            list_sets(list, sets, sizeof sets);
+            return bk_err_set(
+                err, BK_INVALID,
+                "the storage holds backups of several sets: %s: say which with --set, "
+                "or name a backup by its id",
+                sets);
+        }
+    *set = list->count > 0 ? list->items[0].set : NULL;
+    return BK_OK;
+}
+
 /* --- moments on top of it --- */
 
 typedef struct {
@@ -237,16 +268,8 @@ static bk_rc_t find_past(find_t *f, bk_err_t *err)
     bk_rc_t rc = BK_OK;
     f->time = wish->time;
     f->name = wish->database;
-    f->set = wish->set;
     if (f->time > bk_now())
         return bk_err_set(err, BK_INVALID, "point_in_time lies in the future");
-    if (f->set == NULL) { /* that of the newest backup */
-        const bk_snapshot_t *newest;
-        rc = bk_point_backup(&f->point->list, NULL, NULL, &newest, err);
-        if (rc != BK_OK)
-            return rc;
-        f->set = newest->set;
-    }
     if (wish->transaction > 0 && f->name == NULL)
         rc = only_captured(f, err);
     if (rc == BK_OK && wish->transaction > 0 && wish->files)
@@ -263,14 +286,19 @@ static bk_rc_t find_past(find_t *f, bk_err_t *err)
 bk_rc_t bk_point_find(bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ctl,
                       bk_point_t *point, bk_err_t *err)
 {
-    find_t find = {.point = point, .wish = wish};
+    find_t find = {.point = point, .wish = wish, .set = wish->set};
+    bool past = wish->time > 0 || wish->transaction > 0;
+    bool named = !past && wish->backup_id != NULL && strcmp(wish->backup_id, "latest") != 0;
     *point = (bk_point_t){.repo = repo, .ctl = ctl};
     bk_rc_t rc = bk_snapshot_list(repo, wish->cache_dir, ctl, &point->list, err);
+    if (rc == BK_OK && find.set == NULL && !named)
+        rc = only_set(&point->list, &find.set, err);
     if (rc != BK_OK)
         return rc;
-    if (wish->time > 0 || wish->transaction > 0)
+    if (past && find.set != NULL)
         return find_past(&find, err);
-    return bk_point_backup(&point->list, wish->set, wish->backup_id, &point->snapshot, err);
+    return bk_point_backup(&point->list, find.set, past ? NULL : wish->backup_id, &point->snapshot,
+                           err);
 }
 
 void bk_point_close(bk_point_t *point)

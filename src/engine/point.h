@@ -14,7 +14,7 @@
 #include "sqlite/vfs.h"
 
 typedef struct {
-    const char *set;       /* whose backups count, but for a backup_id; NULL: all */
+    const char *set;       /* whose backups count, but for a backup_id; NULL: the only one's */
     const char *base_dir;  /* with transactions that are not on the storage yet; NULL: none */
     const char *cache_dir; /* of the repository; NULL: none */
     const char *backup_id; /* NULL and "latest": the newest, if there is nothing else below */
@@ -42,7 +42,8 @@ typedef struct {
 
 /*
  * repo, ctl and the strings of wish are borrowed until close, which is needed after a failure, too.
- * BK_NOT_FOUND: no such backup; BK_INVALID: no such moment, the message names the nearest.
+ * BK_NOT_FOUND: no such backup; BK_INVALID: no such moment, the message names the nearest;
+ * or no set where there are several, which it names.
  */
 bk_rc_t bk_point_find(bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ctl,
                       bk_point_t *point, bk_err_t *err);

@@ -25,41 +25,6 @@
 #define COPY_STEP   (1u << 20)
 #define ASIDE_TRIES 100u
 
-/* mkdir -p beneath the root; through the helper with the owner of the directory above. */
-static bk_rc_t make_beneath(bk_road_t *road, const char *rel, bk_err_t *err)
-{
-    char path[PATH_MAX];
-    bk_rc_t rc = BK_OK;
-    size_t len = 0;
-    if (!bk_strcpy(path, sizeof path, rel))
-        return bk_err_set(err, BK_INVALID, "%s: the path is too long", rel);
-    while (rc == BK_OK && path[len] != '\0') {
-        size_t from = len + (len > 0);
-        bk_at_t at;
-        char *end = strchr(path + from, '/');
-        char above[PATH_MAX];
-        bk_fmt(above, sizeof above, "%.*s", (int)len, path);
-        if (end != NULL)
-            *end = '\0';
-        int errnum = bk_at_open(road, above, false, &at);
-        if (errnum == 0)
-            errnum = bk_at_helped(&at)                        ? bk_at_mkdir(&at, path + from)
-                     : mkdirat(at.fd, path + from, 0755) != 0 ? errno
-                                                              : 0;
-        if (errnum == 0)
-            errnum = bk_at_like_above(&at, path + from);
-        bk_at_close(&at);
-        if (errnum != 0 && errnum != EEXIST) {
-            rc = bk_at_error(road, errnum, path + from, err);
-            bk_err_wrap(err, "make directory in %s/%s", bk_root_path(road->root), above);
-        }
-        len = strlen(path);
-        if (end != NULL)
-            *end = '/';
-    }
-    return rc;
-}
-
 /* The name of a database below a target: the last part of its path unless something else has it. */
 static bool database_file(const bk_snapshot_t *s, const bk_snapshot_db_t *db, char *out,
                           size_t size)
@@ -363,7 +328,8 @@ static bk_rc_t recover_one(const bk_recover_options_t *options, bk_road_t *road,
     if (!database_file(options->snapshot, db, name, sizeof name))
         return bk_err_set(err, BK_UNSUPPORTED, "database %s: its path %s gives no file name",
                           db->name, db->path);
-    bk_rc_t rc = options->dry_run ? BK_OK : make_beneath(road, subdir, err);
+    bool made;
+    bk_rc_t rc = bk_road_make(road, subdir, options->dry_run, &made, err);
     if (rc != BK_OK)
         return rc;
     int errnum = bk_at_open(road, subdir, false, &place.at);

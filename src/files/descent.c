@@ -213,34 +213,6 @@ void bk_descent_fail(bk_descent_t *run, const char *path, const bk_err_t *why)
     bk_restore_fail(&run->restore, target, why);
 }
 
-/* One directory on the way to the tree's root. */
-static bk_rc_t make_one(bk_descent_t *run, const char *above, const char *name, bool *made,
-                        bk_err_t *err)
-{
-    bk_restore_t *restore = &run->restore;
-    struct stat st;
-    bk_at_t at;
-    int errnum = bk_at_open(&restore->road, above, false, &at);
-    if (errnum == 0) {
-        int found = bk_at_stat(&at, name, &st);
-        *made = found != 0;
-        if (found == BK_AT_GONE || found == EXDEV)
-            errnum = found;
-        else if (*made && !restore->options->dry_run)
-            errnum = bk_at_mkdir(&at, name);
-        if (errnum == 0 && *made && !restore->options->dry_run)
-            errnum = bk_at_like_above(&at, name);
-    } else {
-        *made = true;
-    }
-    bk_at_close(&at);
-    if (errnum == 0 || (restore->options->dry_run && errnum != BK_AT_GONE))
-        return BK_OK;
-    bk_rc_t rc = bk_at_error(&restore->road, errnum, name, err);
-    bk_err_wrap(err, "make directory %s/%s", bk_root_path(restore->road.root), above);
-    return rc;
-}
-
 /* Make the root of the tree in the target, with the directories that lead there. */
 bk_rc_t bk_descent_base(bk_descent_t *run, bool *made, bk_err_t *err)
 {
@@ -252,22 +224,7 @@ bk_rc_t bk_descent_base(bk_descent_t *run, bool *made, bk_err_t *err)
     if (!bk_descent_target(run, "", path))
         return bk_err_set(err, BK_INVALID, "restore into %s: the path is too long",
                           restore->options->subdir);
-    for (char *p = path; *p != '\0' && rc == BK_OK;) {
-        char *slash = strchr(p, '/');
-        if (slash != NULL)
-            *slash = '\0';
-        /* path is cut behind this name, and for a moment before it. */
-        char *cut = p > path ? p - 1 : NULL;
-        if (cut != NULL)
-            *cut = '\0';
-        rc = make_one(run, cut != NULL ? path : "", p, made, err);
-        if (cut != NULL)
-            *cut = '/';
-        if (slash == NULL)
-            break;
-        *slash = '/';
-        p = slash + 1;
-    }
+    rc = bk_road_make(&restore->road, path, restore->options->dry_run, made, err);
     if (rc != BK_OK || *made)
         return rc;
     bk_at_t at;

@@ -305,6 +305,57 @@ int bk_at_special(const bk_at_t *at, const char *name, const char *link)
     return result_of(link != NULL ? symlinkat(link, at->fd, name) : mkfifoat(at->fd, name, 0600));
 }
 
+/* --- directories that are missing --- */
+
+static bk_rc_t make_one(bk_road_t *road, const char *above, const char *name, bool dry, bool *made,
+                        bk_err_t *err)
+{
+    struct stat st;
+    bk_at_t at;
+    int errnum = bk_at_open(road, above, false, &at);
+    if (errnum == 0) {
+        int found = bk_at_stat(&at, name, &st);
+        *made = found != 0;
+        if (found == BK_AT_GONE || found == EXDEV)
+            errnum = found;
+        else if (*made && !dry)
+            errnum = bk_at_mkdir(&at, name);
+        if (errnum == 0 && *made && !dry)
+            errnum = bk_at_like_above(&at, name);
+    } else {
+        *made = true;
+    }
+    bk_at_close(&at);
+    if (errnum == 0 || (dry && errnum != BK_AT_GONE))
+        return BK_OK;
+    bk_rc_t rc = bk_at_error(road, errnum, name, err);
+    bk_err_wrap(err, "make directory %s/%s", bk_root_path(road->root), above);
+    return rc;
+}
+
+bk_rc_t bk_road_make(bk_road_t *road, const char *path, bool dry, bool *made, bk_err_t *err)
+{
+    char above[PATH_MAX];
+    bk_rc_t rc = BK_OK;
+    *made = false;
+    if (!bk_strcpy(above, sizeof above, path))
+        return bk_err_set(err, BK_INVALID, "%s: the path is too long", path);
+    for (char *name = above; *name != '\0' && rc == BK_OK;) {
+        size_t len = strcspn(name, "/");
+        char end = name[len];
+        name[len] = '\0';
+        /* above is cut behind this name, and for a moment before it. */
+        if (name > above)
+            name[-1] = '\0';
+        rc = make_one(road, name > above ? above : "", name, dry, made, err);
+        if (name > above)
+            name[-1] = '/';
+        name[len] = end;
+        name += end != '\0' ? len + 1 : len;
+    }
+    return rc;
+}
+
 /* --- many names --- */
 
 /* The place of a name in the listing, or of the one behind it. */
