@@ -66,7 +66,7 @@ struct bk_rootwatch_s {
     bool scanning; /* visits are those of a scan of everything */
     bool gone;
     bool cuts;        /* something was cut off */
-    int64_t cut_at;   /* when */
+    int64_t cut_at;   /* the first of them */
     int64_t retry_at; /* the next scan may begin */
     int64_t calm_at;  /* without an overflow until then: the next pause is short again */
     int pause;
@@ -136,6 +136,14 @@ static void tell_child(bk_rootwatch_t *w, uint32_t parent, const char *name, bk_
         tell_path(w, path, kind);
     else
         tell_path(w, path, BK_WIRE_TREE);
+}
+
+/* Since the first that is not forgotten yet: under churn there is always a younger one. */
+static void note_cut(bk_rootwatch_t *w)
+{
+    if (!w->cuts)
+        w->cut_at = bk_watch_now();
+    w->cuts = true;
 }
 
 /* --- visiting --- */
@@ -255,7 +263,7 @@ static uint32_t settle(bk_rootwatch_t *w, int wd, uint32_t parent, const char *n
                (w->nodes.list[at].parent != parent || strcmp(w->nodes.list[at].name, name) != 0)) {
         *deep = true;
         new_generation(w);
-        w->cuts = true;
+        note_cut(w);
         if (!bk_nodes_move(&w->nodes, at, parent, name))
             return BK_NODE_NONE;
         tell(w, at, BK_WIRE_TREE);
@@ -369,8 +377,7 @@ static void directory_event(bk_rootwatch_t *w, uint32_t at, uint32_t mask, const
     if (child != BK_NODE_NONE) {
         new_generation(w);
         bk_nodes_cut(&w->nodes, child);
-        w->cuts = true;
-        w->cut_at = bk_watch_now();
+        note_cut(w);
         /* A visit may have been ahead of this event: then what is there now came later, stays, and
          * nobody tells of it again. */
         push_visit(w, at, name, true);
@@ -417,7 +424,7 @@ bool bk_rootwatch_event(bk_rootwatch_t *w, int number, uint32_t mask, const char
     if ((mask & IN_IGNORED) != 0) {
         new_generation(w);
         bk_nodes_remove(&w->nodes, at);
-        w->cuts = true;
+        note_cut(w);
         return true;
     }
     if ((mask & (IN_MOVE_SELF | IN_DELETE_SELF)) != 0)
