@@ -340,6 +340,7 @@ static void without_more_watches_it_is_said_where(void **state)
         watching_sync(&box->w);
     }
     assert_true(bk_dirset_has(&box->w.roots[0].limits, "d/f"));
+    assert_int_equal(box->w.roots[0].why, ENOSPC);
     assert_true(bk_dirset_has(&box->w.roots[0].limits, "d/f/g"));
     assert_false(bk_dirset_has(&box->w.roots[0].limits, "d"));
     bk_dirset_free(&box->w.roots[0].dirty);
