@@ -30,7 +30,7 @@
 #define MAGIC      "ngx-backup changes 1\n"
 #define BOOT_ID    36
 
-int64_t bk_watching_try_every = TRY_EVERY;
+int64_t bk_watching_try_every = TRY_EVERY, bk_watching_later;
 
 typedef struct {
     bk_changes_t *journal;
@@ -38,6 +38,12 @@ typedef struct {
     bool rooted;      /* the watch has it */
     bool refused;     /* the configuration of the helper does not give it: nothing to wait for */
     char reason[256]; /* why not; under the lock "text" */
+    struct {
+        unsigned count;
+        int error;       /* of the first */
+        char path[1024]; /* of the first, printable and cut */
+        bool said;
+    } limits; /* since everything was looked at last */
 } tree_t;
 
 struct bk_watching_s {
@@ -109,6 +115,37 @@ static unsigned watches_of_a_user(void)
     return most;
 }
 
+/* For people. */
+static void note(const bk_set_files_t *files, tree_t *tree, const bk_watch_event_t *event,
+                 const char *set)
+{
+    switch (event->kind) {
+    case BK_WIRE_LIMIT:
+        if (tree->limits.count++ > 0)
+            return;
+        tree->limits.error = event->error;
+        bk_name_escape(tree->limits.path, sizeof tree->limits.path, event->path,
+                       strlen(event->path));
+        return;
+    case BK_WIRE_MOUNT:
+        if (!files->one_file_system)
+            bk_log(BK_LOG_NOTICE,
+                   "backup %s: files %s: what is mounted at \"%s\" is not watched, so every "
+                   "backup walks it; as a files block of its own it would be",
+                   set, files->name, event->path);
+        return;
+    case BK_WIRE_LOST:
+        memset(&tree->limits, 0, sizeof tree->limits);
+        bk_log(BK_LOG_NOTICE,
+               "backup %s: files %s: so much changed at once that not all of it was noticed; "
+               "the next backup walks",
+               set, files->name);
+        return;
+    default:
+        return;
+    }
+}
+
 static void tell(bk_watching_t *w, const bk_watch_event_t *event)
 {
     static const bk_changes_kind_t kinds[] = {
@@ -124,22 +161,30 @@ static void tell(bk_watching_t *w, const bk_watch_event_t *event)
         if (!tree->rooted || tree->number != event->root)
             continue;
         bk_changes_tell(tree->journal, kinds[event->kind], event->path);
-        if (event->kind == BK_WIRE_LIMIT)
-            bk_log(BK_LOG_WARN,
-                   "backup %s: files %s: below \"%s\" changes are not noticed, so every backup "
-                   "walks it; raise fs.inotify.max_user_watches (now %u), or see the system's log",
-                   w->set->name, w->set->files[i].name, event->path, watches_of_a_user());
-        else if (event->kind == BK_WIRE_MOUNT && !w->set->files[i].one_file_system)
-            bk_log(BK_LOG_NOTICE,
-                   "backup %s: files %s: what is mounted at \"%s\" is not watched, so every "
-                   "backup walks it; as a files block of its own it would be",
-                   w->set->name, w->set->files[i].name, event->path);
-        else if (event->kind == BK_WIRE_LOST)
-            bk_log(BK_LOG_NOTICE,
-                   "backup %s: files %s: so much changed at once that not all of it was noticed; "
-                   "the next backup walks",
-                   w->set->name, w->set->files[i].name);
+        note(&w->set->files[i], tree, event, w->set->name);
     }
+}
+
+/* Where nothing is watched: said once for each look at everything, however many there are. */
+static void tell_limits(const bk_watching_t *w, size_t at)
+{
+    tree_t *tree = &w->trees[at];
+    bk_changes_state_t state;
+    bk_err_t why = {0};
+    bk_changes_state(tree->journal, &state);
+    if (tree->limits.count == 0 || tree->limits.said || !state.watched)
+        return;
+    tree->limits.said = true;
+    bk_err_sys(&why, tree->limits.error, "the first is \"%s\"", tree->limits.path);
+    if (tree->limits.error == ENOSPC)
+        bk_err_set(&why, BK_FAILED,
+                   "the first is \"%s\": there is no inotify watch left; raise "
+                   "fs.inotify.max_user_watches (now %u)",
+                   tree->limits.path, watches_of_a_user());
+    bk_log(BK_LOG_WARN,
+           "backup %s: files %s: below %u of its directories changes are not noticed, so every "
+           "backup walks them; %s",
+           w->set->name, w->set->files[at].name, tree->limits.count, why.text);
 }
 
 /* Under the lock. */
@@ -150,6 +195,8 @@ static bk_rc_t drain(bk_watching_t *w, bk_err_t *err)
     bk_rc_t rc;
     while ((rc = bk_watch_next(w->watch, &event, &why)) == BK_OK)
         tell(w, &event);
+    for (size_t i = 0; i < w->set->files_count; i++)
+        tell_limits(w, i);
     if (rc == BK_NOT_FOUND)
         return BK_OK;
     if (err != NULL)
@@ -164,6 +211,7 @@ static void forget(bk_watching_t *w)
         if (w->trees[i].rooted)
             bk_changes_tell(w->trees[i].journal, BK_CHANGES_LOST, "");
         w->trees[i].rooted = false;
+        memset(&w->trees[i].limits, 0, sizeof w->trees[i].limits);
     }
     w->sync_path = NULL;
 }
@@ -399,7 +447,7 @@ void bk_watching_take(bk_watching_t *w, size_t at, const char *previous, bool fu
     pthread_mutex_unlock(&w->lock);
     plan->usable = plan->usable && previous != NULL && strcmp(previous, plan->base.backup) == 0 &&
                    plan->base.fingerprint == plan->fingerprint;
-    int64_t age = bk_now() - plan->base.walked;
+    int64_t age = bk_now() + bk_watching_later - plan->base.walked;
     plan->walk = full || !plan->usable || age < 0 || age >= WALK_EVERY;
 }
 
@@ -417,7 +465,8 @@ void bk_watching_settle(bk_watching_plan_t *plan, const char *id, const bk_files
 {
     if (plan->journal != NULL && id != NULL) {
         bk_changes_base_t base = {.fingerprint = plan->fingerprint,
-                                  .walked = stats->walked ? bk_now() : plan->base.walked,
+                                  .walked = stats->walked ? bk_now() + bk_watching_later
+                                                          : plan->base.walked,
                                   .dirs = stats->dirs,
                                   .links = stats->links,
                                   .others = stats->others};

@@ -50,6 +50,7 @@ void bk_watching_save(bk_watching_t *watching);
 json_t *bk_watching_describe(bk_watching_t *watching);
 bool bk_watching_any(bk_watching_t *watching);
 
-extern int64_t bk_watching_try_every; /* ns; for tests */
+/* For tests, ns: how often a tree that is not watched is tried, and how much later it is. */
+extern int64_t bk_watching_try_every, bk_watching_later;
 
 #endif

@@ -74,6 +74,7 @@ typedef struct bk_watch_s bk_watch_t;
 typedef struct {
     unsigned root; /* as numbered by bk_watch_add: 0, 1, ... */
     bk_wire_kind_t kind;
+    int error;                   /* LIMIT: the errno of why */
     char path[BK_WIRE_PATH + 1]; /* relative to the root */
 } bk_watch_event_t;
 

@@ -264,6 +264,7 @@ static bool take_event(bk_watch_t *watch, bk_watch_event_t *out)
         return false;
     out->root = event.root;
     out->kind = (bk_wire_kind_t)event.kind;
+    out->error = event.error;
     memcpy(out->path, path, event.len);
     out->path[event.len] = '\0';
     watch->at += sizeof event + event.len;

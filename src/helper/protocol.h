@@ -259,7 +259,8 @@ typedef enum {
 typedef struct {
     uint32_t root;
     uint16_t kind;
-    uint16_t len; /* of path, relative to the root */
+    uint16_t len;  /* of path, relative to the root */
+    int32_t error; /* LIMIT: the errno of why; else 0 */
 } bk_wire_event_t;
 
 #endif

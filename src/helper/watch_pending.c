@@ -51,28 +51,23 @@ static uint32_t hash_of(const char *path, size_t len)
     return hash ^ hash >> 15;
 }
 
-static bool is_limit(uint16_t kind)
-{
-    return kind == BK_WIRE_LIMIT || kind == BK_WIRE_MOUNT;
-}
-
 /* The place of an item of that path and sort (limits are told beside changes), or a free one. */
 static size_t find_place(const bk_pending_t *pending, const char *path, size_t len, bool limit)
 {
     size_t at = hash_of(path, len) & (PLACES - 1);
     for (; pending->table[at] != 0; at = (at + 1) & (PLACES - 1)) {
         const bk_pending_item_t *item = &pending->items[pending->table[at] - 1];
-        if (item->len == len && is_limit(item->kind) == limit &&
+        if (item->len == len && bk_pending_is_limit((bk_wire_kind_t)item->kind) == limit &&
             memcmp(pending->text + item->offset, path, len) == 0)
             break;
     }
     return at;
 }
 
-void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind)
+void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind, int error)
 {
     size_t len = strlen(path);
-    size_t at = find_place(pending, path, len, is_limit((uint16_t)kind));
+    size_t at = find_place(pending, path, len, bk_pending_is_limit(kind));
     uint32_t there = pending->table[at];
     if (there != 0 && there - 1 >= pending->first) {
         if (kind == BK_WIRE_TREE)
@@ -80,17 +75,19 @@ void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind
         return;
     }
     if (pending->count == BK_PENDING_MAX || pending->used + len + 1 > BK_PENDING_BYTES) {
-        bool limits = is_limit((uint16_t)kind);
-        for (size_t i = pending->first; i < pending->count; i++)
-            limits = limits || is_limit(pending->items[i].kind);
+        bool limits = bk_pending_is_limit(kind);
+        for (size_t i = pending->first; i < pending->count; i++) {
+            limits = limits || bk_pending_is_limit((bk_wire_kind_t)pending->items[i].kind);
+            error = error != 0 ? error : pending->items[i].error;
+        }
         clear(pending);
-        bk_pending_add(pending, "", BK_WIRE_TREE);
+        bk_pending_add(pending, "", BK_WIRE_TREE, 0);
         if (limits)
-            bk_pending_add(pending, "", BK_WIRE_LIMIT);
+            bk_pending_add(pending, "", BK_WIRE_LIMIT, error);
         return;
     }
     bk_pending_item_t *item = &pending->items[pending->count++];
-    *item = (bk_pending_item_t){(uint32_t)pending->used, (uint16_t)len, (uint16_t)kind};
+    *item = (bk_pending_item_t){(uint32_t)pending->used, (uint16_t)len, (uint16_t)kind, error};
     memcpy(pending->text + pending->used, path, len + 1);
     pending->used += len + 1;
     pending->table[at] = (uint32_t)pending->count;
@@ -103,10 +100,11 @@ void bk_pending_lose(bk_pending_t *pending)
     pending->lost = true;
 }
 
-static bool put(unsigned char *body, size_t *at, size_t size, uint32_t root, bk_wire_kind_t kind,
-                const char *path, size_t len)
+static bool put_path(unsigned char *body, size_t *at, size_t size, uint32_t root,
+                     bk_wire_kind_t kind, int error, const char *path, size_t len)
 {
-    bk_wire_event_t event = {.root = root, .kind = (uint16_t)kind, .len = (uint16_t)len};
+    bk_wire_event_t event = {
+        .root = root, .kind = (uint16_t)kind, .len = (uint16_t)len, .error = error};
     if (*at + sizeof event + len > size)
         return false;
     memcpy(body + *at, &event, sizeof event);
@@ -115,22 +113,27 @@ static bool put(unsigned char *body, size_t *at, size_t size, uint32_t root, bk_
     return true;
 }
 
+static bool put(unsigned char *body, size_t *at, size_t size, uint32_t root, bk_wire_kind_t kind)
+{
+    return put_path(body, at, size, root, kind, 0, "", 0);
+}
+
 size_t bk_pending_write(const bk_pending_t *pending, uint32_t root, unsigned char *body, size_t at,
                         size_t size, bk_pending_said_t *said)
 {
     memset(said, 0, sizeof *said);
-    if (pending->data && !(said->data = put(body, &at, size, root, BK_WIRE_DATA, "", 0)))
+    if (pending->data && !(said->data = put(body, &at, size, root, BK_WIRE_DATA)))
         return at;
-    if (pending->lost && !(said->lost = put(body, &at, size, root, BK_WIRE_LOST, "", 0)))
+    if (pending->lost && !(said->lost = put(body, &at, size, root, BK_WIRE_LOST)))
         return at;
     for (size_t i = pending->first; i < pending->count; i++) {
         const bk_pending_item_t *item = &pending->items[i];
-        if (!put(body, &at, size, root, (bk_wire_kind_t)item->kind, pending->text + item->offset,
-                 item->len))
+        if (!put_path(body, &at, size, root, (bk_wire_kind_t)item->kind, item->error,
+                      pending->text + item->offset, item->len))
             return at;
         said->items++;
     }
-    said->watched = pending->watched && put(body, &at, size, root, BK_WIRE_WATCHED, "", 0);
+    said->watched = pending->watched && put(body, &at, size, root, BK_WIRE_WATCHED);
     return at;
 }
 

@@ -24,6 +24,7 @@
 typedef struct {
     uint32_t offset; /* of the path in text, with its NUL */
     uint16_t len, kind;
+    int error; /* of a LIMIT */
 } bk_pending_item_t;
 
 typedef struct {
@@ -38,8 +39,14 @@ typedef struct {
 bool bk_pending_init(bk_pending_t *pending);
 void bk_pending_free(bk_pending_t *pending);
 bool bk_pending_any(const bk_pending_t *pending);
-/* kind: DIRTY, TREE, LIMIT or MOUNT.  What does not fit makes it TREE of the root. */
-void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind);
+/* kind: DIRTY, TREE, LIMIT (with the errno of why) or MOUNT.  What does not fit makes it TREE of the
+ * root. */
+void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind, int error);
+/* Said of places, not of changes. */
+static inline bool bk_pending_is_limit(bk_wire_kind_t kind)
+{
+    return kind == BK_WIRE_LIMIT || kind == BK_WIRE_MOUNT;
+}
 /* Nothing of what is kept matters any more: everything may have changed. */
 void bk_pending_lose(bk_pending_t *pending);
 /*

@@ -66,7 +66,7 @@ struct bk_rootwatch_s {
     bool scanning; /* visits are those of a scan of everything */
     bool gone;
     bool cuts;        /* something was cut off */
-    int64_t cut_at;   /* when */
+    int64_t cut_at;   /* the first of them */
     int64_t retry_at; /* the next scan may begin */
     int64_t calm_at;  /* without an overflow until then: the next pause is short again */
     int pause;
@@ -83,29 +83,32 @@ int64_t bk_watch_now(void)
 
 /* --- telling --- */
 
-/* Said of places, not of changes: also of those that are found while everything is LOST. */
-static bool is_limit(bk_wire_kind_t kind)
+/* What is said of places, not of changes, is said while everything is LOST, too. */
+static void tell_path(bk_rootwatch_t *w, const char *path, bk_wire_kind_t kind, int error)
 {
-    return kind == BK_WIRE_LIMIT || kind == BK_WIRE_MOUNT;
-}
-
-static void tell_path(bk_rootwatch_t *w, const char *path, bk_wire_kind_t kind)
-{
-    if (!w->lost || is_limit(kind))
-        bk_pending_add(w->pending, path, kind);
+    if (!w->lost || bk_pending_is_limit(kind))
+        bk_pending_add(w->pending, path, kind, error);
 }
 
 static void tell(bk_rootwatch_t *w, uint32_t at, bk_wire_kind_t kind)
 {
     char path[BK_WIRE_PATH + 1];
     bk_node_t *node = &w->nodes.list[at];
-    if ((w->lost && !is_limit(kind)) || (kind == BK_WIRE_DIRTY && node->told == w->generation))
+    if (w->lost || (kind == BK_WIRE_DIRTY && node->told == w->generation))
         return;
     if (!bk_nodes_path(&w->nodes, at, path))
         return;
-    bk_pending_add(w->pending, path, kind);
+    bk_pending_add(w->pending, path, kind, 0);
     if (kind == BK_WIRE_DIRTY)
         node->told = w->generation;
+}
+
+/* From here on down nothing is watched; why is an errno. */
+static void tell_limit(bk_rootwatch_t *w, uint32_t at, int why)
+{
+    char path[BK_WIRE_PATH + 1];
+    if (bk_nodes_path(&w->nodes, at, path))
+        bk_pending_add(w->pending, path, BK_WIRE_LIMIT, why);
 }
 
 /* What is told of a directory again, it may be told again of: its place or the reader changed. */
@@ -127,15 +130,24 @@ static bool join(char out[BK_WIRE_PATH + 1], const char *dir, const char *name)
 }
 
 /* A name in a node's directory. */
-static void tell_child(bk_rootwatch_t *w, uint32_t parent, const char *name, bk_wire_kind_t kind)
+static void tell_child(bk_rootwatch_t *w, uint32_t parent, const char *name, bk_wire_kind_t kind,
+                       int error)
 {
     char path[BK_WIRE_PATH + 1];
     if (!bk_nodes_path(&w->nodes, parent, path))
         return;
     if (join(path, path, name))
-        tell_path(w, path, kind);
+        tell_path(w, path, kind, error);
     else
-        tell_path(w, path, BK_WIRE_TREE);
+        tell_path(w, path, BK_WIRE_TREE, 0);
+}
+
+/* Since the first that is not forgotten yet: under churn there is always a younger one. */
+static void note_cut(bk_rootwatch_t *w)
+{
+    if (!w->cuts)
+        w->cut_at = bk_watch_now();
+    w->cuts = true;
 }
 
 /* --- visiting --- */
@@ -146,7 +158,7 @@ static void push_visit(bk_rootwatch_t *w, uint32_t parent, const char *name, boo
         size_t cap = w->visit_cap > 0 ? 2 * w->visit_cap : 256;
         visit_t *more = realloc(w->visits, cap * sizeof *more);
         if (more == NULL) {
-            tell_child(w, parent, name, BK_WIRE_LIMIT);
+            tell_child(w, parent, name, BK_WIRE_LIMIT, ENOMEM);
             return;
         }
         w->visits = more;
@@ -157,7 +169,7 @@ static void push_visit(bk_rootwatch_t *w, uint32_t parent, const char *name, boo
     if (item->name != NULL)
         w->visit_count++;
     else
-        tell_child(w, parent, name, BK_WIRE_LIMIT);
+        tell_child(w, parent, name, BK_WIRE_LIMIT, ENOMEM);
 }
 
 static void drop_visits(bk_rootwatch_t *w)
@@ -218,7 +230,7 @@ static void list_dir(bk_rootwatch_t *w, uint32_t at, int fd, bool deep)
     for (;;) {
         long len = syscall(SYS_getdents64, fd, w->listing, (unsigned long)BUFFER);
         if (len < 0 && errno != ENOENT) /* removed meanwhile is no failure */
-            tell(w, at, BK_WIRE_LIMIT);
+            tell_limit(w, at, errno);
         if (len <= 0)
             return;
         for (long pos = 0; pos < len;) {
@@ -255,7 +267,7 @@ static uint32_t settle(bk_rootwatch_t *w, int wd, uint32_t parent, const char *n
                (w->nodes.list[at].parent != parent || strcmp(w->nodes.list[at].name, name) != 0)) {
         *deep = true;
         new_generation(w);
-        w->cuts = true;
+        note_cut(w);
         if (!bk_nodes_move(&w->nodes, at, parent, name))
             return BK_NODE_NONE;
         tell(w, at, BK_WIRE_TREE);
@@ -298,19 +310,19 @@ static void visit(bk_rootwatch_t *w, const visit_t *item)
     if (parent->wd != item->parent_wd || !bk_nodes_path(&w->nodes, item->parent, path))
         return; /* it went: whoever met it at its new place goes on there */
     if (!join(path, path, item->name)) {
-        tell(w, item->parent, BK_WIRE_LIMIT);
+        tell_limit(w, item->parent, ENAMETOOLONG);
         return;
     }
     int fd = open_dir(w, path);
     if (fd < 0) {
         if (errno == EXDEV)
-            tell_path(w, path, BK_WIRE_MOUNT);
+            tell_path(w, path, BK_WIRE_MOUNT, 0);
         else if (errno != ENOENT && errno != ENOTDIR && errno != ELOOP)
-            tell_path(w, path, BK_WIRE_LIMIT);
+            tell_path(w, path, BK_WIRE_LIMIT, errno);
         return;
     }
     if (!watch_dir(w, fd, item->parent, item->name, item->deep))
-        tell_path(w, path, BK_WIRE_LIMIT);
+        tell_path(w, path, BK_WIRE_LIMIT, errno);
     close(fd);
 }
 
@@ -369,18 +381,17 @@ static void directory_event(bk_rootwatch_t *w, uint32_t at, uint32_t mask, const
     if (child != BK_NODE_NONE) {
         new_generation(w);
         bk_nodes_cut(&w->nodes, child);
-        w->cuts = true;
-        w->cut_at = bk_watch_now();
+        note_cut(w);
         /* A visit may have been ahead of this event: then what is there now came later, stays, and
          * nobody tells of it again. */
         push_visit(w, at, name, true);
     }
     if ((mask & (IN_CREATE | IN_MOVED_TO)) != 0) {
-        tell_child(w, at, name, BK_WIRE_TREE);
+        tell_child(w, at, name, BK_WIRE_TREE, 0);
         push_visit(w, at, name, false);
     }
     if ((mask & IN_ATTRIB) != 0)
-        tell_child(w, at, name, BK_WIRE_DIRTY);
+        tell_child(w, at, name, BK_WIRE_DIRTY, 0);
 }
 
 static bool is_companion(const char *base, const char *name)
@@ -417,7 +428,7 @@ bool bk_rootwatch_event(bk_rootwatch_t *w, int number, uint32_t mask, const char
     if ((mask & IN_IGNORED) != 0) {
         new_generation(w);
         bk_nodes_remove(&w->nodes, at);
-        w->cuts = true;
+        note_cut(w);
         return true;
     }
     if ((mask & (IN_MOVE_SELF | IN_DELETE_SELF)) != 0)

@@ -117,7 +117,9 @@ static int tear_down_box(void **state)
     if (box->helper != NULL)
         end(box);
     bk_watch_most = UINT32_MAX;
+    bk_watch_use = BK_WIRE_WATCH_INOTIFY | BK_WIRE_WATCH_FANOTIFY;
     bk_watching_try_every = 30 * BK_SEC;
+    bk_watching_later = 0;
     fixture_free(box->f);
     free(box);
     return 0;
@@ -283,6 +285,95 @@ static void a_tree_that_was_missing_is_watched_when_it_comes(void **state)
     assert_true(ends <= 1);
 }
 
+/* What is below the limit is walked by every backup, the rest goes by changes; the log is no flood. */
+static void what_cannot_be_watched_is_walked_and_said_once(void **state)
+{
+    box_t *box = *state;
+    char name[64];
+    for (unsigned i = 0; i < 30; i++) {
+        bk_fmt(name, sizeof name, "app/uploads/deep/%u/file", i);
+        put(box->f, name, "text");
+    }
+    bk_watch_most = 3; /* the root, and two of 2025, deep and what is below */
+    bk_watch_use = BK_WIRE_WATCH_INOTIFY;
+    start(box);
+    assert_true(says(box, 0, "reason", "a part cannot be watched"));
+    assert_int_equal(times_logged("changes are not noticed, so every backup walks them"), 1);
+    assert_int_equal(
+        times_logged("there is no inotify watch left; raise fs.inotify.max_user_watches"), 1);
+    backed_up(box, "full", "completed", "walk");
+    put(box->f, "app/uploads/deep/7/file", "changed");
+    put(box->f, "app/uploads/deep/29/new", "new");
+    put(box->f, "app/uploads/2025/b.wav", "another");
+    bk_sleep_ms(80);
+    json_t *job = do_job(box->f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "completed");
+    assert_string_equal(text_of(job, "stats.scan"), "changes");
+    assert_int_equal(int_of(job, "stats.files_changed"), 2);
+    assert_int_equal(int_of(job, "stats.files_new"), 1);
+    done(job);
+    assert_int_equal(times_logged("changes are not noticed"), 1);
+}
+
+/* What no watcher can see is found once a day. */
+static void once_a_day_all_of_it_is_walked(void **state)
+{
+    box_t *box = *state;
+    start(box);
+    backed_up(box, "full", "completed", "walk");
+    backed_up(box, "incremental", "completed", "changes");
+    bk_watching_later = 23 * 3600 * BK_SEC;
+    backed_up(box, "incremental", "completed", "changes");
+    /* Through a name that is gone again: the directory of the other name was told nothing. */
+    assert_int_equal(link(at(box->f, "app/uploads/a.wav"), at(box->f, "app/uploads/2025/g")), 0);
+    int fd = open(at(box->f, "app/uploads/2025/g"), O_WRONLY | O_APPEND);
+    assert_int_equal(write(fd, "more", 4), 4);
+    close(fd);
+    assert_int_equal(unlink(at(box->f, "app/uploads/2025/g")), 0);
+    backed_up(box, "incremental", "completed", "changes");
+    bk_watching_later = 24 * 3600 * BK_SEC;
+    bk_sleep_ms(80);
+    json_t *job = do_job(box->f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "warning");
+    assert_string_equal(text_of(job, "stats.scan"), "walk");
+    assert_int_equal(int_of(job, "stats.files_changed"), 1);
+    assert_int_equal(int_of(job, "stats.watch_missed"), 1);
+    done(job);
+    backed_up(box, "incremental", "completed", "changes"); /* the day begins anew */
+    bk_watching_later = -3600 * BK_SEC; /* a clock that went back is no reason to trust it */
+    backed_up(box, "incremental", "completed", "walk");
+}
+
+/* The journal is used once, by who watched without a gap; after a crash there is none. */
+static void a_journal_with_a_gap_is_not_used(void **state)
+{
+    box_t *box = *state;
+    bk_err_t err = {0};
+    start(box);
+    backed_up(box, "full", "completed", "walk");
+    bk_engine_disown(box->f->engine);
+    bk_engine_watch_end(box->f->engine);
+    assert_true(there(box->f, "base/changes"));
+    close_engine(box->f);
+    OK(bk_engine_open(&box->f->set, &box->f->engine, &err), &err);
+    watch(box); /* too late: nobody saw what happened since */
+    until(box, 0, "watching", "true");
+    OK(bk_engine_own(box->f->engine, &err), &err);
+    assert_false(there(box->f, "base/changes"));
+    backed_up(box, "incremental", "completed", "walk");
+    backed_up(box, "incremental", "completed", "changes");
+    /* Damaged in any byte it is no journal. */
+    bk_engine_t *before = box->f->engine;
+    OK(bk_engine_open(&box->f->set, &box->f->engine, &err), &err);
+    watch(box);
+    until(box, 0, "watching", "true");
+    until(box, 1, "watching", "true");
+    bk_engine_disown(before);
+    bk_engine_watch_end(before);
+    bk_engine_close(before);
+    test_spoil(at(box->f, "base/changes"), 80, "X");
+    OK(bk_engine_own(box->f->engine, &err), &err);
+    backed_up(box, "incremental", "completed", "walk");
+}
+
 /* Nothing is told of what happens in a mount; the kernel names it by its real path. */
 static void a_mount_below_a_root_with_a_link_in_its_path_is_listed(void **state)
 {
@@ -319,6 +410,9 @@ int main(void)
         TEST(a_damaged_backup_before_does_not_fail_the_next),
         TEST(a_tree_that_was_missing_is_watched_when_it_comes),
         TEST(a_backup_keeps_what_was_told_of_databases),
+        TEST(what_cannot_be_watched_is_walked_and_said_once),
+        TEST(once_a_day_all_of_it_is_walked),
+        TEST(a_journal_with_a_gap_is_not_used),
         TEST(each_option_of_files_that_changes_makes_a_walk),
         TEST(a_mount_below_a_root_with_a_link_in_its_path_is_listed), /* last: in a namespace */
     };

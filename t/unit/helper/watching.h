@@ -19,6 +19,7 @@ typedef struct {
     bk_dirset_t limits;
     bool watched;
     unsigned lost, data, events;
+    int why; /* of the last limit: an errno */
 } watching_root_t;
 
 typedef struct {
@@ -129,6 +130,9 @@ static inline void watching_event(watching_t *w, const bk_watch_event_t *event)
         root->watched = true;
         break;
     case BK_WIRE_LIMIT:
+        root->why = event->error;
+        bk_dirset_add(&root->limits, event->path, true);
+        break;
     case BK_WIRE_MOUNT:
         bk_dirset_add(&root->limits, event->path, true);
         break;
