@@ -17,14 +17,14 @@ typedef struct {
     const bk_set_db_t *db;
     char key[BK_HISTORY_NAME]; /* on the storage */
     char *dir;
-    pthread_mutex_t lock; /* guards what follows; held during a step */
+    atomic_bool suspended, detached; /* somebody wants it so */
+    pthread_mutex_t lock;            /* guards what follows; held during a step */
     bk_capture_t *capture;
     bk_ctl_t ctl;
     bk_capture_hold_t *hold; /* before this process owns the set */
     int64_t held;            /* bk_mono: its pin; 0: there never was one */
     bool next_held;          /* it has a second pin */
-    bool suspended, failed;
-    bool detached;  /* somebody wants it so; guarded by text as well */
+    bool failed;
     int64_t next;   /* bk_mono: not before */
     int64_t sealed; /* bk_mono: of the last segment */
 

@@ -191,6 +191,111 @@ static void a_former_owner_removes_nothing(void **state)
     fixture_free(f);
 }
 
+/* --- several databases --- */
+
+typedef struct {
+    fixture_t *f;
+    size_t which;
+    bk_rc_t rc;
+    atomic_bool over;
+    pthread_t thread;
+} stepping_t;
+
+static void *step_on_a_thread(void *arg)
+{
+    stepping_t *s = arg;
+    unsigned again;
+    s->rc = bk_engine_capture_one(s->f->engine, s->which, true, &again, NULL);
+    atomic_store(&s->over, true);
+    return NULL;
+}
+
+/* Somebody has one database for himself: another is captured all the same, and it can be detached
+ * at once. */
+static void a_locked_database_keeps_no_other_waiting(void **state)
+{
+    (void)state;
+    fixture_t *f = fixture_new(false);
+    unsigned again;
+    bk_err_t err = {0};
+    json_t *answer;
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    bk_set_db_t *other = bk_set_add_db(&f->set, "other");
+    other->path = text_at(f, "app/other.db");
+    other->pitr_window = 7 * DAY_MS;
+    other->busy_timeout = f->set.dbs[0].busy_timeout = 600000;
+    sqlite3 *db = open_db(f, "app/other.db"), *locked = open_db(f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=WAL; CREATE TABLE t(v)");
+    sql(locked, "PRAGMA locking_mode=EXCLUSIVE; INSERT INTO jobs(name) VALUES('mine')");
+    open_engine(f);
+    assert_int_equal(bk_engine_captures(f->engine), 2);
+    stepping_t s = {.f = f};
+    assert_int_equal(pthread_create(&s.thread, NULL, step_on_a_thread, &s), 0);
+    bk_sleep_ms(50);
+    OK(bk_engine_capture_one(f->engine, 1, true, &again, &err), &err);
+    sql(db, "INSERT INTO t VALUES(1)");
+    OK(bk_engine_capture_one(f->engine, 1, true, &again, &err), &err);
+    OK(bk_engine_detach(f->engine, "main", true, &answer, &err), &err);
+    json_decref(answer);
+    bk_engine_obey_detach(f->engine);
+    pthread_join(s.thread, NULL);
+    json_t *list = bk_capturing_describe(f->engine->capturing);
+    assert_true(json_is_true(member(list, "0.detached")));
+    assert_int_equal(int_of(list, "1.transaction"), 1);
+    json_decref(list);
+    sqlite3_close(locked);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* locking_mode=EXCLUSIVE for good: it is said, and tried again. */
+static void a_database_that_is_somebodys_alone_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = fixture_new(false);
+    unsigned again;
+    bk_err_t err = {0};
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    f->set.dbs[0].busy_timeout = 10;
+    sqlite3 *locked = open_db(f, "app/app.db");
+    sql(locked, "PRAGMA locking_mode=EXCLUSIVE; INSERT INTO jobs(name) VALUES('mine')");
+    open_engine(f);
+    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_BUSY);
+    assert_in_range(again, 1000, 10000);
+    json_t *one = capture_of(f);
+    assert_true(json_is_false(json_object_get(one, "capturing")));
+    assert_contains(text_of(one, "problem"), "locking_mode=EXCLUSIVE");
+    json_decref(one);
+    sqlite3_close(locked);
+    bk_capturing_resume(f->engine->capturing, f->set.dbs[0].path);
+    capture(f);
+    one = capture_of(f);
+    assert_true(json_is_true(json_object_get(one, "capturing")));
+    assert_null(json_object_get(one, "problem"));
+    json_decref(one);
+    fixture_free(f);
+}
+
+/* And so is a rollback journal, which knows no single transactions. */
+static void a_rollback_journal_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = fixture_new(false);
+    unsigned again;
+    bk_err_t err = {0};
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=DELETE");
+    sqlite3_close(db);
+    open_engine(f);
+    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_UNSUPPORTED);
+    json_t *one = capture_of(f);
+    assert_true(json_is_false(json_object_get(one, "capturing")));
+    assert_contains(text_of(one, "problem"), "journal mode delete");
+    json_decref(one);
+    fixture_free(f);
+}
+
 /* --- holds --- */
 
 /* Whether a reader is left anywhere. */
@@ -327,6 +432,9 @@ int main(void)
         cmocka_unit_test(an_open_segment_belongs_to_the_capture),
         cmocka_unit_test(what_a_dead_process_left_open_is_shipped),
         cmocka_unit_test(a_former_owner_removes_nothing),
+        cmocka_unit_test(a_locked_database_keeps_no_other_waiting),
+        cmocka_unit_test(a_database_that_is_somebodys_alone_is_told),
+        cmocka_unit_test(a_rollback_journal_is_told),
         cmocka_unit_test(a_hold_ends_with_the_hope_of_the_set),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &same),
