@@ -6,7 +6,6 @@
 
 #include <dirent.h>
 #include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -323,15 +322,14 @@ static void set_aside(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZ
     struct dirent **names;
     char hex[2 * BK_EPOCH_SIZE + 1];
     bk_hex(hex, epoch, BK_EPOCH_SIZE);
-    int count = scandir(one->dir, &names, NULL, NULL);
+    int count = scandir(one->dir, &names, bk_capturing_segments, NULL);
     for (int i = 0; i < count; i++) {
-        const char *name = names[i]->d_name, *end = strrchr(name, '.');
-        char path[PATH_MAX], aside[PATH_MAX];
-        if (strncmp(name, hex, sizeof hex - 1) == 0 && strcmp(end, ".tx") == 0 &&
-            bk_fmt(path, sizeof path, "%s/%s", one->dir, name) &&
-            bk_fmt(aside, sizeof aside, "%s/%.*s.forked", one->dir, (int)(end - name), name) &&
-            rename(path, aside) != 0)
-            bk_log(BK_LOG_WARN, "%s cannot be renamed to %s", path, aside);
+        char path[PATH_MAX];
+        bk_err_t why = {0};
+        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
+        if (strncmp(names[i]->d_name, hex, sizeof hex - 1) == 0 &&
+            bk_capture_set_aside(path, "forked", &why) != BK_OK)
+            bk_log(BK_LOG_WARN, "%s", why.text);
         free(names[i]);
     }
     if (count >= 0)

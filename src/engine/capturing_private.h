@@ -46,4 +46,8 @@ struct bk_capturing_s {
     char problem[BK_ERR_TEXT]; /* of shipping, as last told; its thread's */
 };
 
+/* shipping.c: which names are segments, for scandir. */
+struct dirent;
+int bk_capturing_segments(const struct dirent *entry);
+
 #endif

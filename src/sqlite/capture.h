@@ -12,6 +12,9 @@
 
 #include "sqlite/txlog.h"
 
+/* A segment of a capture's directory that is not to be read any more gets another ending. */
+bk_rc_t bk_capture_set_aside(const char *path, const char *ending, bk_err_t *err);
+
 typedef struct bk_capture_s bk_capture_t;
 
 /*

@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -203,6 +204,16 @@ static int only_segments(const struct dirent *entry)
            strcmp(entry->d_name + BK_CAPTURE_NAME - 4, ".tx") == 0;
 }
 
+bk_rc_t bk_capture_set_aside(const char *path, const char *ending, bk_err_t *err)
+{
+    char aside[PATH_MAX];
+    const char *dot = strrchr(path, '.');
+    return bk_fmt(aside, sizeof aside, "%.*s.%s", (int)(dot - path), path, ending) &&
+                   rename(path, aside) == 0
+               ? BK_OK
+               : bk_err_sys(err, errno, "rename %s", path);
+}
+
 /* One that nobody writes any more. */
 static bk_rc_t close_segment(const char *path, bk_err_t *err)
 {
@@ -238,6 +249,10 @@ static bk_rc_t tidy(const bk_capture_t *c, bk_err_t *err)
         path_of(c, names[i]->d_name, path);
         if (rc == BK_OK && strcmp(path, own) != 0)
             rc = close_segment(path, err);
+        if (rc == BK_CORRUPT) {
+            bk_ctl_note(c->ctl, "database %s: %s is set aside as *.damaged", c->database, path);
+            rc = bk_capture_set_aside(path, "damaged", err);
+        }
         free(names[i]);
     }
     free(names);

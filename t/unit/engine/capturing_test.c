@@ -191,6 +191,35 @@ static void a_former_owner_removes_nothing(void **state)
     fixture_free(f);
 }
 
+/* What lies behind it goes on to the storage. */
+static void a_damaged_segment_is_set_aside(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    capture(f);
+    for (unsigned i = 1; i <= 3; i++) {
+        bk_err_t err = {0};
+        bk_txlog_writer_t *log = begin_segment(f, OTHER, i);
+        add_transaction(log);
+        OK(bk_txlog_seal(log, &err), &err);
+    }
+    int fd = open(segment(f, OTHER, 2, "tx"), O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "x", 1, 20), 1);
+    close(fd);
+    ship(f);
+    assert_int_equal(stored(f, OTHER), 2);
+    assert_int_equal(access(segment(f, OTHER, 2, "damaged"), F_OK), 0);
+    assert_int_equal(access(segment(f, OTHER, 2, "tx"), F_OK), -1);
+    f->set.dbs[0].pitr_window = 1000;
+    struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    assert_int_equal(utimensat(AT_FDCWD, segment(f, OTHER, 2, "damaged"), old, 0), 0);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    assert_int_equal(access(segment(f, OTHER, 2, "damaged"), F_OK), -1);
+    fixture_free(f);
+}
+
 /* --- several databases --- */
 
 typedef struct {
@@ -432,6 +461,7 @@ int main(void)
         cmocka_unit_test(an_open_segment_belongs_to_the_capture),
         cmocka_unit_test(what_a_dead_process_left_open_is_shipped),
         cmocka_unit_test(a_former_owner_removes_nothing),
+        cmocka_unit_test(a_damaged_segment_is_set_aside),
         cmocka_unit_test(a_locked_database_keeps_no_other_waiting),
         cmocka_unit_test(a_database_that_is_somebodys_alone_is_told),
         cmocka_unit_test(a_rollback_journal_is_told),
