@@ -21,6 +21,7 @@
 #define SEGMENT_SIZE (64ull << 20)
 #define RETRY_MS     5000u
 #define WAIT_MOST    1000u
+#define ROOM_EVERY   BK_SEC
 #define BUSY_MS      2000u         /* for a lock: it is tried again, and a thread waits meanwhile */
 #define HOLD_EVERY   BK_SEC        /* a hold moves on, or the log could not begin anew */
 #define HOLD_MOST    (15 * BK_SEC) /* of one that cannot */
@@ -360,11 +361,35 @@ static bk_rc_t leave_fork(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
     return BK_OK;
 }
 
+/*
+ * base_dir may lie on the application's disk: what is captured while the storage is away must not
+ * fill it.  Then nothing is held any more, and a gap comes later.
+ */
+static bk_rc_t check_room(const bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
+{
+    uint64_t bytes = 0;
+    if (one->capture != NULL && bk_mono() - one->room < ROOM_EVERY)
+        return BK_OK;
+    one->room = bk_mono();
+    bk_rc_t rc = bk_free_space(c->set->base_dir, &bytes, err);
+    if (rc == BK_OK && bytes < c->set->min_free)
+        rc = bk_err_set(err, BK_NO_SPACE,
+                        "database %s: %s has %llu MiB free, min_free wants %llu MiB: free some "
+                        "space, or lower min_free; what happens until then will be a gap",
+                        one->db->name, c->set->base_dir, (unsigned long long)(bytes >> 20),
+                        (unsigned long long)(c->set->min_free >> 20));
+    if (rc != BK_OK)
+        let_go(one);
+    return rc;
+}
+
 static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned *again,
                     bk_err_t *err)
 {
     *again = RETRY_MS;
-    bk_rc_t rc = one->capture == NULL ? begin(c, one, err) : BK_OK;
+    bk_rc_t rc = check_room(c, one, err);
+    if (rc == BK_OK && one->capture == NULL)
+        rc = begin(c, one, err);
     if (rc == BK_OK)
         rc = leave_fork(c, one, err);
     if (rc == BK_OK)

@@ -26,6 +26,7 @@ typedef struct {
     bool next_held;          /* it has a second pin */
     bool failed;
     int64_t next;   /* bk_mono: not before */
+    int64_t room;   /* bk_mono: when the free space was last looked at */
     int64_t sealed; /* bk_mono: of the last segment */
 
     pthread_mutex_t text; /* guards what status shows */

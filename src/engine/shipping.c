@@ -102,16 +102,17 @@ static void note_shipped(bk_captured_t *one, const segment_t *segment)
 
 /*
  * Lock held.  Whether a segment is needed to go on after a crash; before the first capture nobody
- * knows which epoch goes on.
+ * knows which epoch goes on.  One that was let go of needs what it needed then.
  */
-static bool is_needed(const bk_captured_t *one, const segment_t *segment)
+static bool is_needed(bk_captured_t *one, const segment_t *segment)
 {
-    bk_capture_state_t state;
-    if (one->capture == NULL)
-        return true;
-    bk_capture_state(one->capture, &state);
-    return memcmp(segment->name.epoch, state.epoch, BK_EPOCH_SIZE) == 0 &&
-           segment->name.last > state.saved;
+    pthread_mutex_lock(&one->text);
+    bk_capture_state_t state = one->state;
+    pthread_mutex_unlock(&one->text);
+    if (one->capture != NULL)
+        bk_capture_state(one->capture, &state);
+    return state.page_size == 0 || (memcmp(segment->name.epoch, state.epoch, BK_EPOCH_SIZE) == 0 &&
+                                    segment->name.last > state.saved);
 }
 
 /* With the capture's lock; false: whoever has it takes too long. */

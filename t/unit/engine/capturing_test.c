@@ -124,6 +124,13 @@ static json_t *capture_of(fixture_t *f)
     return one;
 }
 
+static void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        sql(db, "INSERT INTO jobs(name) VALUES('row')");
+    capture(f);
+}
+
 /* --- segments --- */
 
 /* A step may have begun an epoch that nobody was told of yet: its segment grows under us. */
@@ -217,6 +224,51 @@ static void a_damaged_segment_is_set_aside(void **state)
     capture(f);
     ship(f);
     assert_int_equal(access(segment(f, OTHER, 2, "damaged"), F_OK), -1);
+    fixture_free(f);
+}
+
+/* base_dir may be on the application's own disk. */
+static void min_free_is_left_to_the_application(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    unsigned again;
+    bk_err_t err = {0};
+    uint8_t epoch[BK_EPOCH_SIZE];
+    json_t *health;
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, epoch);
+    add_rows(db, f, 2);
+    seal_all(f);
+    capture(f); /* what is sealed was replayed, and is needed */
+    add_rows(db, f, 1);
+    f->set.min_free = 1ull << 62;
+    for (unsigned i = 0; i < 3; i++) {
+        bk_sleep_ms(i == 0 ? 1100 : 0); /* it is looked at once a second */
+        bk_rc_t rc = bk_engine_capture(f->engine, true, &again, &err);
+        assert_int_equal(rc, i == 0 ? BK_NO_SPACE : BK_OK); /* not tried again at once */
+    }
+    json_t *one = capture_of(f);
+    assert_true(json_is_false(json_object_get(one, "capturing")));
+    assert_contains(text_of(one, "problem"), "min_free");
+    json_decref(one);
+    OK(bk_engine_health(f->engine, &health, &err), &err);
+    assert_string_equal(text_of(health, "status"), "fail");
+    json_decref(health);
+    sqlite3_busy_timeout(db, 0);
+    assert_int_equal(sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL),
+                     SQLITE_OK); /* nothing is held */
+    sql(db, "INSERT INTO jobs(name) VALUES('unseen')");
+    f->set.min_free = 0;
+    bk_capturing_resume(f->engine->capturing, f->set.dbs[0].path);
+    capture(f);
+    one = capture_of(f);
+    assert_true(json_is_true(json_object_get(one, "capturing")));
+    assert_int_equal(int_of(one, "gaps"), 1);
+    assert_int_equal(int_of(one, "transaction"), 4);
+    json_decref(one);
+    sqlite3_close(db);
     fixture_free(f);
 }
 
@@ -379,13 +431,6 @@ static void keep_base(const fixture_t *f, bool back)
     assert_int_equal(system(command), 0);
 }
 
-static void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++)
-        sql(db, "INSERT INTO jobs(name) VALUES('row')");
-    capture(f);
-}
-
 static bool has_warning(fixture_t *f)
 {
     json_t *health;
@@ -462,6 +507,7 @@ int main(void)
         cmocka_unit_test(what_a_dead_process_left_open_is_shipped),
         cmocka_unit_test(a_former_owner_removes_nothing),
         cmocka_unit_test(a_damaged_segment_is_set_aside),
+        cmocka_unit_test(min_free_is_left_to_the_application),
         cmocka_unit_test(a_locked_database_keeps_no_other_waiting),
         cmocka_unit_test(a_database_that_is_somebodys_alone_is_told),
         cmocka_unit_test(a_rollback_journal_is_told),
