@@ -21,6 +21,8 @@
 #define SEGMENT_SIZE (64ull << 20)
 #define RETRY_MS     5000u
 #define WAIT_MOST    1000u
+#define QUIET_MOST   (600 * BK_SEC)
+#define STEP_LONG    (30 * BK_SEC)
 #define ROOM_EVERY   BK_SEC
 #define BUSY_MS      2000u         /* for a lock: it is tried again, and a thread waits meanwhile */
 #define HOLD_EVERY   BK_SEC        /* a hold moves on, or the log could not begin anew */
@@ -409,6 +411,23 @@ static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned 
     return rc;
 }
 
+static void note_stepping(bk_captured_t *one, int64_t since)
+{
+    pthread_mutex_lock(&one->text);
+    one->stepping = since;
+    pthread_mutex_unlock(&one->text);
+}
+
+/* To read all of a large database over and over while the application writes a lot helps nobody. */
+static int64_t pause_after(bk_captured_t *one, bk_rc_t rc)
+{
+    one->timeouts = rc == BK_TIMEOUT ? one->timeouts + 1 : 0;
+    int64_t pause = RETRY_MS * BK_MS;
+    for (unsigned i = 0; i < one->timeouts && pause < QUIET_MOST; i++)
+        pause *= 4;
+    return pause < QUIET_MOST ? pause : QUIET_MOST;
+}
+
 size_t bk_engine_captures(bk_engine_t *engine)
 {
     return engine->capturing->count;
@@ -425,11 +444,13 @@ bk_rc_t bk_engine_capture_one(bk_engine_t *engine, size_t which, bool woken, uns
     pthread_mutex_lock(&one->lock);
     int64_t now = bk_mono();
     if (may_run(c, one) && now >= one->next) {
+        note_stepping(one, now);
         rc = step(c, one, woken, again, &why);
         if (rc == BK_INTERRUPTED)
             rc = BK_OK;
         tell(c, one, rc, &why);
-        one->next = rc == BK_OK ? 0 : now + RETRY_MS * BK_MS;
+        note_stepping(one, 0);
+        one->next = rc == BK_OK ? 0 : bk_mono() + pause_after(one, rc);
         if (rc != BK_OK && err != NULL)
             *err = why;
     }
@@ -476,19 +497,24 @@ static json_t *describe(bk_captured_t *one)
     bool same = memcmp(one->shipped_epoch, s.epoch, BK_EPOCH_SIZE) == 0;
     uint64_t shipped = same ? one->shipped : 0;
     int64_t shipped_until = same ? one->shipped_until : 0;
-    const char *problem = atomic_load(&one->detached)
-                              ? "it is detached: attach it, and it goes on with a gap"
-                          : one->problem[0] != '\0' ? one->problem
-                                                    : NULL;
+    const char *problem =
+        atomic_load(&one->detached) ? "it is detached: attach it, and it goes on with a gap"
+        : one->problem[0] != '\0'   ? one->problem
+        : one->stepping != 0 && bk_mono() - one->stepping > STEP_LONG
+            ? "a step has been running for more than 30 s: all of a large database "
+              "is read, or a disk does not answer; the application's log cannot "
+              "begin anew meanwhile"
+            : NULL;
     json_t *result = json_pack(
-        "{ss sb ss* sb sI so so sI so so sI so sI sb}", "name", one->db->name, "capturing",
+        "{ss sb ss* sb sI so so sI so so sI so sI sb so}", "name", one->db->name, "capturing",
         (int)(!s.paused && s.page_size != 0), "problem", problem, "detached",
         (int)atomic_load(&one->detached), "transaction", (json_int_t)s.txid, "last_durable",
         bk_json_time(s.durable), "durable_age_seconds", age(s.as_of), "shipped_transaction",
         (json_int_t)shipped, "shipped_until", bk_json_time(shipped_until), "shipped_age_seconds",
         age(shipped == s.txid && s.txid > 0 ? s.as_of : shipped_until), "gaps", (json_int_t)s.gaps,
         "epoch_began", exact_time(s.began), "wal_frames", (json_int_t)s.wal_frames, "wal_blocked",
-        (int)s.blocked);
+        (int)s.blocked, "wal_blocked_by",
+        s.blocked ? json_string(s.blocked_here ? "backup" : "application") : json_null());
     pthread_mutex_unlock(&one->text);
     return result;
 }

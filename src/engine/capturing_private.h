@@ -25,11 +25,13 @@ typedef struct {
     int64_t held;            /* bk_mono: its pin; 0: there never was one */
     bool next_held;          /* it has a second pin */
     bool failed;
-    int64_t next;   /* bk_mono: not before */
-    int64_t room;   /* bk_mono: when the free space was last looked at */
-    int64_t sealed; /* bk_mono: of the last segment */
+    unsigned timeouts; /* in a row */
+    int64_t next;      /* bk_mono: not before */
+    int64_t room;      /* bk_mono: when the free space was last looked at */
+    int64_t sealed;    /* bk_mono: of the last segment */
 
     pthread_mutex_t text; /* guards what status shows */
+    int64_t stepping;     /* bk_mono: since when a step runs; 0: none does */
     bk_capture_state_t state;
     char problem[BK_ERR_TEXT];
     bool sealed_some; /* since it was shipped, or maybe */

@@ -83,6 +83,17 @@ bk_rc_t bk_db_attach(const char *path, const struct stat *st, bk_err_t *err)
     return rc;
 }
 
+unsigned bk_db_attached(uint64_t device, uint64_t inode)
+{
+    unsigned count = 0;
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < PLACES; i++)
+        if (same_file(&places[i], device, inode))
+            count = places[i].count;
+    pthread_mutex_unlock(&lock);
+    return count;
+}
+
 void bk_db_detach(uint64_t device, uint64_t inode)
 {
     pthread_mutex_lock(&lock);

@@ -15,6 +15,8 @@
  * BK_BUSY while it is reserved.
  */
 bk_rc_t bk_db_attach(const char *path, const struct stat *st, bk_err_t *err);
+/* How many connections of this process have it open. */
+unsigned bk_db_attached(uint64_t device, uint64_t inode);
 void bk_db_detach(uint64_t device, uint64_t inode);
 
 /*

@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -18,7 +20,8 @@
 #include "sqlite/capture_private.h"
 #include "sqlite/source.h"
 
-#define READ_BYTES (1u << 20)
+#define READ_BYTES  (1u << 20)
+#define GROWTH_MOST (1ull << 30)
 
 /* --- files --- */
 
@@ -290,8 +293,29 @@ static bk_rc_t compare_some(bk_capture_t *c, bool log, const uint8_t *pages, uin
     return rc;
 }
 
+/* How much the log may grow under the pin of a long read: it lies on the application's disk. */
+static uint64_t growth_allowed(const bk_capture_t *c)
+{
+    struct statvfs fs;
+    uint64_t quarter = fstatvfs(c->wal_fd, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize / 4 : 0;
+    return c->growth != 0 ? c->growth : quarter < GROWTH_MOST ? quarter : GROWTH_MOST;
+}
+
+static bk_rc_t check_growth(const bk_capture_t *c, uint64_t limit, bk_err_t *err)
+{
+    struct stat st;
+    if (fstat(c->wal_fd, &st) != 0 || (uint64_t)st.st_size <= limit)
+        return BK_OK;
+    return bk_err_set(err, BK_TIMEOUT,
+                      "database %s: its -wal grew to %llu MiB while all of the database was read: "
+                      "let go of, and tried again when less is written",
+                      c->database, (unsigned long long)st.st_size >> 20);
+}
+
 static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
 {
+    struct stat st;
+    uint64_t limit = growth_allowed(c) + (fstat(c->wal_fd, &st) == 0 ? (uint64_t)st.st_size : 0);
     const bk_db_info_t *info = bk_db_source_info(source);
     unsigned batch = READ_BYTES / info->page_size;
     uint8_t *pages = malloc(READ_BYTES);
@@ -302,6 +326,8 @@ static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err
         uint64_t left = info->page_count - first + 1;
         unsigned n = left < batch ? (unsigned)left : batch;
         rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = check_growth(c, limit, err);
         if (rc == BK_OK)
             rc = bk_db_source_read(source, first, n, pages, err);
         if (rc == BK_OK)

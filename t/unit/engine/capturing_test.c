@@ -6,8 +6,7 @@
 
 #include <dirent.h>
 
-#include "engine/capturing.h"
-#include "engine/engine_private.h"
+#include "engine/capturing_private.h"
 #include "engine/moments.h"
 #include "sqlite/hashes.h"
 
@@ -272,6 +271,22 @@ static void min_free_is_left_to_the_application(void **state)
     fixture_free(f);
 }
 
+/* A thread that hangs cannot tell. */
+static void a_step_that_hangs_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    capture(f);
+    json_t *one = capture_of(f);
+    assert_null(json_object_get(one, "problem"));
+    json_decref(one);
+    f->engine->capturing->list[0].stepping = bk_mono() - 31 * BK_SEC;
+    one = capture_of(f);
+    assert_contains(text_of(one, "problem"), "more than 30 s");
+    json_decref(one);
+    fixture_free(f);
+}
+
 /* --- several databases --- */
 
 typedef struct {
@@ -508,6 +523,7 @@ int main(void)
         cmocka_unit_test(a_former_owner_removes_nothing),
         cmocka_unit_test(a_damaged_segment_is_set_aside),
         cmocka_unit_test(min_free_is_left_to_the_application),
+        cmocka_unit_test(a_step_that_hangs_is_told),
         cmocka_unit_test(a_locked_database_keeps_no_other_waiting),
         cmocka_unit_test(a_database_that_is_somebodys_alone_is_told),
         cmocka_unit_test(a_rollback_journal_is_told),
