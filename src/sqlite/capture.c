@@ -293,6 +293,8 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
         rc = advance(c, err);
     if (rc == BK_OK && c->log != NULL)
         rc = bk_txlog_sync(c->log, err);
+    if (rc == BK_TOO_LARGE)
+        bk_capture_forget(c);
     c->pinned = rc == BK_OK;
     c->idle = c->named = bk_mono();
     c->wait = WAIT_FIRST;
@@ -430,6 +432,8 @@ bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *
         rc = bk_txlog_sync(c->log, &why);
     if (rc == BK_OK && news)
         c->state.durable = bk_now();
+    if (rc == BK_TOO_LARGE)
+        bk_capture_forget(c);
     if (rc != BK_OK) {
         let_go(c);
         c->wait = WAIT_PAUSE;

@@ -50,6 +50,17 @@ bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err)
     return rc;
 }
 
+void bk_capture_forget(bk_capture_t *c)
+{
+    char path[PATH_MAX];
+    path_of(c, "hashes", path);
+    if (unlink(path) == 0)
+        bk_ctl_note(c->ctl,
+                    "database %s: what was captured before ends here: more pages changed at once "
+                    "than a segment can hold",
+                    c->database);
+}
+
 static void segment_path(const bk_capture_t *c, uint64_t first, char out[PATH_MAX])
 {
     char epoch[2 * BK_TXLOG_EPOCH + 1], name[BK_CAPTURE_NAME];
@@ -513,7 +524,7 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
     bk_rc_t rc = page_size_of(c, &page_size, err);
     if (rc == BK_OK)
         rc = load(c, page_size, &fits, err);
-    if (rc == BK_OK && (c->page = realloc(c->page, page_size)) == NULL)
+    if (rc == BK_OK && (c->page = realloc(c->page, 2 * (size_t)page_size)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
     c->state.resumed = c->at.txid;
     c->state.resumed_digest = c->hashes.digest;
@@ -526,6 +537,10 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = begin_epoch(c, err);
     else if (rc == BK_OK && !goes_on)
         rc = bridge(c, err);
+    if (rc == BK_TOO_LARGE) {
+        bk_capture_forget(c);
+        rc = begin_epoch(c, err);
+    }
     if (rc == BK_OK)
         rc = tidy(c, err);
     c->looked = c->at.seen;

@@ -50,7 +50,7 @@ struct bk_capture_s {
     unsigned wait;           /* ms, what step said last */
     bk_capture_page_t *pages;
     size_t page_count, page_room;
-    uint8_t *page; /* one, of page_size bytes */
+    uint8_t *page; /* room for two, of page_size bytes */
 };
 
 /* capture_read.c */
@@ -63,5 +63,7 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
 /* A segment for the next transaction. */
 bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
+/* What is in dir is not gone on with: the next one begins an epoch. */
+void bk_capture_forget(bk_capture_t *c);
 
 #endif

@@ -12,6 +12,7 @@
 #include "sqlite/capture.h"
 #include "sqlite/connect.h"
 #include "sqlite/source.h"
+#include "sqlite/txlog_private.h"
 #include "unit/sqlite/sqlite_testing.h"
 
 typedef struct {
@@ -706,6 +707,70 @@ static void a_first_read_gives_way_to_a_log_that_grows(void **state)
     step(box);
 }
 
+/* It begins a segment, or, when it is too large for any, an epoch. */
+static void what_fits_into_no_segment_begins_an_epoch(void **state)
+{
+    box_t *box = *state;
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    unsigned again;
+    assert_true(chaos_make(box->db, "wal", 512, "none"));
+    sqlite3 *db = open_db(box->db);
+    take_base(box);
+    bk_txlog_index_max = 900;
+    start(box);
+    memcpy(epoch, state_of(box).epoch, sizeof epoch);
+    for (unsigned i = 0; i < 12; i++)
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(9000))");
+    step(box);
+    assert_true(replay(box, NULL, NULL) > 2);
+    assert_int_equal(box->txid, 12);
+    assert_is_now(box);
+    for (unsigned i = 0; i < 2; i++) { /* seen as it happens, and not */
+        if (i == 1)
+            stop(box);
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900000));"
+                    "PRAGMA wal_checkpoint(TRUNCATE)");
+        if (i == 1)
+            run_sql(db, "UPDATE t SET v = v + 1");
+        if (i == 0)
+            assert_int_equal(bk_capture_step(box->capture, true, &again, &box->err), BK_TOO_LARGE);
+        else
+            start(box);
+        step(box);
+        assert_true(state_of(box).new_epoch);
+        assert_memory_not_equal(epoch, state_of(box).epoch, sizeof epoch);
+        memcpy(epoch, state_of(box).epoch, sizeof epoch);
+        assert_non_null(strstr(box->ctl.notes[i], "can hold"));
+    }
+    bk_txlog_index_max = BK_TXLOG_INDEX_MAX;
+    run_sql(db, "UPDATE t SET v = v + 1");
+    step(box);
+    assert_int_equal(state_of(box).txid, 1);
+    sqlite3_close(db);
+}
+
+/* Where a sector is larger than a page the last frame is repeated until the sector is full. */
+static void padding_is_no_transaction(void **state)
+{
+    box_t *box = *state;
+    char uri[400];
+    sqlite3 *db;
+    assert_true(chaos_make(box->db, "wal", 512, "none"));
+    take_base(box);
+    snprintf(uri, sizeof uri, "file:%s?psow=0", box->db);
+    assert_int_equal(sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, NULL), 0);
+    run_sql(db, "PRAGMA synchronous=FULL");
+    start(box);
+    for (unsigned i = 0; i < 20; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+        step(box);
+    }
+    assert_int_equal(state_of(box).txid, 20);
+    replay(box, NULL, NULL);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
 /* --- what cannot be --- */
 
 static void outside_wal_mode_it_says_what_to_do(void **state)
@@ -836,6 +901,8 @@ int main(void)
         TEST(kills_leave_a_gap_at_worst),
         TEST(where_to_go_on_is_found_while_the_log_begins_anew),
         TEST(a_first_read_gives_way_to_a_log_that_grows),
+        TEST(what_fits_into_no_segment_begins_an_epoch),
+        TEST(padding_is_no_transaction),
         TEST(outside_wal_mode_it_says_what_to_do),
         TEST(a_database_that_was_replaced_is_noticed),
         TEST(another_page_size_begins_an_epoch),
