@@ -173,6 +173,18 @@ bk_rc_t bk_attached_add(const char *path, const struct stat *st, bk_attached_loo
     return rc;
 }
 
+unsigned bk_attached_count(uint64_t device, uint64_t inode)
+{
+    unsigned count = 0;
+    file_t file = {device, inode};
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < places_used; i++)
+        if (same(&places[i].file, &file))
+            count = places[i].count;
+    pthread_mutex_unlock(&lock);
+    return count;
+}
+
 void bk_attached_settle(uint64_t device, uint64_t inode)
 {
     file_t file = {device, inode};

@@ -27,6 +27,8 @@ typedef int (*bk_attached_look_fn)(const char *path, struct stat *st);
  */
 bk_rc_t bk_attached_add(const char *path, const struct stat *st, bk_attached_look_fn look,
                         bk_err_t *err);
+/* How many connections of this process have it open. */
+unsigned bk_attached_count(uint64_t device, uint64_t inode);
 /* SQLite has read from it: the -shm that is there now stays the one, and nobody looks again. */
 void bk_attached_settle(uint64_t device, uint64_t inode);
 /* After SQLite closed it. */

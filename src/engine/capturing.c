@@ -6,7 +6,6 @@
 
 #include <dirent.h>
 #include <limits.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +21,10 @@
 #define SEGMENT_SIZE (64ull << 20)
 #define RETRY_MS     5000u
 #define WAIT_MOST    1000u
+#define QUIET_MOST   (600 * BK_SEC)
+#define STEP_LONG    (30 * BK_SEC)
+#define ROOM_EVERY   BK_SEC
+#define BUSY_MS      2000u         /* for a lock: it is tried again, and a thread waits meanwhile */
 #define HOLD_EVERY   BK_SEC        /* a hold moves on, or the log could not begin anew */
 #define HOLD_MOST    (15 * BK_SEC) /* of one that cannot */
 #define HOLD_FRAMES  65536u        /* nor of one under which the log never comes to rest */
@@ -89,18 +92,6 @@ void bk_capturing_free(bk_capturing_t *c)
     free(c);
 }
 
-void bk_capturing_allow(bk_capturing_t *c, bool allow)
-{
-    atomic_store(&c->allowed, allow);
-    for (size_t i = 0; i < c->count && !allow; i++) {
-        /* One that reads a whole database ends soon. */
-        bk_ctl_stop(&c->list[i].ctl, BK_INTERRUPTED);
-        pthread_mutex_lock(&c->list[i].lock);
-        let_go(&c->list[i]);
-        pthread_mutex_unlock(&c->list[i].lock);
-    }
-}
-
 static bk_captured_t *find(bk_capturing_t *c, const char *path)
 {
     for (size_t i = 0; i < c->count; i++)
@@ -109,15 +100,37 @@ static bk_captured_t *find(bk_capturing_t *c, const char *path)
     return NULL;
 }
 
+/* Waits for a step, which ends as soon as it looks: it may be reading the whole database. */
+static void interrupt(bk_captured_t *one)
+{
+    bk_ctl_stop(&one->ctl, BK_INTERRUPTED);
+    pthread_mutex_lock(&one->lock);
+    let_go(one);
+    pthread_mutex_unlock(&one->lock);
+}
+
+/* With the next step. */
+static void go_on(bk_captured_t *one)
+{
+    pthread_mutex_lock(&one->lock);
+    one->next = 0;
+    pthread_mutex_unlock(&one->lock);
+}
+
+void bk_capturing_allow(bk_capturing_t *c, bool allow)
+{
+    atomic_store(&c->allowed, allow);
+    for (size_t i = 0; i < c->count && !allow; i++)
+        interrupt(&c->list[i]);
+}
+
 void bk_capturing_suspend(bk_capturing_t *c, const char *path)
 {
     bk_captured_t *one = find(c, path);
     if (one == NULL)
         return;
-    pthread_mutex_lock(&one->lock);
-    one->suspended = true;
-    let_go(one);
-    pthread_mutex_unlock(&one->lock);
+    atomic_store(&one->suspended, true);
+    interrupt(one);
 }
 
 void bk_capturing_resume(bk_capturing_t *c, const char *path)
@@ -125,10 +138,8 @@ void bk_capturing_resume(bk_capturing_t *c, const char *path)
     bk_captured_t *one = find(c, path);
     if (one == NULL)
         return;
-    pthread_mutex_lock(&one->lock);
-    one->suspended = false;
-    one->next = 0;
-    pthread_mutex_unlock(&one->lock);
+    atomic_store(&one->suspended, false);
+    go_on(one);
 }
 
 void bk_capturing_detach(bk_capturing_t *c, const json_t *names)
@@ -136,18 +147,15 @@ void bk_capturing_detach(bk_capturing_t *c, const json_t *names)
     for (size_t i = 0; i < c->count; i++) {
         bk_captured_t *one = &c->list[i];
         bool detached = json_object_get(names, one->db->name) != NULL;
-        if (detached == one->detached)
+        if (atomic_exchange(&one->detached, detached) == detached)
             continue;
-        pthread_mutex_lock(&one->lock);
+        if (detached)
+            interrupt(one);
         pthread_mutex_lock(&one->text);
-        one->detached = detached;
         one->state.paused = true;
         one->problem[0] = '\0';
         pthread_mutex_unlock(&one->text);
-        one->next = 0;
-        if (detached)
-            let_go(one);
-        pthread_mutex_unlock(&one->lock);
+        go_on(one);
         bk_log(BK_LOG_NOTICE, "backup %s: database %s is %s", c->set->name, one->db->name,
                detached ? "detached: its transactions are not captured" : "attached again");
     }
@@ -162,8 +170,8 @@ void bk_engine_capture_hold(bk_engine_t *engine)
     for (size_t i = 0; i < c->count; i++) {
         bk_captured_t *one = &c->list[i];
         pthread_mutex_lock(&one->lock);
-        if (one->capture == NULL && one->hold == NULL && one->held == 0 && !one->detached &&
-            !atomic_load(&c->leaving)) {
+        if (one->capture == NULL && one->hold == NULL && one->held == 0 &&
+            !atomic_load(&one->detached) && !atomic_load(&c->leaving)) {
             one->held = bk_mono();
             (void)bk_capture_hold(one->db->path, HOLD_BUSY_MS, NULL, &one->hold, NULL);
         }
@@ -226,13 +234,20 @@ static void there_is_more(bk_captured_t *one)
     pthread_mutex_unlock(&one->text);
 }
 
+static bool may_run(bk_capturing_t *c, const bk_captured_t *one)
+{
+    return atomic_load(&c->allowed) && !atomic_load(&one->suspended) &&
+           !atomic_load(&one->detached);
+}
+
 static bk_rc_t begin(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
 {
     char above[PATH_MAX];
-    bk_capture_options_t options = {.database = one->db->path,
-                                    .hold = one->hold,
-                                    .dir = one->dir,
-                                    .busy_ms = (unsigned)one->db->busy_timeout};
+    bk_capture_options_t options = {
+        .database = one->db->path,
+        .hold = one->hold,
+        .dir = one->dir,
+        .busy_ms = one->db->busy_timeout < BUSY_MS ? (unsigned)one->db->busy_timeout : BUSY_MS};
     bk_fmt(above, sizeof above, "%s/" BK_MOMENTS_DIR, c->set->base_dir);
     bk_rc_t rc = bk_mkdir_last(above, 0700, err);
     if (rc == BK_OK)
@@ -240,7 +255,7 @@ static bk_rc_t begin(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
     if (rc == BK_OK) {
         atomic_store(&one->ctl.stop, 0); /* of the one before */
         /* Asked after that, so that no stop is missed. */
-        if (!atomic_load(&c->allowed))
+        if (!may_run(c, one))
             bk_ctl_stop(&one->ctl, BK_INTERRUPTED);
         one->sealed = bk_mono();
         rc = bk_capture_open(&options, &one->ctl, &one->capture, err);
@@ -310,15 +325,14 @@ static void set_aside(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZ
     struct dirent **names;
     char hex[2 * BK_EPOCH_SIZE + 1];
     bk_hex(hex, epoch, BK_EPOCH_SIZE);
-    int count = scandir(one->dir, &names, NULL, NULL);
+    int count = scandir(one->dir, &names, bk_capturing_segments, NULL);
     for (int i = 0; i < count; i++) {
-        const char *name = names[i]->d_name, *end = strrchr(name, '.');
-        char path[PATH_MAX], aside[PATH_MAX];
-        if (strncmp(name, hex, sizeof hex - 1) == 0 && strcmp(end, ".tx") == 0 &&
-            bk_fmt(path, sizeof path, "%s/%s", one->dir, name) &&
-            bk_fmt(aside, sizeof aside, "%s/%.*s.forked", one->dir, (int)(end - name), name) &&
-            rename(path, aside) != 0)
-            bk_log(BK_LOG_WARN, "%s cannot be renamed to %s", path, aside);
+        char path[PATH_MAX];
+        bk_err_t why = {0};
+        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
+        if (strncmp(names[i]->d_name, hex, sizeof hex - 1) == 0 &&
+            bk_capture_set_aside(path, "forked", &why) != BK_OK)
+            bk_log(BK_LOG_WARN, "%s", why.text);
         free(names[i]);
     }
     if (count >= 0)
@@ -349,11 +363,35 @@ static bk_rc_t leave_fork(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
     return BK_OK;
 }
 
+/*
+ * base_dir may lie on the application's disk: what is captured while the storage is away must not
+ * fill it.  Then nothing is held any more, and a gap comes later.
+ */
+static bk_rc_t check_room(const bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
+{
+    uint64_t bytes = 0;
+    if (one->capture != NULL && bk_mono() - one->room < ROOM_EVERY)
+        return BK_OK;
+    one->room = bk_mono();
+    bk_rc_t rc = bk_free_space(c->set->base_dir, &bytes, err);
+    if (rc == BK_OK && bytes < c->set->min_free)
+        rc = bk_err_set(err, BK_NO_SPACE,
+                        "database %s: %s has %llu MiB free, min_free wants %llu MiB: free some "
+                        "space, or lower min_free; what happens until then will be a gap",
+                        one->db->name, c->set->base_dir, (unsigned long long)(bytes >> 20),
+                        (unsigned long long)(c->set->min_free >> 20));
+    if (rc != BK_OK)
+        let_go(one);
+    return rc;
+}
+
 static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned *again,
                     bk_err_t *err)
 {
     *again = RETRY_MS;
-    bk_rc_t rc = one->capture == NULL ? begin(c, one, err) : BK_OK;
+    bk_rc_t rc = check_room(c, one, err);
+    if (rc == BK_OK && one->capture == NULL)
+        rc = begin(c, one, err);
     if (rc == BK_OK)
         rc = leave_fork(c, one, err);
     if (rc == BK_OK)
@@ -373,30 +411,62 @@ static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned 
     return rc;
 }
 
-bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_err_t *err)
+static void note_stepping(bk_captured_t *one, int64_t since)
+{
+    pthread_mutex_lock(&one->text);
+    one->stepping = since;
+    pthread_mutex_unlock(&one->text);
+}
+
+/* To read all of a large database over and over while the application writes a lot helps nobody. */
+static int64_t pause_after(bk_captured_t *one, bk_rc_t rc)
+{
+    one->timeouts = rc == BK_TIMEOUT ? one->timeouts + 1 : 0;
+    int64_t pause = RETRY_MS * BK_MS;
+    for (unsigned i = 0; i < one->timeouts && pause < QUIET_MOST; i++)
+        pause *= 4;
+    return pause < QUIET_MOST ? pause : QUIET_MOST;
+}
+
+size_t bk_engine_captures(bk_engine_t *engine)
+{
+    return engine->capturing->count;
+}
+
+bk_rc_t bk_engine_capture_one(bk_engine_t *engine, size_t which, bool woken, unsigned *again,
+                              bk_err_t *err)
 {
     bk_capturing_t *c = engine->capturing;
+    bk_captured_t *one = &c->list[which];
+    bk_err_t why = {0};
+    bk_rc_t rc = BK_OK;
+    *again = WAIT_MOST;
+    pthread_mutex_lock(&one->lock);
+    int64_t now = bk_mono();
+    if (may_run(c, one) && now >= one->next) {
+        note_stepping(one, now);
+        rc = step(c, one, woken, again, &why);
+        if (rc == BK_INTERRUPTED)
+            rc = BK_OK;
+        tell(c, one, rc, &why);
+        note_stepping(one, 0);
+        one->next = rc == BK_OK ? 0 : bk_mono() + pause_after(one, rc);
+        if (rc != BK_OK && err != NULL)
+            *err = why;
+    }
+    pthread_mutex_unlock(&one->lock);
+    return rc;
+}
+
+bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_err_t *err)
+{
     bk_rc_t result = BK_OK;
     *again = WAIT_MOST;
-    for (size_t i = 0; i < c->count; i++) {
-        bk_captured_t *one = &c->list[i];
-        unsigned wait = WAIT_MOST;
-        bk_err_t why = {0};
-        pthread_mutex_lock(&one->lock);
-        int64_t now = bk_mono();
-        if (atomic_load(&c->allowed) && !one->suspended && !one->detached && now >= one->next) {
-            bk_rc_t rc = step(c, one, woken, &wait, &why);
-            if (rc == BK_INTERRUPTED)
-                rc = BK_OK;
-            tell(c, one, rc, &why);
-            one->next = rc == BK_OK ? 0 : now + RETRY_MS * BK_MS;
-            if (rc != BK_OK && result == BK_OK) {
-                result = rc;
-                if (err != NULL)
-                    *err = why;
-            }
-        }
-        pthread_mutex_unlock(&one->lock);
+    for (size_t i = 0; i < engine->capturing->count; i++) {
+        unsigned wait;
+        bk_rc_t rc = bk_engine_capture_one(engine, i, woken, &wait, result == BK_OK ? err : NULL);
+        if (result == BK_OK)
+            result = rc;
         if (wait < *again)
             *again = wait;
     }
@@ -427,18 +497,24 @@ static json_t *describe(bk_captured_t *one)
     bool same = memcmp(one->shipped_epoch, s.epoch, BK_EPOCH_SIZE) == 0;
     uint64_t shipped = same ? one->shipped : 0;
     int64_t shipped_until = same ? one->shipped_until : 0;
-    const char *problem = one->detached ? "it is detached: attach it, and it goes on with a gap"
-                          : one->problem[0] != '\0' ? one->problem
-                                                    : NULL;
+    const char *problem =
+        atomic_load(&one->detached) ? "it is detached: attach it, and it goes on with a gap"
+        : one->problem[0] != '\0'   ? one->problem
+        : one->stepping != 0 && bk_mono() - one->stepping > STEP_LONG
+            ? "a step has been running for more than 30 s: all of a large database "
+              "is read, or a disk does not answer; the application's log cannot "
+              "begin anew meanwhile"
+            : NULL;
     json_t *result = json_pack(
-        "{ss sb ss* sb sI so so sI so so sI so sI sb}", "name", one->db->name, "capturing",
-        (int)(!s.paused && s.page_size != 0), "problem", problem, "detached", (int)one->detached,
-        "transaction", (json_int_t)s.txid, "last_durable", bk_json_time(s.durable),
-        "durable_age_seconds", age(s.as_of), "shipped_transaction", (json_int_t)shipped,
-        "shipped_until", bk_json_time(shipped_until), "shipped_age_seconds",
+        "{ss sb ss* sb sI so so sI so so sI so sI sb so}", "name", one->db->name, "capturing",
+        (int)(!s.paused && s.page_size != 0), "problem", problem, "detached",
+        (int)atomic_load(&one->detached), "transaction", (json_int_t)s.txid, "last_durable",
+        bk_json_time(s.durable), "durable_age_seconds", age(s.as_of), "shipped_transaction",
+        (json_int_t)shipped, "shipped_until", bk_json_time(shipped_until), "shipped_age_seconds",
         age(shipped == s.txid && s.txid > 0 ? s.as_of : shipped_until), "gaps", (json_int_t)s.gaps,
         "epoch_began", exact_time(s.began), "wal_frames", (json_int_t)s.wal_frames, "wal_blocked",
-        (int)s.blocked);
+        (int)s.blocked, "wal_blocked_by",
+        s.blocked ? json_string(s.blocked_here ? "backup" : "application") : json_null());
     pthread_mutex_unlock(&one->text);
     return result;
 }

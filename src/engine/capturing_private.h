@@ -17,18 +17,21 @@ typedef struct {
     const bk_set_db_t *db;
     char key[BK_HISTORY_NAME]; /* on the storage */
     char *dir;
-    pthread_mutex_t lock; /* guards what follows; held during a step */
+    atomic_bool suspended, detached; /* somebody wants it so */
+    pthread_mutex_t lock;            /* guards what follows; held during a step */
     bk_capture_t *capture;
     bk_ctl_t ctl;
     bk_capture_hold_t *hold; /* before this process owns the set */
     int64_t held;            /* bk_mono: its pin; 0: there never was one */
     bool next_held;          /* it has a second pin */
-    bool suspended, failed;
-    bool detached;  /* somebody wants it so; guarded by text as well */
-    int64_t next;   /* bk_mono: not before */
-    int64_t sealed; /* bk_mono: of the last segment */
+    bool failed;
+    unsigned timeouts; /* in a row */
+    int64_t next;      /* bk_mono: not before */
+    int64_t room;      /* bk_mono: when the free space was last looked at */
+    int64_t sealed;    /* bk_mono: of the last segment */
 
     pthread_mutex_t text; /* guards what status shows */
+    int64_t stepping;     /* bk_mono: since when a step runs; 0: none does */
     bk_capture_state_t state;
     char problem[BK_ERR_TEXT];
     bool sealed_some; /* since it was shipped, or maybe */
@@ -45,5 +48,9 @@ struct bk_capturing_s {
     atomic_bool allowed, leaving;
     char problem[BK_ERR_TEXT]; /* of shipping, as last told; its thread's */
 };
+
+/* shipping.c: which names are segments, for scandir. */
+struct dirent;
+int bk_capturing_segments(const struct dirent *entry);
 
 #endif

@@ -26,7 +26,13 @@
 
 #define LOCK_WAIT 1 /* s: a step is over by then, unless it reads the whole database */
 
-static int only_segments(const struct dirent *entry)
+static int set_aside_ones(const struct dirent *entry)
+{
+    const char *end = strrchr(entry->d_name, '.');
+    return end != NULL && (strcmp(end, ".forked") == 0 || strcmp(end, ".damaged") == 0);
+}
+
+int bk_capturing_segments(const struct dirent *entry)
 {
     const char *end = strrchr(entry->d_name, '.');
     return entry->d_name[0] != '.' && end != NULL && strcmp(end, ".tx") == 0;
@@ -96,27 +102,34 @@ static void note_shipped(bk_captured_t *one, const segment_t *segment)
 
 /*
  * Lock held.  Whether a segment is needed to go on after a crash; before the first capture nobody
- * knows which epoch goes on.
+ * knows which epoch goes on.  One that was let go of needs what it needed then.
  */
-static bool is_needed(const bk_captured_t *one, const segment_t *segment)
+static bool is_needed(bk_captured_t *one, const segment_t *segment)
 {
-    bk_capture_state_t state;
-    if (one->capture == NULL)
-        return true;
-    bk_capture_state(one->capture, &state);
-    return memcmp(segment->name.epoch, state.epoch, BK_EPOCH_SIZE) == 0 &&
-           segment->name.last > state.saved;
+    pthread_mutex_lock(&one->text);
+    bk_capture_state_t state = one->state;
+    pthread_mutex_unlock(&one->text);
+    if (one->capture != NULL)
+        bk_capture_state(one->capture, &state);
+    return state.page_size == 0 || (memcmp(segment->name.epoch, state.epoch, BK_EPOCH_SIZE) == 0 &&
+                                    segment->name.last > state.saved);
 }
 
-/* One that is on the storage; *later: whoever has the lock takes too long. */
+/* With the capture's lock; false: whoever has it takes too long. */
+static bool lock_soon(bk_captured_t *one)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += LOCK_WAIT;
+    return pthread_mutex_timedlock(&one->lock, &until) == 0;
+}
+
+/* One that is on the storage; *later: not now. */
 static bk_rc_t remove_local(bk_capturing_t *c, bk_captured_t *one, const segment_t *segment,
                             const char *path, bool *later, bk_err_t *err)
 {
-    struct timespec until;
     bk_rc_t rc = BK_OK;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += LOCK_WAIT;
-    if (pthread_mutex_timedlock(&one->lock, &until) != 0) {
+    if (!lock_soon(one)) {
         *later = true;
         return BK_OK;
     }
@@ -128,13 +141,59 @@ static bk_rc_t remove_local(bk_capturing_t *c, bk_captured_t *one, const segment
     return rc;
 }
 
+/*
+ * One that cannot be read must not keep those behind it from the storage: what it held is missing,
+ * and found to be when somebody asks for it.  What the capture may still need is left to it.
+ */
+static void put_away(const bk_capturing_t *c, bk_captured_t *one, const char *path,
+                     const bk_err_t *why)
+{
+    segment_t segment = {.name.last = UINT64_MAX};
+    const char *name = strrchr(path, '/') + 1;
+    bk_err_t failure = {0};
+    if (!bk_unhex(segment.name.epoch, BK_EPOCH_SIZE, name, 2 * BK_EPOCH_SIZE) || !lock_soon(one))
+        return;
+    if (atomic_load(&c->allowed) && !is_needed(one, &segment)) {
+        bk_rc_t rc = bk_capture_set_aside(path, "damaged", &failure);
+        bk_log(BK_LOG_ERROR, "backup %s: database %s: transactions are lost: %s; %s", c->set->name,
+               one->db->name, why->text,
+               rc == BK_OK ? "the segment is set aside as *.damaged" : failure.text);
+    }
+    pthread_mutex_unlock(&one->lock);
+}
+
+/* After the window nobody wants them. */
+static void forget_old(const bk_captured_t *one)
+{
+    struct dirent **names;
+    int count = scandir(one->dir, &names, set_aside_ones, NULL);
+    for (int i = 0; i < count; i++) {
+        char path[PATH_MAX];
+        struct stat st;
+        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
+        if (stat(path, &st) == 0 &&
+            bk_now() / BK_SEC - st.st_mtime > (int64_t)(one->db->pitr_window / 1000))
+            unlink(path);
+        free(names[i]);
+    }
+    if (count >= 0)
+        free(names);
+}
+
 static bk_rc_t ship_one(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *repo, const char *path,
                         bool *later, bk_ctl_t *ctl, bk_err_t *err)
 {
     segment_t segment;
     if (!atomic_load(&c->allowed))
         return bk_err_set(err, BK_INTERRUPTED, "the set has another owner");
-    bk_rc_t rc = look_at(one, path, &segment, err);
+    bk_err_t why = {0};
+    bk_rc_t rc = look_at(one, path, &segment, &why);
+    if (rc == BK_CORRUPT) {
+        put_away(c, one, path, &why);
+        return BK_OK;
+    }
+    if (rc != BK_OK && err != NULL)
+        *err = why;
     if (rc != BK_OK || !segment.sealed)
         return rc;
     if (!segment.empty && !is_shipped(one, &segment)) {
@@ -196,7 +255,7 @@ static bk_rc_t digest_here(const bk_captured_t *one, const uint8_t epoch[BK_EPOC
     char hex[2 * BK_EPOCH_SIZE + 1];
     bk_hex(hex, epoch, BK_EPOCH_SIZE);
     *found = false;
-    int count = scandir(one->dir, &names, only_segments, alphasort);
+    int count = scandir(one->dir, &names, bk_capturing_segments, alphasort);
     for (int i = 0; i < count; i++) {
         char path[PATH_MAX];
         bk_txlog_t *log = NULL;
@@ -284,7 +343,7 @@ static bk_rc_t ship_all_of(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *rep
         *later = true;
         return BK_OK;
     }
-    int count = scandir(one->dir, &names, only_segments, alphasort);
+    int count = scandir(one->dir, &names, bk_capturing_segments, alphasort);
     for (int i = 0; i < count; i++) {
         char path[PATH_MAX];
         bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
@@ -294,6 +353,7 @@ static bk_rc_t ship_all_of(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *rep
     }
     if (count >= 0)
         free(names);
+    forget_old(one);
     return rc;
 }
 

@@ -10,15 +10,17 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/attached.h"
 #include "base/clock.h"
 #include "base/str.h"
 #include "sqlite/capture_private.h"
 #include "sqlite/opening.h"
 
 #define SOFT       1000u /* frames, where SQLite itself begins to checkpoint */
-#define HARD       2u    /* times soft: then writers are kept out for a moment */
+#define HARD       8u    /* times soft: then writers are kept out for a moment */
 #define BAR_MS     25u   /* how long to try to keep them out */
-#define BAR_EVERY  (50 * BK_MS)
+#define HELP_EVERY (50 * BK_MS)
+#define HELP_LEAST (5 * BK_SEC) /* while it is of no use */
 #define IDLE       (200 * BK_MS)
 #define NAME_EVERY BK_SEC
 #define HEADER_MS  5u
@@ -85,6 +87,19 @@ static bk_rc_t advance(bk_capture_t *c, bk_err_t *err)
 /* --- checkpoints --- */
 
 /*
+ * As long as another reader needs the log it is of no use to copy, and even less to keep writers
+ * out for it: both only now and then.
+ */
+static void note_blocked(bk_capture_t *c, bool blocked)
+{
+    const struct stat *st = &c->readers[c->reader].st;
+    unsigned own = 3 + (c->writer.db != NULL); /* two readers and the checkpointer */
+    c->state.blocked = blocked;
+    c->state.blocked_here = blocked && bk_attached_count(st->st_dev, st->st_ino) > own;
+    c->pause = !blocked ? HELP_EVERY : 2 * c->pause < HELP_LEAST ? 2 * c->pause : HELP_LEAST;
+}
+
+/*
  * Copy what is committed, then pin a state that needs nothing of the log: the next commit begins it
  * anew.  What another reader still needs stays.
  */
@@ -100,7 +115,7 @@ static bk_rc_t help(bk_capture_t *c, bk_err_t *err)
         return BK_OK; /* the application does it itself */
     if (code != SQLITE_OK)
         return bk_db_failure(&c->checkpointer, code, "checkpoint", err);
-    c->state.blocked = copied < frames && (uint32_t)frames > c->soft;
+    note_blocked(c, copied < frames && (uint32_t)frames > c->soft);
     c->helped = c->at.place;
     return copied == frames ? advance(c, err) : BK_OK;
 }
@@ -109,13 +124,13 @@ static bk_rc_t help(bk_capture_t *c, bk_err_t *err)
 static bk_rc_t help_alone(bk_capture_t *c, bk_err_t *err)
 {
     bk_err_t why = {0};
-    c->barred = bk_mono();
     if (c->writer.db == NULL &&
         bk_db_connect(&c->writer, c->database, BAR_MS, c->ctl, &why) != BK_OK)
         return BK_OK;
     c->writer.found_wal = true;
     if (bk_db_query(&c->writer, "BEGIN IMMEDIATE", NULL, 0, &why) != BK_OK)
         return BK_OK;
+    c->state.bars++;
     bk_rc_t rc = help(c, err);
     (void)bk_db_query(&c->writer, "ROLLBACK", NULL, 0, NULL);
     return rc;
@@ -127,11 +142,12 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bk_err_t *err)
     uint32_t frames = c->state.wal_frames;
     int64_t now = bk_mono();
     bool done = memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
-    if (frames > HARD * c->soft && now - c->barred >= BAR_EVERY)
-        return help_alone(c, err);
-    if (frames == 0 || done || (frames <= c->soft && now - c->idle < IDLE))
+    bool pressing = frames > HARD * c->soft;
+    if (frames == 0 || (done && !pressing) || (frames <= c->soft && now - c->idle < IDLE) ||
+        ((pressing || c->state.blocked) && now - c->tried < c->pause))
         return BK_OK;
-    return help(c, err);
+    c->tried = now;
+    return pressing ? help_alone(c, err) : help(c, err);
 }
 
 /* --- a pin alone --- */
@@ -277,9 +293,12 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
         rc = advance(c, err);
     if (rc == BK_OK && c->log != NULL)
         rc = bk_txlog_sync(c->log, err);
+    if (rc == BK_TOO_LARGE)
+        bk_capture_forget(c);
     c->pinned = rc == BK_OK;
     c->idle = c->named = bk_mono();
     c->wait = WAIT_FIRST;
+    c->pause = HELP_EVERY;
     if (rc != BK_OK)
         let_go(c);
     return rc;
@@ -312,6 +331,7 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     }
     c->busy_ms = options->busy_ms;
     c->hold = options->hold;
+    c->growth = options->growth;
     c->soft = options->soft != 0 ? options->soft : SOFT;
     c->ctl = ctl;
     c->wal_fd = -1;
@@ -412,6 +432,8 @@ bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *
         rc = bk_txlog_sync(c->log, &why);
     if (rc == BK_OK && news)
         c->state.durable = bk_now();
+    if (rc == BK_TOO_LARGE)
+        bk_capture_forget(c);
     if (rc != BK_OK) {
         let_go(c);
         c->wait = WAIT_PAUSE;

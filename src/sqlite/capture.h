@@ -12,6 +12,9 @@
 
 #include "sqlite/txlog.h"
 
+/* A segment of a capture's directory that is not to be read any more gets another ending. */
+bk_rc_t bk_capture_set_aside(const char *path, const char *ending, bk_err_t *err);
+
 typedef struct bk_capture_s bk_capture_t;
 
 /*
@@ -40,6 +43,8 @@ typedef struct {
     unsigned busy_ms;     /* to wait for locks when it begins */
     const bk_capture_hold_t *hold; /* NULL: none; needed only during open */
     uint32_t soft;                 /* frames from which checkpoints are helped along; 0: 1000 */
+    uint64_t growth; /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
+                        quarter of what is free there */
 } bk_capture_options_t;
 
 typedef struct {
@@ -51,7 +56,9 @@ typedef struct {
     uint64_t bytes;      /* of the open segment; 0: none */
     uint64_t saved;      /* segments up to this transaction are not needed to go on */
     uint32_t wal_frames; /* in the log, as last seen */
-    bool blocked;        /* another reader of the application keeps the log from beginning anew */
+    uint64_t bars;       /* since open: times that writers were kept out for a moment */
+    bool blocked;        /* another reader keeps the log from beginning anew */
+    bool blocked_here;   /* it may be one of this process: a backup, say */
     bool paused;         /* not pinned, because of the last failure; step tries again */
     bool new_epoch;      /* it began one: what was before is not connected with it */
     int64_t began;       /* ns: the epoch; what was captured needs a backup from then on */
@@ -65,7 +72,7 @@ typedef struct {
  * Pin the database and find out what happened since the last capture in dir: what the log tells,
  * or, when that began anew meanwhile, the difference of all pages as one gap.  The first time, or
  * when dir does not fit (another page size, hashes lost), a new epoch begins; both read the whole
- * database once.  BK_UNSUPPORTED when it is not in WAL mode; BK_BUSY, BK_DENIED and the like.
+ * database once; BK_TIMEOUT when the log grows too much meanwhile.  BK_UNSUPPORTED when it is not in WAL mode; BK_BUSY, BK_DENIED and the like.
  * options is borrowed during the call, ctl until close.
  */
 bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_capture_t **capture,

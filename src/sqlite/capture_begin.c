@@ -6,8 +6,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -17,7 +20,8 @@
 #include "sqlite/capture_private.h"
 #include "sqlite/source.h"
 
-#define READ_BYTES (1u << 20)
+#define READ_BYTES  (1u << 20)
+#define GROWTH_MOST (1ull << 30)
 
 /* --- files --- */
 
@@ -44,6 +48,17 @@ bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err)
         saved(c);
     }
     return rc;
+}
+
+void bk_capture_forget(bk_capture_t *c)
+{
+    char path[PATH_MAX];
+    path_of(c, "hashes", path);
+    if (unlink(path) == 0)
+        bk_ctl_note(c->ctl,
+                    "database %s: what was captured before ends here: more pages changed at once "
+                    "than a segment can hold",
+                    c->database);
 }
 
 static void segment_path(const bk_capture_t *c, uint64_t first, char out[PATH_MAX])
@@ -203,6 +218,16 @@ static int only_segments(const struct dirent *entry)
            strcmp(entry->d_name + BK_CAPTURE_NAME - 4, ".tx") == 0;
 }
 
+bk_rc_t bk_capture_set_aside(const char *path, const char *ending, bk_err_t *err)
+{
+    char aside[PATH_MAX];
+    const char *dot = strrchr(path, '.');
+    return bk_fmt(aside, sizeof aside, "%.*s.%s", (int)(dot - path), path, ending) &&
+                   rename(path, aside) == 0
+               ? BK_OK
+               : bk_err_sys(err, errno, "rename %s", path);
+}
+
 /* One that nobody writes any more. */
 static bk_rc_t close_segment(const char *path, bk_err_t *err)
 {
@@ -238,6 +263,10 @@ static bk_rc_t tidy(const bk_capture_t *c, bk_err_t *err)
         path_of(c, names[i]->d_name, path);
         if (rc == BK_OK && strcmp(path, own) != 0)
             rc = close_segment(path, err);
+        if (rc == BK_CORRUPT) {
+            bk_ctl_note(c->ctl, "database %s: %s is set aside as *.damaged", c->database, path);
+            rc = bk_capture_set_aside(path, "damaged", err);
+        }
         free(names[i]);
     }
     free(names);
@@ -275,8 +304,29 @@ static bk_rc_t compare_some(bk_capture_t *c, bool log, const uint8_t *pages, uin
     return rc;
 }
 
+/* How much the log may grow under the pin of a long read: it lies on the application's disk. */
+static uint64_t growth_allowed(const bk_capture_t *c)
+{
+    struct statvfs fs;
+    uint64_t quarter = fstatvfs(c->wal_fd, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize / 4 : 0;
+    return c->growth != 0 ? c->growth : quarter < GROWTH_MOST ? quarter : GROWTH_MOST;
+}
+
+static bk_rc_t check_growth(const bk_capture_t *c, uint64_t limit, bk_err_t *err)
+{
+    struct stat st;
+    if (fstat(c->wal_fd, &st) != 0 || (uint64_t)st.st_size <= limit)
+        return BK_OK;
+    return bk_err_set(err, BK_TIMEOUT,
+                      "database %s: its -wal grew to %llu MiB while all of the database was read: "
+                      "let go of, and tried again when less is written",
+                      c->database, (unsigned long long)st.st_size >> 20);
+}
+
 static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
 {
+    struct stat st;
+    uint64_t limit = growth_allowed(c) + (fstat(c->wal_fd, &st) == 0 ? (uint64_t)st.st_size : 0);
     const bk_db_info_t *info = bk_db_source_info(source);
     unsigned batch = READ_BYTES / info->page_size;
     uint8_t *pages = malloc(READ_BYTES);
@@ -287,6 +337,8 @@ static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err
         uint64_t left = info->page_count - first + 1;
         unsigned n = left < batch ? (unsigned)left : batch;
         rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = check_growth(c, limit, err);
         if (rc == BK_OK)
             rc = bk_db_source_read(source, first, n, pages, err);
         if (rc == BK_OK)
@@ -472,7 +524,7 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
     bk_rc_t rc = page_size_of(c, &page_size, err);
     if (rc == BK_OK)
         rc = load(c, page_size, &fits, err);
-    if (rc == BK_OK && (c->page = realloc(c->page, page_size)) == NULL)
+    if (rc == BK_OK && (c->page = realloc(c->page, 2 * (size_t)page_size)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
     c->state.resumed = c->at.txid;
     c->state.resumed_digest = c->hashes.digest;
@@ -485,6 +537,10 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = begin_epoch(c, err);
     else if (rc == BK_OK && !goes_on)
         rc = bridge(c, err);
+    if (rc == BK_TOO_LARGE) {
+        bk_capture_forget(c);
+        rc = begin_epoch(c, err);
+    }
     if (rc == BK_OK)
         rc = tidy(c, err);
     c->looked = c->at.seen;

@@ -29,6 +29,7 @@ struct bk_capture_s {
     char *database, *dir;
     unsigned busy_ms;
     uint32_t soft;
+    uint64_t growth;
     bk_ctl_t *ctl;
     bk_db_connection_t readers[2], checkpointer, writer;
     bool pinned;     /* one of the readers is */
@@ -43,12 +44,13 @@ struct bk_capture_s {
     int64_t seen;            /* ns: when the present look was over */
     int64_t idle;            /* bk_mono since when nothing is new */
     int64_t named;           /* bk_mono when the file was last compared with its name */
-    int64_t barred;          /* bk_mono when writers were last kept out */
+    int64_t tried;           /* bk_mono when the log was last helped along */
+    int64_t pause;           /* ns: not before, while somebody keeps it from beginning anew */
     bk_txlog_place_t helped; /* up to where checkpoints were helped along */
     unsigned wait;           /* ms, what step said last */
     bk_capture_page_t *pages;
     size_t page_count, page_room;
-    uint8_t *page; /* one, of page_size bytes */
+    uint8_t *page; /* room for two, of page_size bytes */
 };
 
 /* capture_read.c */
@@ -61,5 +63,7 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
 /* A segment for the next transaction. */
 bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
+/* What is in dir is not gone on with: the next one begins an epoch. */
+void bk_capture_forget(bk_capture_t *c);
 
 #endif

@@ -59,10 +59,17 @@ static void keep_what_counts(bk_capture_t *c, uint32_t commit)
  * Some file systems make SQLite repeat the last frame of a commit to fill up a sector: that is no
  * transaction of its own.
  */
-static bool is_padding(const bk_capture_t *c, uint32_t commit)
+static bool is_padding(bk_capture_t *c, const bk_wal_frame_t *last)
 {
-    return c->page_count == 1 && commit == c->hashes.count &&
-           c->pages[0].hash == bk_hashes_get(&c->hashes, c->pages[0].pgno);
+    uint32_t size = c->hashes.page_size;
+    uint8_t *before = c->page + size;
+    bk_wal_frame_t frame;
+    return c->page_count == 1 && last->commit == c->hashes.count && last->frame > 1 &&
+           c->at.place.frame == last->frame - 1 &&
+           bk_wal_frame(c->wal_fd, c->database, size, last->frame - 1, before, &frame, NULL) ==
+               BK_OK &&
+           frame.pgno == last->pgno && frame.commit == last->commit &&
+           memcmp(before, last->page, size) == 0;
 }
 
 static bk_rc_t write_pages(bk_capture_t *c, bk_err_t *err)
@@ -85,6 +92,28 @@ static bk_rc_t write_pages(bk_capture_t *c, bk_err_t *err)
     return rc;
 }
 
+/* What does not fit behind other transactions gets a segment of its own. */
+static bk_rc_t write_transaction(bk_capture_t *c, bk_tx_t *tx, bk_err_t *err)
+{
+    bk_tx_t before;
+    for (;;) {
+        bk_rc_t rc = c->log == NULL ? bk_capture_next_segment(c, err) : BK_OK;
+        uint64_t size = rc == BK_OK ? bk_txlog_size(c->log) : 0;
+        if (rc == BK_OK)
+            rc = write_pages(c, err);
+        if (rc == BK_OK)
+            rc = bk_txlog_end(c->log, tx, err);
+        if (rc == BK_OK)
+            c->unsaved += bk_txlog_size(c->log) - size;
+        if (rc != BK_TOO_LARGE || !bk_txlog_last(c->log, &before))
+            return rc;
+        bk_txlog_writer_t *full = c->log;
+        c->log = NULL;
+        if ((rc = bk_txlog_seal(full, err)) != BK_OK)
+            return rc;
+    }
+}
+
 /*
  * The hashes are changed first: when writing fails, the capture is paused and begins again with
  * what is on the disk.
@@ -100,27 +129,21 @@ static bk_rc_t end_transaction(bk_capture_t *c, const bk_wal_frame_t *last, bk_e
     tx.place.frame = last->frame;
     memcpy(tx.place.checksum, last->checksum, sizeof tx.place.checksum);
     keep_what_counts(c, last->commit);
-    if (is_padding(c, last->commit)) {
+    if (is_padding(c, last)) {
         c->at.place = tx.place;
         return BK_OK;
     }
-    bk_rc_t rc = c->log == NULL ? bk_capture_next_segment(c, err) : BK_OK;
-    uint64_t size = rc == BK_OK ? bk_txlog_size(c->log) : 0;
-    if (rc == BK_OK)
-        rc = bk_hashes_resize(&c->hashes, last->commit, err);
+    bk_rc_t rc = bk_hashes_resize(&c->hashes, last->commit, err);
     for (size_t i = 0; i < c->page_count && rc == BK_OK; i++)
         bk_hashes_set(&c->hashes, c->pages[i].pgno, c->pages[i].hash);
     tx.after = c->hashes.digest;
     if (rc == BK_OK)
-        rc = write_pages(c, err);
-    if (rc == BK_OK)
-        rc = bk_txlog_end(c->log, &tx, err);
+        rc = write_transaction(c, &tx, err);
     if (rc != BK_OK)
         return rc;
     c->at.txid = tx.txid;
     c->at.place = tx.place;
     c->at.seen = tx.t_hi;
-    c->unsaved += bk_txlog_size(c->log) - size;
     return BK_OK;
 }
 

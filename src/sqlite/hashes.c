@@ -7,9 +7,11 @@
  */
 #include "sqlite/hashes.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -18,8 +20,7 @@
 #include "sqlite/source.h"
 
 #define MAGIC     "NGXBKHS\2"
-#define HEADER    100u
-#define FILE_MAX  (40ull << 30)
+#define HEADER    96u
 #define PAGES_MAX UINT32_MAX
 
 void bk_hashes_init(bk_hashes_t *h, uint32_t page_size)
@@ -122,10 +123,9 @@ bk_rc_t bk_hashes_save(const bk_hashes_t *h, const bk_hashes_state_t *state, con
     return rc;
 }
 
-static bk_rc_t parse(bk_hashes_t *h, bk_hashes_state_t *state, const bk_buf_t *file,
-                     const char *path, bk_err_t *err)
+static bool parse_header(bk_hashes_t *h, bk_hashes_state_t *state, const uint8_t header[HEADER])
 {
-    bk_cur_t cur = bk_cur(file->data, file->len);
+    bk_cur_t cur = bk_cur(header, HEADER);
     const uint8_t *magic = bk_cur_bytes(&cur, 8);
     uint32_t page_size = bk_cur_u32(&cur);
     const uint8_t *salt = bk_cur_bytes(&cur, 8);
@@ -137,34 +137,56 @@ static bk_rc_t parse(bk_hashes_t *h, bk_hashes_state_t *state, const bk_buf_t *f
     state->seen = bk_cur_i64(&cur);
     state->began = bk_cur_i64(&cur);
     state->inode = bk_cur_u64(&cur);
-    uint64_t digest = bk_cur_u64(&cur), count = bk_cur_u64(&cur);
-    const uint8_t *of = count <= PAGES_MAX ? bk_cur_bytes(&cur, (size_t)count * 8) : NULL;
-    uint64_t sum = bk_cur_u64(&cur);
-    if (!bk_cur_ok(&cur) || of == NULL || bk_cur_left(&cur) != 0 || memcmp(magic, MAGIC, 8) != 0 ||
-        page_size < 512 || page_size > 65536 || (page_size & (page_size - 1)) != 0 ||
-        sum != XXH3_64bits_withSeed(file->data, (size_t)(of - file->data),
-                                    XXH3_64bits(of, (size_t)count * 8)))
-        return bk_err_set(err, BK_CORRUPT, "%s is damaged", path);
+    bk_hashes_init(h, page_size);
+    h->digest = bk_cur_u64(&cur);
+    h->count = h->room = bk_cur_u64(&cur);
+    if (!bk_cur_ok(&cur) || memcmp(magic, MAGIC, 8) != 0 || page_size < 512 || page_size > 65536 ||
+        (page_size & (page_size - 1)) != 0 || h->count > PAGES_MAX)
+        return false;
     memcpy(state->place.salt, salt, 8);
     memcpy(state->epoch, epoch, BK_TXLOG_EPOCH);
-    bk_hashes_init(h, page_size);
-    h->of = malloc((size_t)count * 8 + 8);
-    if (h->of == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
-    if (count > 0)
-        memcpy(h->of, of, (size_t)count * 8);
-    h->count = h->room = count;
-    h->digest = digest;
-    return BK_OK;
+    return true;
+}
+
+/* The hashes go to where they stay: of a large database they are too much to have twice. */
+static bk_rc_t read_all(bk_hashes_t *h, bk_hashes_state_t *state, int fd, const char *path,
+                        bk_err_t *err)
+{
+    struct stat st;
+    uint8_t header[HEADER], sum[8];
+    size_t got, bytes = 0;
+    bool good = false;
+    if (fstat(fd, &st) != 0)
+        return bk_err_sys(err, errno, "read %s", path);
+    bk_rc_t rc = bk_pread_all(fd, header, sizeof header, 0, &got, path, err);
+    if (rc == BK_OK && got == sizeof header && parse_header(h, state, header)) {
+        bytes = (size_t)h->count * 8;
+        good = (uint64_t)st.st_size == HEADER + bytes + sizeof sum;
+    }
+    if (rc == BK_OK && good && (h->of = malloc(bytes + 8)) == NULL)
+        rc = bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
+    if (rc == BK_OK && good)
+        rc = bk_pread_all(fd, h->of, bytes, HEADER, &got, path, err);
+    good = good && rc == BK_OK && got == bytes;
+    if (good)
+        rc = bk_pread_all(fd, sum, sizeof sum, HEADER + bytes, &got, path, err);
+    good =
+        good && rc == BK_OK && got == sizeof sum &&
+        bk_get_u64(sum) == XXH3_64bits_withSeed(header, sizeof header, XXH3_64bits(h->of, bytes));
+    if (rc == BK_OK && !good)
+        rc = bk_err_set(err, BK_CORRUPT, "%s is damaged", path);
+    if (rc != BK_OK)
+        bk_hashes_free(h);
+    return rc;
 }
 
 bk_rc_t bk_hashes_load(bk_hashes_t *h, bk_hashes_state_t *state, const char *path, bk_err_t *err)
 {
-    bk_buf_t file;
-    bk_buf_init(&file, FILE_MAX);
-    bk_rc_t rc = bk_read_file(AT_FDCWD, path, &file, err);
-    if (rc == BK_OK)
-        rc = parse(h, state, &file, path, err);
-    bk_buf_free(&file);
+    *h = (bk_hashes_t){0};
+    int fd = bk_openat(AT_FDCWD, path, O_RDONLY | O_NOFOLLOW, 0);
+    if (fd < 0)
+        return bk_err_sys(err, errno, "open %s", path);
+    bk_rc_t rc = read_all(h, state, fd, path, err);
+    close(fd);
     return rc;
 }

@@ -147,13 +147,18 @@ static bk_rc_t fetch(const bk_txlog_t *log, uint64_t offset, void *out, size_t l
 
 /* --- sealed: the index tells --- */
 
-static bk_rc_t read_index(bk_txlog_t *log, const uint8_t trailer[BK_TXLOG_TRAILER], bk_err_t *err)
+static bool is_trailer(const bk_txlog_t *log, const uint8_t trailer[BK_TXLOG_TRAILER])
 {
     uint64_t offset = bk_get_u64(trailer), stored = bk_get_u64(trailer + 8),
              raw = bk_get_u64(trailer + 16), end = log->source.size - BK_TXLOG_TRAILER;
-    if (offset < BK_TXLOG_HEADER || offset > end || stored != end - offset || stored > raw ||
-        raw > BK_TXLOG_INDEX_MAX)
-        return damaged("its trailer", err);
+    return offset >= BK_TXLOG_HEADER && offset <= end && stored == end - offset && stored <= raw &&
+           raw <= BK_TXLOG_INDEX_MAX;
+}
+
+static bk_rc_t read_index(bk_txlog_t *log, const uint8_t trailer[BK_TXLOG_TRAILER], bk_err_t *err)
+{
+    uint64_t offset = bk_get_u64(trailer), stored = bk_get_u64(trailer + 8),
+             raw = bk_get_u64(trailer + 16);
     uint8_t *bytes = malloc(stored + 1);
     uint8_t *out = bk_buf_room(&log->index, raw + 1);
     bk_rc_t rc =
@@ -259,6 +264,12 @@ uint64_t bk_txlog_whole(const bk_txlog_t *log, bk_buf_t *out)
     return log->whole;
 }
 
+static void forget(bk_txlog_t *log)
+{
+    log->tx_count = log->part_count = 0;
+    bk_buf_reset(&log->index);
+}
+
 /* --- opening --- */
 
 static bk_rc_t read_header(bk_txlog_t *log, bk_err_t *err)
@@ -290,11 +301,24 @@ static bk_rc_t load(bk_txlog_t *log, bk_err_t *err)
         rc = fetch(log, log->source.size - sizeof trailer, trailer, sizeof trailer, err);
     if (rc != BK_OK)
         return rc;
-    log->sealed = memcmp(trailer + 32, BK_TXLOG_END, 8) == 0;
-    if (!log->sealed)
+    /* A page of the application may end like a trailer: then it is open, and has no index. */
+    if (memcmp(trailer + 32, BK_TXLOG_END, 8) != 0 || !is_trailer(log, trailer))
         return scan(log, err);
-    rc = read_index(log, trailer, err);
-    return rc == BK_OK ? take_index(log, err) : rc;
+    bk_err_t why = {0};
+    rc = read_index(log, trailer, &why);
+    if (rc == BK_OK)
+        rc = take_index(log, &why);
+    log->sealed = rc == BK_OK;
+    if (rc == BK_CORRUPT) {
+        forget(log);
+        rc = scan(log, &why);
+        /* A sealed one has more behind its last whole transaction. */
+        if (rc == BK_OK && log->whole != log->source.size)
+            rc = damaged("its index", &why);
+    }
+    if (rc != BK_OK && err != NULL)
+        *err = why;
+    return rc;
 }
 
 bk_rc_t bk_txlog_open(const bk_txlog_source_t *source, bk_txlog_t **result, bk_err_t *err)

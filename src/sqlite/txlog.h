@@ -57,7 +57,7 @@ void bk_txlog_close(bk_txlog_writer_t *writer);
 /*
  * A transaction: begin, each page that it changed once, end.  Nothing of it counts before end
  * returned, and it survives a crash when bk_txlog_sync returned after that.  After a failure
- * (BK_NO_SPACE, BK_IO) the segment is as it was before begin.
+ * (BK_NO_SPACE, BK_IO; BK_TOO_LARGE: the index would be) the segment is as it was before begin.
  */
 bk_rc_t bk_txlog_begin(bk_txlog_writer_t *writer, bk_err_t *err);
 bk_rc_t bk_txlog_page(bk_txlog_writer_t *writer, uint32_t pgno, const uint8_t *page, bk_err_t *err);

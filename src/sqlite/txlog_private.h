@@ -29,10 +29,12 @@
 #define BK_TXLOG_MORE       2u          /* flags of a part, besides those of bk_tx_t */
 #define BK_TXLOG_ZSTD       4u
 #define BK_TXLOG_FLAGS      7u
-#define BK_TXLOG_PART       (1u << 20) /* bytes of pages in a part, but one page at least */
-#define BK_TXLOG_INDEX_MAX  (64u << 20)
+#define BK_TXLOG_PART       (1u << 20)  /* bytes of pages in a part, but one page at least */
+#define BK_TXLOG_INDEX_MAX  (64u << 20) /* bytes: of 16 million pages */
 #define BK_TXLOG_MAGIC      "NGXBKTX\1"
 #define BK_TXLOG_END        "NGXBKTXE"
+
+extern size_t bk_txlog_index_max; /* that a writer makes: lower only in tests */
 
 typedef struct {
     bk_tx_t tx; /* flags: as in the file */

@@ -13,6 +13,8 @@
 #include "base/str.h"
 #include "sqlite/txlog_private.h"
 
+size_t bk_txlog_index_max = BK_TXLOG_INDEX_MAX;
+
 struct bk_txlog_writer_s {
     int fd;
     char *path;
@@ -73,7 +75,7 @@ static bk_rc_t writer_new(const char *path, const bk_txlog_info_t *info, bk_txlo
         return bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
     w->fd = -1;
     w->info = *info;
-    bk_buf_init(&w->index, BK_TXLOG_INDEX_MAX);
+    bk_buf_init(&w->index, bk_txlog_index_max);
     bk_buf_init(&w->numbers, 4u << 20);
     bk_buf_init(&w->packed, BK_TXLOG_INDEX_MAX);
     w->path = bk_strdup(path);
@@ -184,8 +186,7 @@ static bk_rc_t write_part(bk_txlog_writer_t *w, const bk_tx_t *tx, bk_err_t *err
     bk_buf_u64(&w->index, w->at);
     uint8_t *head = bk_buf_room(&w->index, BK_TXLOG_HEAD + w->numbers.len);
     if (head == NULL)
-        return bk_err_set(err, BK_TOO_LARGE, "%s: more transactions than a segment can hold",
-                          w->path);
+        return bk_err_set(err, BK_TOO_LARGE, "%s: more pages than a segment can hold", w->path);
     if (w->numbers.len > 0)
         memcpy(head + BK_TXLOG_HEAD, w->numbers.data, w->numbers.len);
     bk_txlog_put_head(head, &part);

@@ -159,6 +159,26 @@ bk_rc_t bk_wal_frames(int fd, const char *what, const bk_wal_header_t *header, u
     return rc;
 }
 
+bk_rc_t bk_wal_frame(int fd, const char *what, uint32_t page_size, uint32_t number, uint8_t *page,
+                     bk_wal_frame_t *frame, bk_err_t *err)
+{
+    uint8_t p[FRAME_HEADER];
+    size_t got, head = 0;
+    uint64_t at = bk_wal_frame_offset(number, page_size);
+    bk_rc_t rc = bk_pread_all(fd, p, sizeof p, at - FRAME_HEADER, &head, what, err);
+    if (rc == BK_OK)
+        rc = bk_pread_all(fd, page, page_size, at, &got, what, err);
+    if (rc == BK_OK && (head != sizeof p || got != page_size))
+        rc = bad(what, "is cut off", number, err);
+    if (rc == BK_OK)
+        *frame = (bk_wal_frame_t){.frame = number,
+                                  .pgno = big(p),
+                                  .commit = big(p + 4),
+                                  .checksum = {big(p + 16), big(p + 20)},
+                                  .page = page};
+    return rc;
+}
+
 bk_rc_t bk_wal_ends_with(int fd, const char *what, const bk_wal_header_t *header, uint32_t frame,
                          const uint32_t sum[2], bool *does, bk_err_t *err)
 {

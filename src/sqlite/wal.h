@@ -52,6 +52,9 @@ typedef bk_rc_t (*bk_wal_frame_fn)(void *arg, const bk_wal_frame_t *frame, bk_er
 bk_rc_t bk_wal_frames(int fd, const char *what, const bk_wal_header_t *header, uint32_t after,
                       const uint32_t checksum[2], bk_wal_frame_fn fn, void *arg, bk_ctl_t *ctl,
                       bk_err_t *err);
+/* One frame alone, of those that were checked before; page: page_size bytes. */
+bk_rc_t bk_wal_frame(int fd, const char *what, uint32_t page_size, uint32_t number, uint8_t *page,
+                     bk_wal_frame_t *frame, bk_err_t *err);
 /* Does that frame of header's generation end with this checksum? */
 bk_rc_t bk_wal_ends_with(int fd, const char *what, const bk_wal_header_t *header, uint32_t frame,
                          const uint32_t checksum[2], bool *does, bk_err_t *err);

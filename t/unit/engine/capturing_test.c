@@ -6,8 +6,7 @@
 
 #include <dirent.h>
 
-#include "engine/capturing.h"
-#include "engine/engine_private.h"
+#include "engine/capturing_private.h"
 #include "engine/moments.h"
 #include "sqlite/hashes.h"
 
@@ -124,6 +123,13 @@ static json_t *capture_of(fixture_t *f)
     return one;
 }
 
+static void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        sql(db, "INSERT INTO jobs(name) VALUES('row')");
+    capture(f);
+}
+
 /* --- segments --- */
 
 /* A step may have begun an epoch that nobody was told of yet: its segment grows under us. */
@@ -191,6 +197,201 @@ static void a_former_owner_removes_nothing(void **state)
     fixture_free(f);
 }
 
+/* What lies behind it goes on to the storage. */
+static void a_damaged_segment_is_set_aside(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    capture(f);
+    for (unsigned i = 1; i <= 3; i++) {
+        bk_err_t err = {0};
+        bk_txlog_writer_t *log = begin_segment(f, OTHER, i);
+        add_transaction(log);
+        OK(bk_txlog_seal(log, &err), &err);
+    }
+    int fd = open(segment(f, OTHER, 2, "tx"), O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "x", 1, 20), 1);
+    close(fd);
+    ship(f);
+    assert_int_equal(stored(f, OTHER), 2);
+    assert_int_equal(access(segment(f, OTHER, 2, "damaged"), F_OK), 0);
+    assert_int_equal(access(segment(f, OTHER, 2, "tx"), F_OK), -1);
+    f->set.dbs[0].pitr_window = 1000;
+    struct timespec old[2] = {{.tv_sec = 1000}, {.tv_sec = 1000}};
+    assert_int_equal(utimensat(AT_FDCWD, segment(f, OTHER, 2, "damaged"), old, 0), 0);
+    seal_all(f);
+    capture(f);
+    ship(f);
+    assert_int_equal(access(segment(f, OTHER, 2, "damaged"), F_OK), -1);
+    fixture_free(f);
+}
+
+/* base_dir may be on the application's own disk. */
+static void min_free_is_left_to_the_application(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    unsigned again;
+    bk_err_t err = {0};
+    uint8_t epoch[BK_EPOCH_SIZE];
+    json_t *health;
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, epoch);
+    add_rows(db, f, 2);
+    seal_all(f);
+    capture(f); /* what is sealed was replayed, and is needed */
+    add_rows(db, f, 1);
+    f->set.min_free = 1ull << 62;
+    for (unsigned i = 0; i < 3; i++) {
+        bk_sleep_ms(i == 0 ? 1100 : 0); /* it is looked at once a second */
+        bk_rc_t rc = bk_engine_capture(f->engine, true, &again, &err);
+        assert_int_equal(rc, i == 0 ? BK_NO_SPACE : BK_OK); /* not tried again at once */
+    }
+    json_t *one = capture_of(f);
+    assert_true(json_is_false(json_object_get(one, "capturing")));
+    assert_contains(text_of(one, "problem"), "min_free");
+    json_decref(one);
+    OK(bk_engine_health(f->engine, &health, &err), &err);
+    assert_string_equal(text_of(health, "status"), "fail");
+    json_decref(health);
+    sqlite3_busy_timeout(db, 0);
+    assert_int_equal(sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL),
+                     SQLITE_OK); /* nothing is held */
+    sql(db, "INSERT INTO jobs(name) VALUES('unseen')");
+    f->set.min_free = 0;
+    bk_capturing_resume(f->engine->capturing, f->set.dbs[0].path);
+    capture(f);
+    one = capture_of(f);
+    assert_true(json_is_true(json_object_get(one, "capturing")));
+    assert_int_equal(int_of(one, "gaps"), 1);
+    assert_int_equal(int_of(one, "transaction"), 4);
+    json_decref(one);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* A thread that hangs cannot tell. */
+static void a_step_that_hangs_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    capture(f);
+    json_t *one = capture_of(f);
+    assert_null(json_object_get(one, "problem"));
+    json_decref(one);
+    f->engine->capturing->list[0].stepping = bk_mono() - 31 * BK_SEC;
+    one = capture_of(f);
+    assert_contains(text_of(one, "problem"), "more than 30 s");
+    json_decref(one);
+    fixture_free(f);
+}
+
+/* --- several databases --- */
+
+typedef struct {
+    fixture_t *f;
+    size_t which;
+    bk_rc_t rc;
+    atomic_bool over;
+    pthread_t thread;
+} stepping_t;
+
+static void *step_on_a_thread(void *arg)
+{
+    stepping_t *s = arg;
+    unsigned again;
+    s->rc = bk_engine_capture_one(s->f->engine, s->which, true, &again, NULL);
+    atomic_store(&s->over, true);
+    return NULL;
+}
+
+/* Somebody has one database for himself: another is captured all the same, and it can be detached
+ * at once. */
+static void a_locked_database_keeps_no_other_waiting(void **state)
+{
+    (void)state;
+    fixture_t *f = fixture_new(false);
+    unsigned again;
+    bk_err_t err = {0};
+    json_t *answer;
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    bk_set_db_t *other = bk_set_add_db(&f->set, "other");
+    other->path = text_at(f, "app/other.db");
+    other->pitr_window = 7 * DAY_MS;
+    other->busy_timeout = f->set.dbs[0].busy_timeout = 600000;
+    sqlite3 *db = open_db(f, "app/other.db"), *locked = open_db(f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=WAL; CREATE TABLE t(v)");
+    sql(locked, "PRAGMA locking_mode=EXCLUSIVE; INSERT INTO jobs(name) VALUES('mine')");
+    open_engine(f);
+    assert_int_equal(bk_engine_captures(f->engine), 2);
+    stepping_t s = {.f = f};
+    assert_int_equal(pthread_create(&s.thread, NULL, step_on_a_thread, &s), 0);
+    bk_sleep_ms(50);
+    OK(bk_engine_capture_one(f->engine, 1, true, &again, &err), &err);
+    sql(db, "INSERT INTO t VALUES(1)");
+    OK(bk_engine_capture_one(f->engine, 1, true, &again, &err), &err);
+    OK(bk_engine_detach(f->engine, "main", true, &answer, &err), &err);
+    json_decref(answer);
+    bk_engine_obey_detach(f->engine);
+    pthread_join(s.thread, NULL);
+    json_t *list = bk_capturing_describe(f->engine->capturing);
+    assert_true(json_is_true(member(list, "0.detached")));
+    assert_int_equal(int_of(list, "1.transaction"), 1);
+    json_decref(list);
+    sqlite3_close(locked);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* locking_mode=EXCLUSIVE for good: it is said, and tried again. */
+static void a_database_that_is_somebodys_alone_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = fixture_new(false);
+    unsigned again;
+    bk_err_t err = {0};
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    f->set.dbs[0].busy_timeout = 10;
+    sqlite3 *locked = open_db(f, "app/app.db");
+    sql(locked, "PRAGMA locking_mode=EXCLUSIVE; INSERT INTO jobs(name) VALUES('mine')");
+    open_engine(f);
+    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_BUSY);
+    assert_in_range(again, 1000, 10000);
+    json_t *one = capture_of(f);
+    assert_true(json_is_false(json_object_get(one, "capturing")));
+    assert_contains(text_of(one, "problem"), "locking_mode=EXCLUSIVE");
+    json_decref(one);
+    sqlite3_close(locked);
+    bk_capturing_resume(f->engine->capturing, f->set.dbs[0].path);
+    capture(f);
+    one = capture_of(f);
+    assert_true(json_is_true(json_object_get(one, "capturing")));
+    assert_null(json_object_get(one, "problem"));
+    json_decref(one);
+    fixture_free(f);
+}
+
+/* And so is a rollback journal, which knows no single transactions. */
+static void a_rollback_journal_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = fixture_new(false);
+    unsigned again;
+    bk_err_t err = {0};
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=DELETE");
+    sqlite3_close(db);
+    open_engine(f);
+    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_UNSUPPORTED);
+    json_t *one = capture_of(f);
+    assert_true(json_is_false(json_object_get(one, "capturing")));
+    assert_contains(text_of(one, "problem"), "journal mode delete");
+    json_decref(one);
+    fixture_free(f);
+}
+
 /* --- holds --- */
 
 /* Whether a reader is left anywhere. */
@@ -243,13 +444,6 @@ static void keep_base(const fixture_t *f, bool back)
     const char *from = at(f, back ? "kept" : "base"), *to = at(f, back ? "base" : "kept");
     bk_fmt(command, sizeof command, "rm -rf %s && cp -a %s %s", to, from, to);
     assert_int_equal(system(command), 0);
-}
-
-static void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++)
-        sql(db, "INSERT INTO jobs(name) VALUES('row')");
-    capture(f);
 }
 
 static bool has_warning(fixture_t *f)
@@ -327,6 +521,12 @@ int main(void)
         cmocka_unit_test(an_open_segment_belongs_to_the_capture),
         cmocka_unit_test(what_a_dead_process_left_open_is_shipped),
         cmocka_unit_test(a_former_owner_removes_nothing),
+        cmocka_unit_test(a_damaged_segment_is_set_aside),
+        cmocka_unit_test(min_free_is_left_to_the_application),
+        cmocka_unit_test(a_step_that_hangs_is_told),
+        cmocka_unit_test(a_locked_database_keeps_no_other_waiting),
+        cmocka_unit_test(a_database_that_is_somebodys_alone_is_told),
+        cmocka_unit_test(a_rollback_journal_is_told),
         cmocka_unit_test(a_hold_ends_with_the_hope_of_the_set),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &same),

@@ -12,6 +12,7 @@
 #include "sqlite/capture.h"
 #include "sqlite/connect.h"
 #include "sqlite/source.h"
+#include "sqlite/txlog_private.h"
 #include "unit/sqlite/sqlite_testing.h"
 
 typedef struct {
@@ -259,9 +260,46 @@ static void the_log_does_not_grow_without_end(void **state)
     }
     snprintf(wal, sizeof wal, "%s-wal", box->db);
     assert_int_equal(stat(wal, &st), 0);
-    assert_in_range(st.st_size, 1, 3000 * 4120);
+    assert_in_range(st.st_size, 1, 9000 * 4120);
     step(box);
     assert_int_equal(state_of(box).txid, 6000);
+    sqlite3_close(db);
+}
+
+/* It is of no use to keep writers out while somebody needs the log. */
+static void while_a_reader_needs_the_log_writers_are_left_alone(void **state)
+{
+    box_t *box = *state;
+    unsigned again, kept_out = 0;
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .soft = 10};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db), *reader = open_db(box->db);
+    run_sql(db, "PRAGMA synchronous=OFF");
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    run_sql(reader, "BEGIN; SELECT count(*) FROM t");
+    for (int i = 0; i < 100; i++)
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(9000))");
+    step(box);
+    for (unsigned i = 0; i < 20; i++) {
+        bk_sleep_ms(51);
+        OK(bk_capture_step(box->capture, true, &again, &box->err), &box->err);
+    }
+    bk_capture_state_t s = state_of(box);
+    kept_out = s.bars;
+    assert_true(s.blocked);
+    assert_false(s.blocked_here);
+    assert_in_range(kept_out, 1, 8); /* of 20 */
+    sqlite3_close(reader);
+    bk_db_source_t *source = open_source(box);
+    for (unsigned i = 0; i < 60 && !s.blocked_here; i++) {
+        run_sql(db, "UPDATE t SET v = v + 1");
+        bk_sleep_ms(200);
+        step(box);
+        s = state_of(box);
+    }
+    assert_true(s.blocked_here);
+    bk_db_source_close(source);
     sqlite3_close(db);
 }
 
@@ -641,6 +679,98 @@ static void where_to_go_on_is_found_while_the_log_begins_anew(void **state)
     assert_true(box->txid > 20);
 }
 
+/* The application's disk must not fill because all of its database is read under a pin. */
+static void a_first_read_gives_way_to_a_log_that_grows(void **state)
+{
+    box_t *box = *state;
+    oracle_t oracle = {.number = 0};
+    char path[320];
+    bk_rc_t rc = BK_OK;
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .growth = 1};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "CREATE TABLE big(v); INSERT INTO big VALUES(zeroblob(40000000));"
+                "PRAGMA wal_checkpoint(TRUNCATE)");
+    sqlite3_close(db);
+    pid_t pid = writer(box, &oracle, 0, 0, 0);
+    snprintf(path, sizeof path, "%s/hashes", box->log);
+    for (unsigned i = 0; i < 100 && rc == BK_OK; i++) {
+        rc = bk_capture_open(&options, &box->ctl, &box->capture, &box->err);
+        stop(box);
+        unlink(path);
+    }
+    kill_hard(pid);
+    assert_int_equal(rc, BK_TIMEOUT);
+    assert_non_null(strstr(box->err.text, "-wal grew"));
+    start(box);
+    step(box);
+}
+
+/* It begins a segment, or, when it is too large for any, an epoch. */
+static void what_fits_into_no_segment_begins_an_epoch(void **state)
+{
+    box_t *box = *state;
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    unsigned again;
+    assert_true(chaos_make(box->db, "wal", 512, "none"));
+    sqlite3 *db = open_db(box->db);
+    take_base(box);
+    bk_txlog_index_max = 900;
+    start(box);
+    memcpy(epoch, state_of(box).epoch, sizeof epoch);
+    for (unsigned i = 0; i < 12; i++)
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(9000))");
+    step(box);
+    assert_true(replay(box, NULL, NULL) > 2);
+    assert_int_equal(box->txid, 12);
+    assert_is_now(box);
+    for (unsigned i = 0; i < 2; i++) { /* seen as it happens, and not */
+        if (i == 1)
+            stop(box);
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900000));"
+                    "PRAGMA wal_checkpoint(TRUNCATE)");
+        if (i == 1)
+            run_sql(db, "UPDATE t SET v = v + 1");
+        if (i == 0)
+            assert_int_equal(bk_capture_step(box->capture, true, &again, &box->err), BK_TOO_LARGE);
+        else
+            start(box);
+        step(box);
+        assert_true(state_of(box).new_epoch);
+        assert_memory_not_equal(epoch, state_of(box).epoch, sizeof epoch);
+        memcpy(epoch, state_of(box).epoch, sizeof epoch);
+        assert_non_null(strstr(box->ctl.notes[i], "can hold"));
+    }
+    bk_txlog_index_max = BK_TXLOG_INDEX_MAX;
+    run_sql(db, "UPDATE t SET v = v + 1");
+    step(box);
+    assert_int_equal(state_of(box).txid, 1);
+    sqlite3_close(db);
+}
+
+/* Where a sector is larger than a page the last frame is repeated until the sector is full. */
+static void padding_is_no_transaction(void **state)
+{
+    box_t *box = *state;
+    char uri[400];
+    sqlite3 *db;
+    assert_true(chaos_make(box->db, "wal", 512, "none"));
+    take_base(box);
+    snprintf(uri, sizeof uri, "file:%s?psow=0", box->db);
+    assert_int_equal(sqlite3_open_v2(uri, &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_URI, NULL), 0);
+    run_sql(db, "PRAGMA synchronous=FULL");
+    start(box);
+    for (unsigned i = 0; i < 20; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100))");
+        step(box);
+    }
+    assert_int_equal(state_of(box).txid, 20);
+    replay(box, NULL, NULL);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
 /* --- what cannot be --- */
 
 static void outside_wal_mode_it_says_what_to_do(void **state)
@@ -757,6 +887,7 @@ int main(void)
         TEST(each_commit_is_a_transaction),
         TEST(segments_follow_each_other),
         TEST(the_log_does_not_grow_without_end),
+        TEST(while_a_reader_needs_the_log_writers_are_left_alone),
         TEST(all_commits_of_two_writers),
         TEST(all_commits_with_small_pages),
         TEST(all_commits_with_large_pages),
@@ -769,6 +900,9 @@ int main(void)
         TEST(outside_wal_mode_nothing_is_held),
         TEST(kills_leave_a_gap_at_worst),
         TEST(where_to_go_on_is_found_while_the_log_begins_anew),
+        TEST(a_first_read_gives_way_to_a_log_that_grows),
+        TEST(what_fits_into_no_segment_begins_an_epoch),
+        TEST(padding_is_no_transaction),
         TEST(outside_wal_mode_it_says_what_to_do),
         TEST(a_database_that_was_replaced_is_noticed),
         TEST(another_page_size_begins_an_epoch),

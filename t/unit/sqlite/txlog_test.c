@@ -263,9 +263,46 @@ static void a_transaction_out_of_turn_is_refused(void **state)
     assert_int_equal(bk_txlog_create(l->path, &l->info, &l->w, &l->err), BK_EXISTS);
 }
 
+/* The last bytes of an open segment are the application's. */
+static void a_page_that_ends_like_a_trailer_seals_nothing(void **state)
+{
+    log_t *l = *state;
+    uint8_t page[PAGE];
+    struct stat st;
+    bk_txlog_t *log;
+    for (unsigned i = 0; i < 2; i++) {
+        bk_tx_t tx = {.txid = 5 + i, .page_count = 1};
+        assert_int_equal(stat(l->path, &st), 0);
+        uint64_t end = (uint64_t)st.st_size + 100 + 4 + PAGE - 40; /* head, number, page */
+        test_fill(page, PAGE, i); /* so that it is stored as it is */
+        memcpy(page + PAGE - 8, "NGXBKTXE", 8);
+        if (i == 1) { /* and says where an index might be */
+            uint64_t trailer[3] = {end - 300, 300, 300};
+            memcpy(page + PAGE - 40, trailer, sizeof trailer);
+        }
+        OK(bk_txlog_begin(l->w, &l->err), &l->err);
+        OK(bk_txlog_page(l->w, 1, page, &l->err), &l->err);
+        OK(bk_txlog_end(l->w, &tx, &l->err), &l->err);
+        OK(bk_txlog_open_file(l->path, &log, &l->err), &l->err);
+        assert_false(bk_txlog_sealed(log));
+        assert_int_equal(bk_txlog_count(log), i + 1);
+        bk_txlog_free(log);
+    }
+    bk_txlog_close(l->w);
+    OK(bk_txlog_reopen(l->path, &l->w, &l->err), &l->err);
+    OK(bk_txlog_seal(l->w, &l->err), &l->err);
+    l->w = NULL;
+    OK(bk_txlog_open_file(l->path, &log, &l->err), &l->err);
+    assert_true(bk_txlog_sealed(log));
+    assert_int_equal(bk_txlog_count(log), 2);
+    bk_txlog_free(log);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_page_that_ends_like_a_trailer_seals_nothing, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(every_transaction_comes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(single_pages_are_read_by_their_spots, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
