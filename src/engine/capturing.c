@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "engine/covered.h"
 #include "engine/engine_private.h"
 #include "engine/moments.h"
 #include "repo/history.h"
@@ -47,6 +48,7 @@ typedef struct {
     pthread_mutex_t text; /* guards what status shows */
     bk_capture_state_t state;
     char problem[BK_ERR_TEXT];
+    int covered;      /* open for bk_covered_write, or -1 */
     bool sealed_some; /* since it was shipped, or maybe */
     uint8_t shipped_epoch[BK_EPOCH_SIZE];
     uint64_t shipped;      /* its transactions up to this are on the storage, as far as is known */
@@ -77,6 +79,7 @@ bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t 
         c->count++;
         one->db = &set->dbs[i];
         bk_moments_key(set->name, one->db->name, one->key);
+        one->covered = -1;
         one->sealed_some = true; /* by whoever had the set before */
         pthread_mutex_init(&one->lock, NULL);
         pthread_mutex_init(&one->text, NULL);
@@ -104,6 +107,9 @@ static void let_go(captured_t *one)
     end_hold(one);
     bk_capture_close(one->capture);
     one->capture = NULL;
+    if (one->covered >= 0)
+        close(one->covered);
+    one->covered = -1;
 }
 
 void bk_capturing_free(bk_capturing_t *c)
@@ -228,6 +234,7 @@ static bk_rc_t begin(bk_capturing_t *c, captured_t *one, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_mkdir_last(one->dir, 0700, err);
     if (rc == BK_OK) {
+        (void)bk_covered_read(one->dir, &options.known);
         atomic_store(&one->ctl.stop, 0); /* of the one before */
         /* Asked after that, so that no stop is missed. */
         if (!atomic_load(&c->allowed))
@@ -252,6 +259,17 @@ static void tell_notes(bk_capturing_t *c, captured_t *one)
     pthread_mutex_unlock(&one->ctl.lock);
 }
 
+/* For the processes that answer what can be recovered. */
+static void tell_covered(captured_t *one, int64_t before)
+{
+    const bk_capture_state_t *s = &one->state;
+    bk_capture_known_t known = {.txid = s->txid, .until = s->as_of};
+    if (s->paused || s->page_size == 0 || s->as_of == before)
+        return;
+    memcpy(known.epoch, s->epoch, sizeof known.epoch);
+    bk_covered_write(one->dir, &known, &one->covered);
+}
+
 /* What the capture was told, to the log; each once. */
 static void tell(bk_capturing_t *c, captured_t *one, bk_rc_t rc, const bk_err_t *err)
 {
@@ -267,6 +285,7 @@ static void tell(bk_capturing_t *c, captured_t *one, bk_rc_t rc, const bk_err_t 
     bool begun = rc == BK_OK && (one->failed || before.page_size == 0);
     one->failed = rc != BK_OK;
     pthread_mutex_unlock(&one->text);
+    tell_covered(one, before.as_of);
     if (news)
         bk_log(BK_LOG_ERROR, "backup %s: transactions are not captured: %s", c->set->name,
                err->text);

@@ -24,17 +24,25 @@ bk_rc_t bk_capture_hold(const char *database, unsigned busy_ms, bk_ctl_t *ctl,
                         bk_capture_hold_t **hold, bk_err_t *err);
 void bk_capture_hold_end(bk_capture_hold_t *hold); /* NULL is fine */
 
+/* What an earlier capture of dir knew, wherever that was kept. */
+typedef struct {
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    uint64_t txid; /* the last one */
+    int64_t until; /* ns: all that was committed until then is in it; 0: nothing is known */
+} bk_capture_known_t;
+
 typedef struct {
     const char *database; /* path */
     const char *dir;      /* of this database alone, exists: <epoch>-<first>.tx, and "hashes" */
     unsigned busy_ms;     /* to wait for locks when it begins */
     const bk_capture_hold_t *hold; /* NULL: none; needed only during open */
+    bk_capture_known_t known;      /* narrows a gap, and new numbers come behind it */
     uint32_t soft;                 /* frames from which checkpoints are helped along; 0: 1000 */
 } bk_capture_options_t;
 
 typedef struct {
     uint8_t epoch[BK_TXLOG_EPOCH];
-    uint64_t txid;               /* the last one that is durable; 0: none in this epoch */
+    uint64_t txid;               /* the last one that is durable; an epoch may have none yet */
     uint64_t page_count, digest; /* of the database after it */
     uint32_t page_size;
     uint64_t gaps;       /* since open */

@@ -99,7 +99,7 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
     OK(bk_moments_open(f->set.base_dir, "app", "main", opened.repo, NULL, &moments, &err), &err);
     for (unsigned i = 0; i < 5; i++) {
-        OK(bk_moments_at(moments, two + i * BK_SEC + 5, &list, &moment, &err), &err);
+        OK(bk_moments_at(moments, two + i * BK_SEC + (i < 4 ? 5 : 0), &list, &moment, &err), &err);
         assert_int_equal(moment.tx.after, 201 + i);
         assert_ptr_equal(moment.backup, &snapshots[1]);
     }
@@ -111,8 +111,16 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     assert_contains(err.text, "nobody saw");
     assert_int_equal(bk_moments_at(moments, one - 1, &list, &moment, &err), BK_INVALID);
     assert_contains(err.text, "before the first");
-    OK(bk_moments_number(moments, 3, &list, &moment, &err), &err);
-    assert_int_equal(moment.tx.after, 203); /* of the newest epoch */
+    /* Nobody says that nothing came behind the last one. */
+    assert_int_equal(bk_moments_at(moments, two + 4 * BK_SEC + 5, &list, &moment, &err),
+                     BK_INVALID);
+    assert_contains(err.text, "captured up to 1970-01-01T00:33:24");
+    /* Two epochs have it: nobody can tell which is meant. */
+    assert_int_equal(bk_moments_number(moments, 3, &list, &moment, &err), BK_INVALID);
+    assert_contains(err.text, "1970-01-01T00:16:42");
+    assert_contains(err.text, "1970-01-01T00:33:22");
+    OK(bk_moments_number(moments, 5, &list, &moment, &err), &err);
+    assert_int_equal(moment.tx.after, 205);
     dbs[1].digest = 7;
     assert_int_equal(bk_moments_number(moments, 5, &list, &moment, &err), BK_NOT_FOUND);
     assert_contains(err.text, "nothing to begin from");
@@ -175,7 +183,7 @@ static void epoch_of(const fixture_t *f, uint8_t epoch[BK_EPOCH_SIZE])
     bk_hashes_free(&hashes);
 }
 
-/* The numbers of an epoch begin at 1, as those of the one before did. */
+/* Its numbers go on from those of the one before. */
 static void an_epoch_after_another_is_shipped_as_well(void **state)
 {
     (void)state;
@@ -199,13 +207,13 @@ static void an_epoch_after_another_is_shipped_as_well(void **state)
     capture(f);
     epoch_of(f, second);
     assert_memory_not_equal(first, second, sizeof first);
-    write_segment(f, second, 1024, 1, 1, 0, true);
-    write_segment(f, second, 1024, 2, 4, 0, true);
+    write_segment(f, second, 1024, 3, 3, 0, true);
+    write_segment(f, second, 1024, 4, 6, 0, true);
     ship(f);
     assert_int_equal(stored(f, first), 1);
     assert_int_equal(stored(f, second), 2);
     assert_int_equal(access(segment(f, first, 1), F_OK), -1);
-    assert_int_equal(access(segment(f, second, 1), F_OK), 0); /* newer than the hashes */
+    assert_int_equal(access(segment(f, second, 3), F_OK), 0); /* newer than the hashes */
     sqlite3_close(db);
     fixture_free(f);
 }
@@ -318,12 +326,12 @@ static int64_t rows_at(fixture_t *f, int64_t time)
 {
     char text[BK_TIME_TEXT];
     bk_err_t err = {0};
-    json_t *answer;
+    json_t *answer, *more;
     bk_time_format_exact(text, time);
     json_t *body = json_pack("{ssssss}", "sql", "SELECT count(*) FROM jobs", "database", "main",
                              "point_in_time", text);
     bk_ctl_init(&f->ctl);
-    OK(bk_engine_query(f->engine, body, &f->ctl, &answer, &err), &err);
+    OK(bk_engine_query(f->engine, body, &f->ctl, &answer, &more, &err), &err);
     bk_ctl_free(&f->ctl);
     int64_t value =
         json_integer_value(json_array_get(json_array_get(json_object_get(answer, "rows"), 0), 0));
@@ -377,6 +385,32 @@ static void a_cleanup_leaves_the_window_whole(void **state)
     OK(bk_engine_timeline(f->engine, &filter, NULL, &answer, &err), &err);
     assert_true(json_is_true(member(answer, "databases.0.windows.0.recoverable")));
     json_decref(answer);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* From the storage alone nobody knows when the capture ended: it says what it gives. */
+static void without_base_dir_the_last_transaction_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_point_t point;
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    capture(f);
+    ship_everything(f);
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_open_repo(f->engine, false, &f->ctl, &opened, &err), &err);
+    bk_point_wish_t wish = {.time = bk_now(), .set = "app", .database = "main", .databases = true};
+    OK(bk_point_find(opened.repo, &wish, &f->ctl, &point, &err), &err);
+    assert_int_equal(f->ctl.notes_total, 1);
+    assert_contains(f->ctl.notes[0], "the last one on the storage");
+    bk_point_close(&point);
+    bk_engine_close_repo(&opened);
+    bk_ctl_free(&f->ctl);
     sqlite3_close(db);
     fixture_free(f);
 }
@@ -441,6 +475,7 @@ static void a_backup_that_a_window_begins_with_cannot_be_deleted(void **state)
     fixture_t *f = captured();
     bk_err_t err = {0};
     char id[BK_BACKUP_ID], later[BK_BACKUP_ID], body[128];
+    json_t *more;
     sqlite3 *db = open_db(f, "app/app.db");
     capture(f);
     back_up(f, "full", id);
@@ -449,7 +484,8 @@ static void a_backup_that_a_window_begins_with_cannot_be_deleted(void **state)
     back_up(f, "full", later);
     bk_fmt(body, sizeof body, "{\"backup_id\": \"%s\"}", id);
     json_t *request = json(body);
-    assert_int_equal(bk_engine_check(f->engine, BK_JOB_DELETE, request, NULL, &err), BK_CONFLICT);
+    assert_int_equal(bk_engine_check(f->engine, BK_JOB_DELETE, request, NULL, &more, &err),
+                     BK_CONFLICT);
     assert_contains(err.text, "begin with it");
     json_decref(request);
     json_t *job = do_job(f, BK_JOB_DELETE, body, "failed");
@@ -493,6 +529,7 @@ int main(void)
         cmocka_unit_test(nothing_is_removed_before_a_capture_began),
         cmocka_unit_test(a_detached_database_is_let_go_of),
         cmocka_unit_test(a_cleanup_leaves_the_window_whole),
+        cmocka_unit_test(without_base_dir_the_last_transaction_is_told),
         cmocka_unit_test(each_epoch_of_a_window_keeps_a_backup),
         cmocka_unit_test(a_backup_that_a_window_begins_with_cannot_be_deleted),
         cmocka_unit_test(what_was_captured_once_goes_with_retention),
