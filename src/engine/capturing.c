@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "engine/compact.h"
 #include "engine/covered.h"
 #include "engine/engine_private.h"
 #include "engine/moments.h"
@@ -51,6 +52,7 @@ typedef struct {
     int covered;      /* open for bk_covered_write, or -1 */
     bool sealed_some; /* since it was shipped, or maybe */
     uint8_t shipped_epoch[BK_EPOCH_SIZE];
+    unsigned since_compacted; /* shipments; of the thread that ships */
     uint64_t shipped;      /* its transactions up to this are on the storage, as far as is known */
     int64_t shipped_until; /* ns: as of then they are */
 } captured_t;
@@ -80,6 +82,7 @@ bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t 
         one->db = &set->dbs[i];
         bk_moments_key(set->name, one->db->name, one->key);
         one->covered = -1;
+        one->since_compacted = BK_COMPACT_RUN;
         one->sealed_some = true; /* by whoever had the set before */
         pthread_mutex_init(&one->lock, NULL);
         pthread_mutex_init(&one->text, NULL);
@@ -492,6 +495,20 @@ static bool sealed_some(captured_t *one, bool set, bool value)
     return some;
 }
 
+/* One run now and then, and the next one with the next shipment. */
+static void compact(bk_engine_t *engine, captured_t *one, bk_repo_t *repo, bk_ctl_t *ctl)
+{
+    size_t merged = 0;
+    bk_err_t why = {0};
+    if (++one->since_compacted < BK_COMPACT_RUN)
+        return;
+    bk_rc_t rc = bk_compact(engine, repo, one->key, BK_COMPACT_GRACE, &merged, ctl, &why);
+    one->since_compacted = merged > 0 ? BK_COMPACT_RUN : 0;
+    if (rc != BK_OK && rc != BK_INTERRUPTED && rc != BK_CANCELED)
+        bk_log(BK_LOG_WARN, "backup %s: small segments of transactions stay as they are: %s",
+               engine->set->name, why.text);
+}
+
 /* The repository is opened only when there is something for it. */
 static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
 {
@@ -516,6 +533,8 @@ static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
         rc = ship_all_of(one, opened.repo, ctl, err);
         if (rc != BK_OK)
             (void)sealed_some(one, true, true);
+        else
+            compact(engine, one, opened.repo, ctl);
     }
     bk_engine_close_repo(&opened);
     return rc;
