@@ -1,10 +1,10 @@
 /*
- * engine/compact.c: chooses which segments to merge, and when the merged ones may go.  Writes a file
- * in scratch and to the storage.
+ * engine/compact.c: chooses which segments to merge, and when the merged ones may go.  Writes a
+ * file in scratch and to the storage.
  *
- * A run is taken from segments of about one size, so that each transaction is written anew only once
- * for each 32-fold.  The wide segment is published first; what it holds goes after a grace, in which
- * readers that listed before still find what they listed.
+ * A run is taken from segments of about one size, so that each transaction is written anew only
+ * once for each 32-fold.  The wide segment is published first; what it holds goes after a grace, in
+ * which readers that listed before still find what they listed.
  */
 #include "engine/compact.h"
 
