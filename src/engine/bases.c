@@ -144,6 +144,88 @@ bk_rc_t bk_moments_find_base(bk_moments_t *m, size_t segment, const bk_snapshot_
     return rc;
 }
 
+/* --- windows --- */
+
+/* The first transaction of a segment whose content a backup has. */
+static bk_rc_t look_for_backup(bk_moments_t *m, const bk_bases_t *bases, size_t segment,
+                               bk_window_t *w, bk_err_t *err)
+{
+    bk_txlog_t *log;
+    bk_moment_t moment;
+    bk_rc_t rc = bk_moments_segment(m, segment, &log, err);
+    for (size_t i = 0; rc == BK_OK && i < bk_txlog_count(log) && !w->reachable; i++) {
+        const bk_tx_t *tx = bk_txlog_tx(log, i);
+        bool is_first = segment == w->first && i == 0;
+        w->reachable = bk_bases_find(bases, tx->after, tx->page_count, &moment) ||
+                       (is_first && bk_bases_find(bases, tx->before, 0, &moment));
+        w->earliest = *tx;
+    }
+    return rc;
+}
+
+/* The oldest backup of the epoch is where its own time says, or a little beside. */
+static bk_rc_t find_earliest(bk_moments_t *m, const bk_bases_t *bases, bk_window_t *w,
+                             bk_err_t *err)
+{
+    const bk_snapshot_list_t *list = bases->list;
+    bk_rc_t rc = look_for_backup(m, bases, w->first, w, err);
+    for (size_t i = 0; i < list->count && rc == BK_OK && !w->reachable; i++) {
+        const bk_snapshot_db_t *db = database_of(&list->items[i], m->database);
+        size_t at;
+        if (db == NULL || db->instant < w->begin.t_lo)
+            continue;
+        rc = bk_moments_segment_at(m, db->instant, &at, err);
+        size_t from = at > w->first + 1 ? at - 1 : w->first + 1;
+        for (size_t k = from; rc == BK_OK && k <= at + 1 && k <= w->last && !w->reachable; k++)
+            rc = look_for_backup(m, bases, k, w, err);
+    }
+    return rc;
+}
+
+bk_rc_t bk_moments_window(bk_moments_t *m, size_t first, const bk_bases_t *bases, bk_window_t *w,
+                          bk_err_t *err)
+{
+    bk_txlog_t *log;
+    *w = (bk_window_t){.first = first, .last = bk_moments_epoch_end(m, first) - 1};
+    bk_rc_t rc = bk_moments_segment(m, first, &log, err);
+    if (rc != BK_OK)
+        return rc;
+    w->begin = *bk_txlog_tx(log, 0);
+    rc = bk_moments_segment(m, w->last, &log, err);
+    if (rc != BK_OK)
+        return rc;
+    w->end = *bk_txlog_tx(log, bk_txlog_count(log) - 1);
+    w->until = w->last + 1 == m->count ? bk_moments_known_until(m, &w->end) : w->end.t_hi;
+    return find_earliest(m, bases, w, err);
+}
+
+json_t *bk_moments_describe(bk_moments_t *m, const bk_snapshot_list_t *list)
+{
+    bk_bases_t bases;
+    int64_t earliest = 0, latest = 0;
+    json_t *gaps = json_array();
+    bk_rc_t rc = bk_bases_init(&bases, list, m->database, NULL);
+    for (size_t first = 0; rc == BK_OK && first < m->count;) {
+        bk_window_t w;
+        rc = bk_moments_window(m, first, &bases, &w, NULL);
+        if (rc == BK_OK && w.reachable) {
+            earliest = earliest == 0 ? w.earliest.t_hi : earliest;
+            latest = w.until;
+        }
+        first = w.last + 1;
+    }
+    bk_bases_free(&bases);
+    if (m->gap[1] != 0)
+        json_array_append_new(gaps, json_pack("{so so}", "from", bk_json_moment(m->gap[0]), "to",
+                                              bk_json_moment(m->gap[1])));
+    if (earliest == 0) {
+        json_decref(gaps);
+        return NULL;
+    }
+    return json_pack("{so so so}", "earliest", bk_json_moment(earliest), "latest",
+                     bk_json_moment(latest), "gaps", gaps);
+}
+
 /* --- what is needed --- */
 
 /* Of segments first..end-1, an epoch, the last transaction that was there at a time; false: none.

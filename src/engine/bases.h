@@ -5,6 +5,7 @@
 #ifndef BK_ENGINE_BASES_H
 #define BK_ENGINE_BASES_H
 
+#include "base/json.h"
 #include "engine/moments.h"
 
 /* The backups of a list that hold a database, to be found by its content. */
@@ -22,6 +23,24 @@ void bk_bases_free(bk_bases_t *bases);
  * from of *moment. */
 bool bk_bases_find(const bk_bases_t *bases, uint64_t digest, uint64_t page_count,
                    bk_moment_t *moment);
+
+/* An epoch: segments first to last of the list. */
+typedef struct {
+    size_t first, last;
+    bk_tx_t begin, end;
+    int64_t until;    /* ns: what was committed until then is known */
+    bool reachable;   /* there is a backup to begin from */
+    bk_tx_t earliest; /* the first transaction that can be had, then */
+} bk_window_t;
+
+/* first: an epoch's first segment. */
+bk_rc_t bk_moments_window(bk_moments_t *moments, size_t first, const bk_bases_t *bases,
+                          bk_window_t *window, bk_err_t *err);
+/*
+ * For an answer that a moment cannot be had: {"earliest", "latest", "gaps": [{"from", "to"}]}: from
+ * when to when moments can be, and the gap that the last bk_moments_at met.  NULL when nothing can.
+ */
+json_t *bk_moments_describe(bk_moments_t *moments, const bk_snapshot_list_t *list);
 
 /*
  * What is needed so that every moment from a time (ns) on that can be had now stays so: of each

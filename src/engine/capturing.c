@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/json.h"
@@ -15,6 +16,8 @@
 #include "base/publish.h"
 #include "base/str.h"
 #include "engine/capturing_private.h"
+#include "engine/compact.h"
+#include "engine/covered.h"
 #include "engine/moments.h"
 
 #define SHIP_EVERY   (10 * BK_SEC)
@@ -46,6 +49,8 @@ bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t 
         c->count++;
         one->db = &set->dbs[i];
         bk_moments_key(set->name, one->db->name, one->key);
+        one->covered = -1;
+        one->since_compacted = BK_COMPACT_RUN;
         one->sealed_some = true; /* by whoever had the set before */
         pthread_mutex_init(&one->lock, NULL);
         pthread_mutex_init(&one->text, NULL);
@@ -74,6 +79,9 @@ static void let_go(bk_captured_t *one)
     atomic_store(&one->ctl.stop, 0); /* what ended a step is not to end its last look as well */
     bk_capture_close(one->capture);
     one->capture = NULL;
+    if (one->covered >= 0)
+        close(one->covered);
+    one->covered = -1;
 }
 
 void bk_capturing_free(bk_capturing_t *c)
@@ -253,6 +261,7 @@ static bk_rc_t begin(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_mkdir_last(one->dir, 0700, err);
     if (rc == BK_OK) {
+        (void)bk_covered_read(one->dir, &options.known);
         atomic_store(&one->ctl.stop, 0); /* of the one before */
         /* Asked after that, so that no stop is missed. */
         if (!may_run(c, one))
@@ -289,6 +298,17 @@ static void tell_epoch(const bk_capturing_t *c, const bk_captured_t *one)
            c->set->name, one->db->name, time);
 }
 
+/* For the processes that answer what can be recovered. */
+static void tell_covered(bk_captured_t *one, int64_t before)
+{
+    const bk_capture_state_t *s = &one->state;
+    bk_capture_known_t known = {.txid = s->txid, .until = s->as_of};
+    if (s->paused || s->page_size == 0 || s->as_of == before)
+        return;
+    memcpy(known.epoch, s->epoch, sizeof known.epoch);
+    bk_covered_write(one->dir, &known, &one->covered);
+}
+
 /* What the capture was told, to the log; each once. */
 static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err_t *err)
 {
@@ -304,6 +324,7 @@ static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err
     bool begun = rc == BK_OK && (one->failed || before.page_size == 0);
     one->failed = rc != BK_OK;
     pthread_mutex_unlock(&one->text);
+    tell_covered(one, before.as_of);
     if (news)
         bk_log(BK_LOG_ERROR, "backup %s: transactions are not captured: %s", c->set->name,
                err->text);
@@ -345,11 +366,12 @@ static bk_rc_t leave_fork(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
     bk_capture_state_t state;
     pthread_mutex_lock(&one->text);
     bool forked = one->forked;
+    uint64_t last = one->fork_last;
     pthread_mutex_unlock(&one->text);
     if (!forked)
         return BK_OK;
     bk_capture_state(one->capture, &state);
-    bk_rc_t rc = bk_capture_begin_epoch(one->capture, err);
+    bk_rc_t rc = bk_capture_begin_epoch(one->capture, last, err);
     if (rc != BK_OK)
         return rc;
     set_aside(one, state.epoch);

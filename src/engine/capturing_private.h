@@ -34,11 +34,14 @@ typedef struct {
     int64_t stepping;     /* bk_mono: since when a step runs; 0: none does */
     bk_capture_state_t state;
     char problem[BK_ERR_TEXT];
+    int covered;      /* open for bk_covered_write, or -1 */
     bool sealed_some; /* since it was shipped, or maybe */
     uint8_t shipped_epoch[BK_EPOCH_SIZE];
     uint64_t shipped;      /* its transactions up to this are on the storage, as far as is known */
     int64_t shipped_until; /* ns: as of then they are */
     bool forked;           /* the storage knows another history of this epoch */
+    uint64_t fork_last;    /* and numbers up to this */
+    unsigned since_compacted; /* shipments; of the thread that ships */
 } bk_captured_t;
 
 struct bk_capturing_s {

@@ -19,8 +19,12 @@ json_t *bk_problem(const bk_err_t *err, json_t *problems)
     json_t *problem = json_pack("{ss ss si so ss}", "type", type, "title", bk_rc_title(rc),
                                 "status", bk_rc_http(rc), "detail",
                                 bk_json_name(err->text, strlen(err->text)), "code", bk_rc_code(rc));
-    if (problems != NULL)
+    if (json_is_object(problems)) {
+        json_object_update_missing(problem, problems);
+        json_decref(problems);
+    } else if (problems != NULL) {
         json_object_set_new(problem, "errors", problems);
+    }
     return problem;
 }
 

@@ -83,11 +83,12 @@ bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, 
 
 /*
  * Can the moment that a checked request names be had?  BK_INVALID, before a job is made of it, when
- * it can't; the message names the nearest.  May the backup that is to go?  BK_CONFLICT when not.
+ * it can't; the message names the nearest, and *more, for bk_problem, is {"recovery_window": …} or
+ * NULL.  May the backup that is to go?  BK_CONFLICT when not.
  * [short, but for the storage]
  */
 bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, bk_ctl_t *ctl,
-                        bk_err_t *err);
+                        json_t **more, bk_err_t *err);
 
 /*
  * POST /query: check as bk_request_check does, and ask: SQL that only reads, of a database as of a
@@ -95,7 +96,7 @@ bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, b
  */
 bk_rc_t bk_query_check(const bk_set_t *set, json_t *body, json_t **problems, bk_err_t *err);
 bk_rc_t bk_engine_query(bk_engine_t *engine, json_t *body, bk_ctl_t *ctl, json_t **answer,
-                        bk_err_t *err);
+                        json_t **more, bk_err_t *err);
 
 /*
  * POST /databases/{name}/detach and attach: whether its transactions are captured, from now on and
@@ -266,7 +267,7 @@ bk_rc_t bk_engine_metrics(bk_engine_t *engine, const json_t *status, const json_
 json_t *bk_describe_snapshot(const bk_snapshot_t *snapshot, const char *storage);
 
 /* Problem document (RFC 9457) of a failure: type, title, status, detail, code, and errors when
- * given (taken over). */
+ * given (taken over); an object: its members instead. */
 json_t *bk_problem(const bk_err_t *err, json_t *problems);
 
 #endif

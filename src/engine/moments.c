@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
+#include "engine/covered.h"
 #include "engine/moments_private.h"
 #include "sqlite/dump.h"
 #include "sqlite/replay.h"
@@ -131,14 +132,14 @@ static void close_stored(void *arg)
     free(stored);
 }
 
-static bk_rc_t open_stored(const bk_moments_t *m, const bk_history_item_t *item, bk_txlog_t **log,
-                           bk_err_t *err)
+bk_rc_t bk_moments_open_stored(bk_repo_t *repo, const bk_history_item_t *item, bk_ctl_t *ctl,
+                               bk_txlog_t **log, bk_err_t *err)
 {
     stored_t *stored = calloc(1, sizeof *stored);
     if (stored == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "out of memory");
-    stored->ctl = m->ctl;
-    bk_rc_t rc = bk_history_open(m->repo, item, &stored->reader, m->ctl, err);
+    stored->ctl = ctl;
+    bk_rc_t rc = bk_history_open(repo, item, &stored->reader, ctl, err);
     if (rc != BK_OK) {
         free(stored);
         return rc;
@@ -150,7 +151,7 @@ static bk_rc_t open_stored(const bk_moments_t *m, const bk_history_item_t *item,
     return bk_txlog_open(&source, log, err);
 }
 
-/* One that was in base_dir is shipped meanwhile. */
+/* What was in base_dir is shipped meanwhile, or it is part of a wider one now. */
 static bk_rc_t look_on_storage(const bk_moments_t *m, bk_moments_segment_t *s, bk_err_t *err)
 {
     bk_history_list_t list;
@@ -159,7 +160,7 @@ static bk_rc_t look_on_storage(const bk_moments_t *m, bk_moments_segment_t *s, b
         return rc;
     rc = BK_NOT_FOUND;
     for (size_t i = 0; i < list.count && rc != BK_OK; i++)
-        if (list.items[i].name.first == s->first) {
+        if (list.items[i].name.first <= s->first && list.items[i].name.last >= s->last) {
             s->item = list.items[i];
             rc = BK_OK;
         }
@@ -172,17 +173,31 @@ static bk_rc_t look_on_storage(const bk_moments_t *m, bk_moments_segment_t *s, b
     return rc;
 }
 
+/* As it was when it was listed, whatever lies around it on the storage. */
+static bk_rc_t open_item(const bk_moments_t *m, const bk_moments_segment_t *s, bk_txlog_t **log,
+                         bk_err_t *err)
+{
+    const bk_history_name_t *name = &s->item.name;
+    bk_rc_t rc = bk_moments_open_stored(m->repo, &s->item, m->ctl, log, err);
+    if (rc != BK_OK || (name->first == s->first && name->last == s->last))
+        return rc;
+    rc = bk_txlog_narrow(*log, s->first, s->last, err);
+    if (rc != BK_OK) {
+        bk_txlog_free(*log);
+        *log = NULL;
+    }
+    return rc;
+}
+
 bk_rc_t bk_moments_log(bk_moments_t *m, size_t at, bk_txlog_t **log, bk_err_t *err)
 {
     bk_moments_segment_t *s = &m->segments[at];
     bk_rc_t rc = bk_ctl_check(m->ctl, err);
-    if (rc == BK_OK && s->path != NULL) {
-        rc = bk_txlog_open_file(s->path, log, err);
-        if (rc != BK_NOT_FOUND || (rc = look_on_storage(m, s, err)) != BK_OK)
-            return rc;
-    }
-    if (rc == BK_OK)
-        rc = open_stored(m, &s->item, log, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = s->path != NULL ? bk_txlog_open_file(s->path, log, err) : open_item(m, s, log, err);
+    if (rc == BK_NOT_FOUND && look_on_storage(m, s, err) == BK_OK)
+        rc = open_item(m, s, log, err);
     return rc == BK_OK ? rc
                        : bk_err_wrap(err, "database %s: transactions from %llu on", m->database,
                                      (unsigned long long)s->first);
@@ -216,7 +231,9 @@ static int by_epoch(const void *a, const void *b)
     int order = memcmp(x->epoch, y->epoch, BK_EPOCH_SIZE);
     if (order != 0)
         return order;
-    return x->first < y->first ? -1 : x->first > y->first;
+    if (x->first != y->first)
+        return x->first < y->first ? -1 : 1;
+    return x->last > y->last ? -1 : x->last < y->last;
 }
 
 static int by_time(const void *a, const void *b)
@@ -232,12 +249,29 @@ bool bk_moments_same_epoch(const bk_moments_t *m, size_t a, size_t b)
     return memcmp(m->segments[a].epoch, m->segments[b].epoch, BK_EPOCH_SIZE) == 0;
 }
 
+/* By epoch: without those that another one holds wholly. */
+static void drop_narrow(bk_moments_t *m)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < m->count; i++) {
+        bk_moments_segment_t *s = &m->segments[i];
+        const bk_moments_segment_t *wide = count > 0 ? &m->segments[count - 1] : NULL;
+        if (wide != NULL && memcmp(wide->epoch, s->epoch, BK_EPOCH_SIZE) == 0 &&
+            s->last <= wide->last)
+            free(s->path);
+        else
+            m->segments[count++] = *s;
+    }
+    m->count = count;
+}
+
 /* Epochs have no order of their own: that of their first transactions. */
 static bk_rc_t sort(bk_moments_t *m, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
     if (m->count > 1)
         qsort(m->segments, m->count, sizeof *m->segments, by_epoch);
+    drop_narrow(m);
     for (size_t i = 0; i < m->count && rc == BK_OK; i++) {
         bk_txlog_t *log;
         if (i > 0 && bk_moments_same_epoch(m, i - 1, i)) {
@@ -259,6 +293,15 @@ void bk_moments_key(const char *set, const char *database, char out[BK_HISTORY_N
     bk_fmt(out, BK_HISTORY_NAME, "%s.%s", set, database);
 }
 
+bool bk_moments_known(const char *base_dir, const char *database, bk_capture_known_t *known)
+{
+    char dir[PATH_MAX];
+    *known = (bk_capture_known_t){.until = 0};
+    return base_dir != NULL &&
+           bk_fmt(dir, sizeof dir, "%s/" BK_MOMENTS_DIR "/%s", base_dir, database) &&
+           bk_covered_read(dir, known);
+}
+
 bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *database,
                         bk_repo_t *repo, bk_ctl_t *ctl, bk_moments_t **moments, bk_err_t *err)
 {
@@ -271,6 +314,9 @@ bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *datab
     m->repo = repo;
     m->ctl = ctl;
     m->held = SIZE_MAX;
+    /* Before the list: what was durable then is in it. */
+    m->served = base_dir != NULL;
+    (void)bk_moments_known(base_dir, database, &m->known);
     bk_rc_t rc = base_dir != NULL ? list_local(m, base_dir, err) : BK_OK;
     if (rc == BK_OK)
         rc = list_stored(m, err);
@@ -345,7 +391,7 @@ bk_rc_t bk_moments_segment_at(bk_moments_t *m, int64_t time, size_t *at, bk_err_
 
 /* The transaction behind one; false: it is the last. */
 static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, bk_tx_t *next, bool *there,
-                       bk_err_t *err)
+                       bool *same, bk_err_t *err)
 {
     bk_txlog_t *log;
     bk_rc_t rc = bk_moments_segment(m, segment, &log, err);
@@ -359,27 +405,54 @@ static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, bk_tx_t *next
         if (*there)
             *next = *bk_txlog_tx(log, 0);
         /* A new epoch: what was between is not known. */
-        if (*there && !bk_moments_same_epoch(m, segment, segment + 1))
+        *same = bk_moments_same_epoch(m, segment, segment + 1);
+        if (*there && !*same)
             next->flags |= BK_TXLOG_GAP;
     }
     return rc;
 }
 
-/* Nobody saw what happened in a gap. */
-static bk_rc_t check_seen(const bk_moments_t *m, int64_t time, const bk_tx_t *tx,
-                          const bk_tx_t *next, bk_err_t *err)
+/* Nobody saw what happened in a gap: from the last look before it. */
+static bk_rc_t check_seen(bk_moments_t *m, int64_t time, const bk_tx_t *tx, const bk_tx_t *next,
+                          bool same_epoch, bk_err_t *err)
 {
     char at[BK_TIME_TEXT], from[BK_TIME_TEXT], to[BK_TIME_TEXT];
-    if ((next->flags & BK_TXLOG_GAP) == 0 || time <= tx->t_hi)
+    int64_t seen = same_epoch && next->t_lo > tx->t_hi ? next->t_lo : tx->t_hi;
+    if ((next->flags & BK_TXLOG_GAP) == 0 || time <= seen)
         return BK_OK;
+    m->gap[0] = seen;
+    m->gap[1] = next->t_hi;
     bk_time_format_exact(at, time);
-    bk_time_format_exact(from, tx->t_hi);
+    bk_time_format_exact(from, seen);
     bk_time_format_exact(to, next->t_hi);
     return bk_err_set(err, BK_INVALID,
                       "database %s: nobody saw what happened at %s: the nearest moments are %s "
                       "(transaction %llu) and %s (transaction %llu)",
                       m->database, at, from, (unsigned long long)tx->txid, to,
                       (unsigned long long)next->txid);
+}
+
+int64_t bk_moments_known_until(const bk_moments_t *m, const bk_tx_t *last)
+{
+    bool same = memcmp(m->known.epoch, m->segments[m->count - 1].epoch, BK_EPOCH_SIZE) == 0;
+    return same && m->known.until > last->t_hi ? m->known.until : last->t_hi;
+}
+
+/* Behind the last transaction there may be more that nobody captured. */
+static bk_rc_t check_covered(const bk_moments_t *m, int64_t time, bk_moment_t *moment,
+                             bk_err_t *err)
+{
+    char at[BK_TIME_TEXT], until[BK_TIME_TEXT];
+    int64_t known = bk_moments_known_until(m, &moment->tx);
+    moment->unsure = time > known;
+    if (!moment->unsure || !m->served)
+        return BK_OK;
+    bk_time_format_exact(at, time);
+    bk_time_format_exact(until, known);
+    return bk_err_set(err, BK_INVALID,
+                      "database %s: %s is not known: its transactions are captured up to %s "
+                      "(transaction %llu); GET …/status says whether it goes on",
+                      m->database, at, until, (unsigned long long)moment->tx.txid);
 }
 
 static bk_rc_t too_early(bk_moments_t *m, int64_t time, bk_err_t *err)
@@ -403,7 +476,7 @@ bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *l
     size_t segment, at;
     bk_txlog_t *log;
     bk_tx_t next;
-    bool there = false;
+    bool there = false, same = true;
     *moment = (bk_moment_t){.of = m};
     if (m->count == 0)
         return nothing(m, err);
@@ -418,22 +491,22 @@ bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *l
         return rc;
     at = last_until(log, time);
     moment->tx = *bk_txlog_tx(log, at);
-    rc = next_of(m, segment, at, &next, &there, err);
+    rc = next_of(m, segment, at, &next, &there, &same, err);
     if (rc == BK_OK && there)
-        rc = check_seen(m, time, &moment->tx, &next, err);
+        rc = check_seen(m, time, &moment->tx, &next, same, err);
+    else if (rc == BK_OK)
+        rc = check_covered(m, time, moment, err);
     return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
 }
 
-bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list_t *list,
-                          bk_moment_t *moment, bk_err_t *err)
+/* The segment of that transaction, from the newest one below end on; m->count: there is none. */
+static bk_rc_t segment_of(bk_moments_t *m, size_t end, uint64_t txid, size_t *segment, bk_tx_t *tx,
+                          bk_err_t *err)
 {
-    *moment = (bk_moment_t){.of = m};
-    if (m->count == 0)
-        return nothing(m, err);
-    /* Of the newest epoch that has it. */
-    for (size_t s = m->count; s > 0; s--) {
+    *segment = m->count;
+    for (size_t s = end; s > 0; s--) {
         bk_txlog_t *log;
-        if (m->segments[s - 1].first > txid)
+        if (m->segments[s - 1].first > txid || m->segments[s - 1].last < txid)
             continue;
         bk_rc_t rc = bk_moments_segment(m, s - 1, &log, err);
         if (rc != BK_OK)
@@ -441,11 +514,45 @@ bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list
         size_t at = (size_t)(txid - m->segments[s - 1].first);
         if (at >= bk_txlog_count(log))
             continue;
-        moment->tx = *bk_txlog_tx(log, at);
-        return bk_moments_find_base(m, s - 1, list, moment, err);
+        *tx = *bk_txlog_tx(log, at);
+        *segment = s - 1;
+        break;
     }
-    return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu", m->database,
-                      (unsigned long long)txid);
+    return BK_OK;
+}
+
+static bk_rc_t ambiguous(const bk_moments_t *m, const bk_tx_t *one, const bk_tx_t *other,
+                         bk_err_t *err)
+{
+    char first[BK_TIME_TEXT], second[BK_TIME_TEXT];
+    bk_time_format_exact(first, other->t_hi);
+    bk_time_format_exact(second, one->t_hi);
+    return bk_err_set(err, BK_INVALID,
+                      "database %s: there are two transactions %llu, of %s and of %s: ask for the "
+                      "one that is meant by its time",
+                      m->database, (unsigned long long)one->txid, first, second);
+}
+
+/* The numbers of an epoch go on from those before, unless nothing of these was known any more. */
+bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list_t *list,
+                          bk_moment_t *moment, bk_err_t *err)
+{
+    size_t segment, begin, older;
+    bk_tx_t other;
+    *moment = (bk_moment_t){.of = m};
+    if (m->count == 0)
+        return nothing(m, err);
+    bk_rc_t rc = segment_of(m, m->count, txid, &segment, &moment->tx, err);
+    if (rc == BK_OK && segment == m->count)
+        return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu", m->database,
+                          (unsigned long long)txid);
+    for (begin = segment; rc == BK_OK && begin > 0 && bk_moments_same_epoch(m, begin - 1, begin);)
+        begin--;
+    if (rc == BK_OK)
+        rc = segment_of(m, begin, txid, &older, &other, err);
+    if (rc == BK_OK && older != m->count)
+        return ambiguous(m, &moment->tx, &other, err);
+    return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
 }
 
 /* --- the image --- */

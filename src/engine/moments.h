@@ -9,6 +9,7 @@
 #include "base/team.h"
 #include "repo/history.h"
 #include "repo/snapshot.h"
+#include "sqlite/capture.h"
 #include "sqlite/past.h"
 
 #define BK_MOMENTS_DIR "wal" /* in base_dir; a directory for each database below */
@@ -29,9 +30,15 @@ bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *datab
 void bk_moments_free(bk_moments_t *moments);          /* NULL is fine */
 size_t bk_moments_count(const bk_moments_t *moments); /* of segments; 0: nothing was captured */
 
+/* Until when its transactions are known to be captured, as base_dir (may be NULL) says now. */
+bool bk_moments_known(const char *base_dir, const char *database, bk_capture_known_t *known);
+/* ns: until when the very last transaction, last, is known to be that. */
+int64_t bk_moments_known_until(const bk_moments_t *moments, const bk_tx_t *last);
+
 typedef struct {
     bk_moments_t *of;
     bk_tx_t tx;                   /* the one that the image is as of */
+    bool unsure;                  /* it is the last one on the storage: there may have been more */
     size_t first, last;           /* of the segments that are needed */
     uint64_t base;                /* transaction that the backup is as of */
     const bk_snapshot_t *backup;  /* of the list that was given */
@@ -41,7 +48,8 @@ typedef struct {
 /*
  * The last transaction that was there at a time (ns), or the one of that number, and the newest
  * backup from which it can be reached.  BK_INVALID: before or after all that is known, or nobody
- * saw that time; the message names the nearest moments.
+ * saw that time, or two epochs have that number; the message names the nearest moments.  Without
+ * base_dir nobody knows what came behind the last transaction: then it is that one, and unsure.
  */
 bk_rc_t bk_moments_at(bk_moments_t *moments, int64_t time, const bk_snapshot_list_t *list,
                       bk_moment_t *moment, bk_err_t *err);

@@ -7,6 +7,7 @@
 
 #include "engine/bases.h"
 #include "engine/moments.h"
+#include "sqlite/capture.h"
 
 typedef struct {
     uint8_t epoch[BK_EPOCH_SIZE];
@@ -24,10 +25,16 @@ struct bk_moments_s {
     bk_ctl_t *ctl;
     bk_moments_segment_t *segments; /* by time of the epoch, then number */
     size_t count, room;
-    bk_txlog_t *log; /* of segment held */
+    bk_capture_known_t known; /* of base_dir */
+    bool served;              /* there is one */
+    int64_t gap[2];           /* ns: the one that a time was refused for, or zeros */
+    bk_txlog_t *log;          /* of segment held */
     size_t held;
 };
 
+/* A segment of the storage. */
+bk_rc_t bk_moments_open_stored(bk_repo_t *repo, const bk_history_item_t *item, bk_ctl_t *ctl,
+                               bk_txlog_t **log, bk_err_t *err);
 bool bk_moments_same_epoch(const bk_moments_t *m, size_t a, size_t b);
 /* The newest backup from which moment->tx, which is in a segment, can be reached. */
 bk_rc_t bk_moments_find_base(bk_moments_t *m, size_t segment, const bk_snapshot_list_t *list,

@@ -9,7 +9,10 @@
 
 #include "base/clock.h"
 #include "base/str.h"
+#include "engine/bases.h"
 #include "sqlite/dump.h"
+
+#define FRESH (3 * BK_SEC)
 
 /* --- a backup --- */
 
@@ -100,6 +103,49 @@ static bk_rc_t make_room(find_t *f, size_t count, bk_err_t *err)
                : bk_err_set(err, BK_NO_MEMORY, "find a moment: out of memory");
 }
 
+/* It cannot be had, whatever the reason: what can be is told with it. */
+static bk_rc_t refuse(find_t *f, bk_moments_t *moments, bk_rc_t rc, bk_err_t *err)
+{
+    if (rc != BK_INVALID && rc != BK_NOT_FOUND)
+        return rc;
+    if (f->point->window == NULL)
+        f->point->window = bk_moments_describe(moments, &f->point->list);
+    if (err != NULL)
+        err->rc = BK_INVALID;
+    return BK_INVALID;
+}
+
+static void note_unsure(bk_ctl_t *ctl, const char *name, const bk_tx_t *tx)
+{
+    char last[BK_TIME_TEXT];
+    bk_time_format_exact(last, tx->t_hi);
+    bk_ctl_note(ctl,
+                "database %s is as of %s, transaction %llu, the last one on the storage: what was "
+                "committed between then and the time that was asked for is not there",
+                name, last, (unsigned long long)tx->txid);
+}
+
+/*
+ * A time that has only just passed: the capture looks at the database within a second or so, if it
+ * runs.
+ */
+static bk_rc_t wait_for_capture(const find_t *f, const char *name, bk_err_t *err)
+{
+    bk_capture_known_t known;
+    bk_ctl_t *ctl = f->point->ctl;
+    bk_rc_t rc = BK_OK;
+    int64_t give_up = bk_mono() + FRESH;
+    if (f->time == 0 || f->time < bk_now() - FRESH ||
+        !bk_moments_known(f->wish->base_dir, name, &known) || known.until < f->time - FRESH)
+        return BK_OK;
+    while (rc == BK_OK && known.until < f->time && bk_mono() < give_up) {
+        bk_sleep_ms(20);
+        rc = bk_ctl_check(ctl, err);
+        (void)bk_moments_known(f->wish->base_dir, name, &known);
+    }
+    return rc;
+}
+
 /* A captured one as of the time, or of the transaction. */
 static bk_rc_t add_moment(find_t *f, const char *name, bk_moments_t *moments, bk_err_t *err)
 {
@@ -111,7 +157,9 @@ static bk_rc_t add_moment(find_t *f, const char *name, bk_moments_t *moments, bk
                      ? bk_moments_number(moments, f->wish->transaction, &point->list, moment, err)
                      : bk_moments_at(moments, f->time, &point->list, moment, err);
     if (rc != BK_OK)
-        return rc;
+        return refuse(f, moments, rc, err);
+    if (moment->unsure)
+        note_unsure(point->ctl, name, &moment->tx);
     bk_snapshot_db_t *db = &point->dbs[point->made.db_count++];
     *db = *moment->from;
     db->page_count = moment->tx.page_count;
@@ -125,8 +173,10 @@ static bk_rc_t add_moment(find_t *f, const char *name, bk_moments_t *moments, bk
 static bk_rc_t open_moments(const find_t *f, const char *name, bk_moments_t **moments,
                             bk_err_t *err)
 {
-    bk_rc_t rc = bk_moments_open(f->wish->base_dir, f->set, name, f->point->repo, f->point->ctl,
-                                 moments, err);
+    bk_rc_t rc = wait_for_capture(f, name, err);
+    if (rc == BK_OK)
+        rc = bk_moments_open(f->wish->base_dir, f->set, name, f->point->repo, f->point->ctl,
+                             moments, err);
     if (rc != BK_OK || bk_moments_count(*moments) > 0)
         return rc;
     bk_moments_free(*moments);
@@ -215,6 +265,8 @@ static bk_rc_t time_of_transaction(find_t *f, bk_err_t *err)
         rc = bk_moments_number(moments, f->wish->transaction, &f->point->list, &moment, err);
     if (rc == BK_OK)
         f->time = moment.tx.t_hi;
+    else if (moments != NULL)
+        rc = refuse(f, moments, rc, err);
     bk_moments_free(moments);
     return rc;
 }
@@ -305,6 +357,7 @@ void bk_point_close(bk_point_t *point)
 {
     for (size_t i = 0; point->past != NULL && i < point->made.db_count; i++)
         bk_moments_free(point->past[i].moments);
+    json_decref(point->window);
     free(point->past);
     free(point->dbs);
     bk_snapshot_list_free(&point->list);
@@ -334,6 +387,11 @@ static const bk_point_past_t *past_of(const bk_point_t *point, const bk_snapshot
         return NULL;
     const bk_point_past_t *past = &point->past[db - point->dbs];
     return past->moments != NULL ? past : NULL;
+}
+
+json_t *bk_point_instant(const bk_point_t *point, const bk_snapshot_db_t *db)
+{
+    return past_of(point, db) != NULL ? bk_json_moment(db->instant) : bk_json_time(db->instant);
 }
 
 bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, const char *file,

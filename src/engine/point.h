@@ -38,6 +38,7 @@ typedef struct {
     bk_snapshot_db_t *dbs; /* of made */
     bk_point_past_t *past; /* of each of them */
     int64_t files_instant; /* ns; 0: no files */
+    json_t *window;        /* after BK_INVALID: as bk_moments_describe says, or NULL */
 } bk_point_t;
 
 /*
@@ -62,6 +63,9 @@ bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, cons
 /* By its name.  BK_NOT_FOUND. */
 bk_rc_t bk_point_database(const bk_point_t *point, const char *name, const bk_snapshot_db_t **db,
                           bk_err_t *err);
+
+/* What a database of the snapshot is as of; a moment between backups is told exactly. */
+json_t *bk_point_instant(const bk_point_t *point, const bk_snapshot_db_t *db);
 
 /* One for SQLite to read without writing it out (sqlite/vfs.h). */
 typedef struct {

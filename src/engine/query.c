@@ -14,12 +14,21 @@ static bool names_moment(const json_t *body)
            json_is_integer(json_object_get(body, "transaction"));
 }
 
+/* What can be had instead. */
+static json_t *window_of(const bk_point_t *point, bk_rc_t rc)
+{
+    return rc == BK_INVALID && point->window != NULL
+               ? json_pack("{sO}", "recovery_window", point->window)
+               : NULL;
+}
+
 bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, bk_ctl_t *ctl,
-                        bk_err_t *err)
+                        json_t **more, bk_err_t *err)
 {
     bk_point_wish_t wish;
     bk_point_t point = {0};
     bk_opened_t opened;
+    *more = NULL;
     bool tables = json_is_array(json_object_get(body, "tables"));
     if (kind == BK_JOB_DELETE)
         return bk_delete_check(engine, body, ctl, err);
@@ -32,6 +41,7 @@ bk_rc_t bk_engine_check(bk_engine_t *engine, bk_job_kind_t kind, json_t *body, b
     rc = bk_point_find(opened.repo, &wish, ctl, &point, err);
     if (rc == BK_OK && tables)
         rc = bk_tables_of_point(engine, &point, body, BK_TABLES_CHECK, NULL, err);
+    *more = window_of(&point, rc);
     bk_point_close(&point);
     bk_engine_close_repo(&opened);
     if (rc == BK_NOT_FOUND && err != NULL)
@@ -62,7 +72,7 @@ bk_rc_t bk_point_ask(const bk_point_t *point, const char *database, const bk_db_
 }
 
 bk_rc_t bk_engine_query(bk_engine_t *engine, json_t *body, bk_ctl_t *ctl, json_t **answer,
-                        bk_err_t *err)
+                        json_t **more, bk_err_t *err)
 {
     bk_point_wish_t wish;
     bk_point_t point = {0};
@@ -71,7 +81,7 @@ bk_rc_t bk_engine_query(bk_engine_t *engine, json_t *body, bk_ctl_t *ctl, json_t
                           .max_rows = (uint64_t)json_integer_value(json_object_get(body, "limit")),
                           .max_ms = (uint64_t)json_integer_value(json_object_get(body, "timeout")) *
                                     1000};
-    *answer = NULL;
+    *answer = *more = NULL;
     bk_request_point(engine, body, &wish);
     if (wish.database == NULL)
         wish.database = engine->set->dbs[0].name;
@@ -81,6 +91,7 @@ bk_rc_t bk_engine_query(bk_engine_t *engine, json_t *body, bk_ctl_t *ctl, json_t
     rc = bk_point_find(opened.repo, &wish, ctl, &point, err);
     if (rc == BK_OK)
         rc = bk_point_ask(&point, wish.database, &how, answer, err);
+    *more = window_of(&point, rc);
     bk_point_close(&point);
     bk_engine_close_repo(&opened);
     return rc;

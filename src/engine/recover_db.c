@@ -296,8 +296,8 @@ static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *r
         json_array_append_new(bk_recover_list(result, "databases"),
                               json_pack("{ss so so ss}", "name", db->name, "file",
                                         bk_json_name(place->name, strlen(place->name)),
-                                        "recovery_point", bk_json_time(db->instant), "action",
-                                        skip ? "skipped" : "written"));
+                                        "recovery_point", bk_point_instant(options->point, db),
+                                        "action", skip ? "skipped" : "written"));
     return rc;
 }
 

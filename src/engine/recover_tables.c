@@ -17,15 +17,15 @@ static const bk_set_db_t *wanted(const bk_set_t *set, const json_t *body)
     return NULL;
 }
 
-static json_t *describe(const bk_set_db_t *target, const bk_snapshot_db_t *db, bool plan,
-                        json_t *tables)
+static json_t *describe(const bk_point_t *point, const bk_set_db_t *target,
+                        const bk_snapshot_db_t *db, bool plan, json_t *tables)
 {
     json_t *path = bk_json_name(target->path, strlen(target->path));
     if (plan)
         return json_pack("[{ss so ss so}]", "name", db->name, "path", path, "action",
                          "tables, live", "tables", tables);
     return json_pack("[{ss so ss so so}]", "name", db->name, "path", path, "method", "tables",
-                     "recovery_point", bk_json_time(db->instant), "tables", tables);
+                     "recovery_point", bk_point_instant(point, db), "tables", tables);
 }
 
 bk_rc_t bk_tables_of_point(bk_engine_t *engine, const bk_point_t *point, const json_t *body,
@@ -53,6 +53,6 @@ bk_rc_t bk_tables_of_point(bk_engine_t *engine, const bk_point_t *point, const j
     rc = bk_vfs_failure(view.image, rc, err);
     bk_point_hide(&view);
     if (rc == BK_OK && act != BK_TABLES_CHECK)
-        *result = describe(target, db, act == BK_TABLES_COMPARE, tables);
+        *result = describe(point, target, db, act == BK_TABLES_COMPARE, tables);
     return rc;
 }

@@ -206,7 +206,7 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
                               json_pack("{ss so ss so ss}", "name", db->name, "path",
                                         bk_json_name(target->path, strlen(target->path)), "method",
                                         method == BK_DB_LIVE ? "live" : "offline", "recovery_point",
-                                        bk_json_time(db->instant), "check", "ok"));
+                                        bk_point_instant(&r->point, db), "check", "ok"));
     unlink(image);
     bk_fmt(extra, sizeof extra, "%s-wal", image);
     unlink(extra);

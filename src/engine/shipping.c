@@ -22,6 +22,7 @@
 #include "base/publish.h"
 #include "base/str.h"
 #include "engine/capturing_private.h"
+#include "engine/compact.h"
 #include "engine/moments.h"
 
 #define LOCK_WAIT 1 /* s: a step is over by then, unless it reads the whole database */
@@ -312,6 +313,7 @@ static bk_rc_t look_at_storage(bk_captured_t *one, bk_repo_t *repo, bk_ctl_t *ct
     if (rc == BK_OK) {
         pthread_mutex_lock(&one->text);
         one->forked = fork && memcmp(one->state.epoch, state.epoch, sizeof state.epoch) == 0;
+        one->fork_last = fork ? last->name.last : 0;
         if (!fork) {
             memcpy(one->shipped_epoch, state.epoch, sizeof state.epoch);
             one->shipped = last != NULL ? last->name.last : 0;
@@ -367,6 +369,20 @@ static bool sealed_some(bk_captured_t *one, bool set, bool value)
     return some;
 }
 
+/* One run now and then, and the next one with the next shipment. */
+static void compact(bk_engine_t *engine, bk_captured_t *one, bk_repo_t *repo, bk_ctl_t *ctl)
+{
+    size_t merged = 0;
+    bk_err_t why = {0};
+    if (++one->since_compacted < BK_COMPACT_RUN)
+        return;
+    bk_rc_t rc = bk_compact(engine, repo, one->key, BK_COMPACT_GRACE, &merged, ctl, &why);
+    one->since_compacted = merged > 0 ? BK_COMPACT_RUN : 0;
+    if (rc != BK_OK && rc != BK_INTERRUPTED && rc != BK_CANCELED)
+        bk_log(BK_LOG_WARN, "backup %s: small segments of transactions stay as they are: %s",
+               engine->set->name, why.text);
+}
+
 /* The repository is opened only when there is something for it. */
 static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
 {
@@ -392,6 +408,8 @@ static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
         rc = ship_all_of(c, one, opened.repo, &later, ctl, err);
         if (rc != BK_OK || later)
             (void)sealed_some(one, true, true);
+        else
+            compact(engine, one, opened.repo, ctl);
     }
     bk_engine_close_repo(&opened);
     return rc;

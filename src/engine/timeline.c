@@ -28,54 +28,11 @@ typedef struct {
 
 /* --- windows --- */
 
-/* One epoch: segments first to last. */
-typedef struct {
-    size_t first, last;
-    bk_tx_t begin, end;
-    bool reachable;   /* there is a backup to begin from */
-    bk_tx_t earliest; /* from which on */
-} window_t;
-
-/* The first transaction of a segment whose content a backup has. */
-static bk_rc_t look_for_backup(timeline_t *t, size_t segment, window_t *w, bk_err_t *err)
-{
-    bk_txlog_t *log;
-    bk_moment_t moment;
-    bk_rc_t rc = bk_moments_segment(t->moments, segment, &log, err);
-    for (size_t i = 0; rc == BK_OK && i < bk_txlog_count(log) && !w->reachable; i++) {
-        const bk_tx_t *tx = bk_txlog_tx(log, i);
-        bool is_first = segment == w->first && i == 0;
-        w->reachable = bk_bases_find(&t->bases, tx->after, tx->page_count, &moment) ||
-                       (is_first && bk_bases_find(&t->bases, tx->before, 0, &moment));
-        w->earliest = *tx;
-    }
-    return rc;
-}
-
-/* The oldest backup of the epoch is where its own time says, or a little beside. */
-static bk_rc_t find_earliest(timeline_t *t, const char *name, window_t *w, bk_err_t *err)
-{
-    bk_rc_t rc = look_for_backup(t, w->first, w, err);
-    for (size_t i = 0; i < t->list.count && rc == BK_OK && !w->reachable; i++) {
-        const bk_snapshot_t *s = &t->list.items[i];
-        for (size_t n = 0; n < s->db_count && rc == BK_OK && !w->reachable; n++) {
-            size_t at;
-            if (strcmp(s->dbs[n].name, name) != 0 || s->dbs[n].instant < w->begin.t_lo)
-                continue;
-            rc = bk_moments_segment_at(t->moments, s->dbs[n].instant, &at, err);
-            size_t from = at > w->first + 1 ? at - 1 : w->first + 1;
-            for (size_t k = from; rc == BK_OK && k <= at + 1 && k <= w->last && !w->reachable; k++)
-                rc = look_for_backup(t, k, w, err);
-        }
-    }
-    return rc;
-}
-
-static json_t *describe_window(const window_t *w)
+static json_t *describe_window(const bk_window_t *w)
 {
     const bk_tx_t *from = w->reachable ? &w->earliest : &w->begin;
     return json_pack("{so so sI sI sb}", "from", bk_json_moment(from->t_hi), "to",
-                     bk_json_moment(w->end.t_hi), "first_transaction", (json_int_t)from->txid,
+                     bk_json_moment(w->until), "first_transaction", (json_int_t)from->txid,
                      "last_transaction", (json_int_t)w->end.txid, "recoverable", (int)w->reachable);
 }
 
@@ -85,34 +42,22 @@ static json_t *describe_gap(int64_t from, int64_t to, const bk_tx_t *tx)
                      "transaction", (json_int_t)tx->txid);
 }
 
-static bk_rc_t add_windows(timeline_t *t, const char *name, bk_err_t *err)
+static bk_rc_t add_windows(timeline_t *t, bk_err_t *err)
 {
     size_t count = bk_moments_count(t->moments);
     bk_rc_t rc = BK_OK;
-    bk_tx_t before = {0};
-    for (size_t first = 0, next; first < count && rc == BK_OK; first = next) {
-        window_t w = {.first = first};
-        bk_txlog_t *log;
-        uint8_t epoch[BK_TXLOG_EPOCH];
-        rc = bk_moments_segment(t->moments, first, &log, err);
-        if (rc != BK_OK)
-            break;
-        memcpy(epoch, bk_txlog_info(log)->epoch, sizeof epoch);
-        w.begin = *bk_txlog_tx(log, 0);
-        next = bk_moments_epoch_end(t->moments, first);
-        w.last = next - 1;
-        rc = bk_moments_segment(t->moments, w.last, &log, err);
-        if (rc == BK_OK)
-            w.end = *bk_txlog_tx(log, bk_txlog_count(log) - 1);
-        if (rc == BK_OK)
-            rc = find_earliest(t, name, &w, err);
+    bk_window_t before = {0};
+    for (size_t first = 0; first < count && rc == BK_OK;) {
+        bk_window_t w;
+        rc = bk_moments_window(t->moments, first, &t->bases, &w, err);
         if (rc != BK_OK)
             break;
         json_array_insert_new(t->windows, 0, describe_window(&w));
         /* Between two epochs nobody looked. */
         if (first > 0)
-            json_array_insert_new(t->gaps, 0, describe_gap(before.t_hi, w.begin.t_hi, &w.begin));
-        before = w.end;
+            json_array_insert_new(t->gaps, 0, describe_gap(before.until, w.begin.t_hi, &w.begin));
+        before = w;
+        first = w.last + 1;
     }
     return rc;
 }
@@ -200,7 +145,7 @@ static bk_rc_t one_database(timeline_t *t, const char *name, json_t *list, bk_er
     t->windows = json_array();
     t->gaps = json_array();
     t->transactions = json_array();
-    bk_rc_t rc = add_windows(t, name, err);
+    bk_rc_t rc = add_windows(t, err);
     if (rc == BK_OK)
         rc = add_transactions(t, err);
     json_array_append_new(list,

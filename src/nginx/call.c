@@ -315,7 +315,7 @@ ngx_http_backup_call_submit(ngx_http_backup_call_t *call, bk_engine_t *engine)
     }
 
     rc = bk_engine_check(engine, (bk_job_kind_t) call->kind, body,
-                         &call->ctl.ctl, &call->err);
+                         &call->ctl.ctl, &call->problems, &call->err);
     if (rc != BK_OK) {
         goto done;
     }
@@ -427,7 +427,7 @@ ngx_http_backup_call_query(ngx_http_backup_call_t *call, bk_engine_t *engine)
 
     if (rc == BK_OK) {
         rc = bk_engine_query(engine, body, &call->ctl.ctl, &answer,
-                             &call->err);
+                             &call->problems, &call->err);
     }
 
     json_decref(body);

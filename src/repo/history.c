@@ -115,7 +115,7 @@ static bk_rc_t add_item(void *arg, const bk_storage_item_t *found, bk_err_t *err
         growing->cap = cap;
     }
     bk_history_item_t *item = &list->items[list->count];
-    *item = (bk_history_item_t){.size = found->size};
+    *item = (bk_history_item_t){.size = found->size, .mtime = found->mtime};
     if (parse_name(found->name, item))
         list->count++;
     return BK_OK;
@@ -130,7 +130,7 @@ static int by_place(const void *a, const void *b)
     if (x->name.first != y->name.first)
         return x->name.first < y->name.first ? -1 : 1;
     if (x->name.last != y->name.last)
-        return x->name.last < y->name.last ? -1 : 1;
+        return x->name.last > y->name.last ? -1 : 1;
     return bk_id_compare(&x->id, &y->id);
 }
 
@@ -147,17 +147,51 @@ static bk_rc_t list_prefix(bk_repo_t *repo, const char *prefix, bk_ctl_t *ctl,
     return rc;
 }
 
+/* In the order of by_place the widest so far is the one that may hold the next. */
+static void find_within(bk_history_list_t *list)
+{
+    size_t widest = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        bk_history_item_t *item = &list->items[i];
+        const bk_history_name_t *wide = &list->items[widest].name;
+        bool same = memcmp(wide->epoch, item->name.epoch, BK_EPOCH_SIZE) == 0;
+        if (i == 0 || !same || item->name.last > wide->last)
+            widest = i;
+        item->within = widest;
+    }
+}
+
 bk_rc_t bk_history_list(bk_repo_t *repo, const char *database, const uint8_t *epoch, bk_ctl_t *ctl,
                         bk_history_list_t *list, bk_err_t *err)
 {
     char prefix[BK_STORAGE_NAME], hex[2 * BK_EPOCH_SIZE + 1] = "";
+    size_t count = 0;
     *list = (bk_history_list_t){0};
     if (!database_valid(database))
         return bk_err_set(err, BK_INVALID, "\"%s\" is not a database's name", database);
     if (epoch != NULL)
         bk_hex(hex, epoch, BK_EPOCH_SIZE);
     bk_fmt(prefix, sizeof prefix, "wal/%s/%s%s", database, hex, epoch != NULL ? "/" : "");
-    return list_prefix(repo, prefix, ctl, list, err);
+    bk_rc_t rc = list_prefix(repo, prefix, ctl, list, err);
+    find_within(list);
+    for (size_t i = 0; i < list->count; i++)
+        if (list->items[i].within == i)
+            list->items[count++] = list->items[i];
+    list->count = count;
+    return rc;
+}
+
+bk_rc_t bk_history_list_all(bk_repo_t *repo, const char *database, bk_ctl_t *ctl,
+                            bk_history_list_t *list, bk_err_t *err)
+{
+    char prefix[BK_STORAGE_NAME];
+    *list = (bk_history_list_t){0};
+    if (!database_valid(database))
+        return bk_err_set(err, BK_INVALID, "\"%s\" is not a database's name", database);
+    bk_fmt(prefix, sizeof prefix, "wal/%s/", database);
+    bk_rc_t rc = list_prefix(repo, prefix, ctl, list, err);
+    find_within(list);
+    return rc;
 }
 
 typedef struct {

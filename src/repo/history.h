@@ -25,10 +25,12 @@ typedef struct {
     bk_history_name_t name;
     bk_id_t id;    /* SHA-256 of the object */
     uint64_t size; /* of the object, bytes */
+    int64_t mtime; /* ns, the storage's clock; 0: it does not say */
+    size_t within; /* bk_history_list_all: a wider item that holds all of it; else itself */
 } bk_history_item_t;
 
 typedef struct {
-    bk_history_item_t *items; /* by epoch, first, last */
+    bk_history_item_t *items; /* by epoch and first, wide ones before others */
     size_t count;
 } bk_history_list_t;
 
@@ -39,9 +41,15 @@ typedef struct {
  */
 bk_rc_t bk_history_put(bk_repo_t *repo, const bk_history_name_t *name, int fd, uint64_t size,
                        bk_ctl_t *ctl, bk_err_t *err);
-/* All of one database, or of one of its epochs.  epoch: BK_EPOCH_SIZE bytes or NULL. */
+/*
+ * All of one database, or of one of its epochs.  epoch: BK_EPOCH_SIZE bytes or NULL.  What another
+ * one holds wholly is left out: segments are merged into wider ones, and removed a while later.
+ */
 bk_rc_t bk_history_list(bk_repo_t *repo, const char *database, const uint8_t *epoch, bk_ctl_t *ctl,
                         bk_history_list_t *list, bk_err_t *err);
+/* With those. */
+bk_rc_t bk_history_list_all(bk_repo_t *repo, const char *database, bk_ctl_t *ctl,
+                            bk_history_list_t *list, bk_err_t *err);
 /* Names of the databases of a set that there is something of, each with its NUL, sorted. */
 bk_rc_t bk_history_databases(bk_repo_t *repo, const char *set, bk_buf_t *names, bk_ctl_t *ctl,
                              bk_err_t *err);

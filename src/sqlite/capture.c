@@ -316,6 +316,9 @@ static void tell(bk_capture_t *c)
     s->page_size = c->hashes.page_size;
     s->digest = c->hashes.digest;
     s->as_of = c->looked;
+    memcpy(c->known.epoch, c->at.epoch, sizeof c->known.epoch);
+    c->known.txid = c->at.txid;
+    c->known.until = c->looked;
     s->bytes = c->log != NULL ? bk_txlog_size(c->log) : 0;
 }
 
@@ -332,6 +335,7 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     c->busy_ms = options->busy_ms;
     c->hold = options->hold;
     c->growth = options->growth;
+    c->known = options->known;
     c->soft = options->soft != 0 ? options->soft : SOFT;
     c->ctl = ctl;
     c->wal_fd = -1;

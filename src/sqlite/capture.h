@@ -37,11 +37,19 @@ void bk_capture_hold_turn(bk_capture_hold_t *hold, bool over);
 /* In the log, as its pin saw it. */
 uint32_t bk_capture_hold_frames(const bk_capture_hold_t *hold);
 
+/* What an earlier capture of dir knew, wherever that was kept. */
+typedef struct {
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    uint64_t txid; /* the last one */
+    int64_t until; /* ns: all that was committed until then is in it; 0: nothing is known */
+} bk_capture_known_t;
+
 typedef struct {
     const char *database; /* path */
     const char *dir;      /* of this database alone, exists: <epoch>-<first>.tx, and "hashes" */
     unsigned busy_ms;     /* to wait for locks when it begins */
     const bk_capture_hold_t *hold; /* NULL: none; needed only during open */
+    bk_capture_known_t known;      /* narrows a gap, and new numbers come behind it */
     uint32_t soft;                 /* frames from which checkpoints are helped along; 0: 1000 */
     uint64_t growth; /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
                         quarter of what is free there */
@@ -49,7 +57,7 @@ typedef struct {
 
 typedef struct {
     uint8_t epoch[BK_TXLOG_EPOCH];
-    uint64_t txid;               /* the last one that is durable; 0: none in this epoch */
+    uint64_t txid;               /* the last one that is durable; an epoch may have none yet */
     uint64_t page_count, digest; /* of the database after it */
     uint32_t page_size;
     uint64_t gaps;       /* since open */
@@ -87,9 +95,9 @@ bk_rc_t bk_capture_step(bk_capture_t *capture, bool woken, unsigned *again, bk_e
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
 /*
  * Begin a new epoch with what is there, without reading the database: the numbers of the present
- * one are taken, or its segments cannot be believed.  They stay in dir, and are sealed.
+ * one are taken up to last, or its segments cannot be believed (0).  They stay in dir, and are sealed.
  */
-bk_rc_t bk_capture_begin_epoch(bk_capture_t *capture, bk_err_t *err);
+bk_rc_t bk_capture_begin_epoch(bk_capture_t *capture, uint64_t last, bk_err_t *err);
 void bk_capture_state(const bk_capture_t *capture, bk_capture_state_t *state);
 /* In order, so that the next one goes on at once; a crash loses nothing that is durable.  NULL is
  * fine. */

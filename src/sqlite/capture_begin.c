@@ -196,6 +196,8 @@ static bk_rc_t load(bk_capture_t *c, uint32_t page_size, bool *fits, bk_err_t *e
     if (rc == BK_OK && c->hashes.page_size != page_size)
         rc = bk_err_set(&why, BK_CORRUPT, "its page size changed from %u to %u",
                         c->hashes.page_size, page_size);
+    if (rc == BK_OK || c->hashes.page_size != 0)
+        c->number = c->at.txid > c->number ? c->at.txid : c->number;
     if (rc == BK_OK) {
         saved(c);
         rc = replay_all(c, &why);
@@ -355,6 +357,14 @@ static void place_of(const bk_db_info_t *info, bk_txlog_place_t *place)
     memcpy(place->checksum, info->wal_checksum, sizeof place->checksum);
 }
 
+/* Until when nothing but what is known can have happened. */
+static int64_t known_until(const bk_capture_t *c)
+{
+    bool same = memcmp(c->known.epoch, c->at.epoch, sizeof c->known.epoch) == 0 &&
+                c->known.txid <= c->at.txid;
+    return same && c->known.until > c->at.seen ? c->known.until : c->at.seen;
+}
+
 /*
  * The difference between what is known and what is there, as one transaction; or nothing, when
  * there is none.
@@ -364,7 +374,7 @@ static bk_rc_t bridge(bk_capture_t *c, bk_err_t *err)
     bk_db_source_t *source = NULL;
     bk_tx_t tx = {.flags = BK_TXLOG_GAP,
                   .txid = c->at.txid + 1,
-                  .t_lo = c->at.seen,
+                  .t_lo = known_until(c),
                   .before = c->hashes.digest};
     uint64_t count = c->hashes.count;
     bk_rc_t rc = open_source(c, &source, err);
@@ -393,6 +403,40 @@ static bk_rc_t bridge(bk_capture_t *c, bk_err_t *err)
     return rc == BK_OK ? bk_capture_save(c, err) : rc;
 }
 
+static uint64_t last_of(const char *path)
+{
+    bk_txlog_t *log = NULL;
+    uint64_t last = 0;
+    if (bk_txlog_open_file(path, &log, NULL) == BK_OK && bk_txlog_count(log) > 0)
+        last = bk_txlog_tx(log, bk_txlog_count(log) - 1)->txid;
+    bk_txlog_free(log);
+    return last;
+}
+
+/*
+ * Numbers go on from one epoch to the next, so that one number means one transaction, as far as
+ * anything is known of those before: from the hashes, from segments that are still here, from what
+ * the caller knows.
+ */
+static uint64_t last_number(const bk_capture_t *c)
+{
+    uint64_t last = c->number > c->known.txid ? c->number : c->known.txid;
+    DIR *dir = opendir(c->dir);
+    if (dir == NULL)
+        return last;
+    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        char path[PATH_MAX];
+        const char *name = entry->d_name;
+        if (strlen(name) != BK_CAPTURE_NAME - 1)
+            continue;
+        path_of(c, name, path);
+        uint64_t one = last_of(path);
+        last = one > last ? one : last;
+    }
+    closedir(dir);
+    return last;
+}
+
 static bk_rc_t begin_epoch(bk_capture_t *c, bk_err_t *err)
 {
     bk_db_source_t *source = NULL;
@@ -405,30 +449,31 @@ static bk_rc_t begin_epoch(bk_capture_t *c, bk_err_t *err)
     c->log = NULL;
     bk_hashes_free(&c->hashes);
     bk_hashes_init(&c->hashes, info->page_size);
-    c->at = (bk_hashes_state_t){.seen = bk_now(), .began = bk_now(), .inode = inode};
+    c->at = (bk_hashes_state_t){
+        .txid = last_number(c), .seen = bk_now(), .began = bk_now(), .inode = inode};
     bk_random(c->at.epoch, sizeof c->at.epoch);
     place_of(info, &c->at.place);
     rc = compare(c, source, false, err);
     bk_db_source_close(source);
     c->state.new_epoch = true;
-    c->state.resumed = 0;
+    c->state.resumed = c->at.txid;
     c->state.resumed_digest = c->hashes.digest;
     return rc == BK_OK ? bk_capture_save(c, err) : rc;
 }
 
-bk_rc_t bk_capture_begin_epoch(bk_capture_t *c, bk_err_t *err)
+bk_rc_t bk_capture_begin_epoch(bk_capture_t *c, uint64_t last, bk_err_t *err)
 {
     bk_txlog_close(c->log);
     c->log = NULL;
     bk_random(c->at.epoch, sizeof c->at.epoch);
-    c->at.txid = 0;
+    c->at.txid = last > last_number(c) ? last : last_number(c);
     c->at.began = bk_now();
     bk_rc_t rc = bk_capture_save(c, err);
     if (rc == BK_OK)
         rc = tidy(c, err);
     c->state.new_epoch = true;
-    c->state.txid = 0;
-    c->state.resumed = 0;
+    c->state.txid = c->at.txid;
+    c->state.resumed = c->at.txid;
     c->state.resumed_digest = c->hashes.digest;
     return rc;
 }
@@ -501,7 +546,7 @@ static bk_rc_t take_rest(bk_capture_t *c, uint32_t page_size, const bk_wal_heade
 {
     bk_err_t why = {0};
     int64_t now = bk_now();
-    c->looked = c->at.seen;
+    c->looked = known_until(c);
     c->seen = now > c->at.seen ? now : c->at.seen;
     bk_rc_t rc = bk_capture_frames(c, header, &why);
     *does = rc == BK_OK;

@@ -40,14 +40,16 @@ struct bk_capture_s {
     bk_txlog_writer_t *log; /* NULL: the next transaction begins a segment */
     uint64_t unsaved;       /* bytes of log since the hashes were saved */
     bk_capture_state_t state;
-    int64_t looked;          /* ns: when the log was looked at before */
-    int64_t seen;            /* ns: when the present look was over */
-    int64_t idle;            /* bk_mono since when nothing is new */
-    int64_t named;           /* bk_mono when the file was last compared with its name */
-    int64_t tried;           /* bk_mono when the log was last helped along */
-    int64_t pause;           /* ns: not before, while somebody keeps it from beginning anew */
-    bk_txlog_place_t helped; /* up to where checkpoints were helped along */
-    unsigned wait;           /* ms, what step said last */
+    bk_capture_known_t known; /* when it began */
+    uint64_t number;          /* the highest that a transaction had, of any epoch */
+    int64_t looked;           /* ns: when the log was looked at before */
+    int64_t seen;             /* ns: when the present look was over */
+    int64_t idle;             /* bk_mono since when nothing is new */
+    int64_t named;            /* bk_mono when the file was last compared with its name */
+    int64_t tried;            /* bk_mono when the log was last helped along */
+    int64_t pause;            /* ns: not before, while somebody keeps it from beginning anew */
+    bk_txlog_place_t helped;  /* up to where checkpoints were helped along */
+    unsigned wait;            /* ms, what step said last */
     bk_capture_page_t *pages;
     size_t page_count, page_room;
     uint8_t *page; /* room for two, of page_size bytes */

@@ -65,6 +65,33 @@ static bk_rc_t open_log(bk_past_t *past, size_t at, bk_txlog_t **log, bk_err_t *
     return BK_OK;
 }
 
+static void forget_log(bk_past_t *past, size_t at)
+{
+    for (size_t i = 0; i < OPEN_LOGS; i++) {
+        held_t *one = &past->held[i];
+        if (one->log == NULL || one->at != at)
+            continue;
+        past->segments.close(past->segments.arg, at, one->log);
+        *one = (held_t){.log = NULL};
+    }
+}
+
+/* What is gone since it was opened may be had from elsewhere, at the same spot. */
+static bk_rc_t read_spot(bk_past_t *past, size_t at, bk_txlog_spot_t spot, uint8_t *page,
+                         bk_err_t *err)
+{
+    bk_txlog_t *log;
+    bk_rc_t rc = open_log(past, at, &log, err);
+    if (rc == BK_OK)
+        rc = bk_txlog_get(log, spot, page, err);
+    if (rc != BK_NOT_FOUND)
+        return rc;
+    forget_log(past, at);
+    bk_err_clear(err);
+    rc = open_log(past, at, &log, err);
+    return rc == BK_OK ? bk_txlog_get(log, spot, page, err) : rc;
+}
+
 /* --- the table --- */
 
 static size_t place_of(const bk_past_t *past, uint32_t pgno)
@@ -227,7 +254,6 @@ uint64_t bk_past_page_count(const bk_past_t *past)
 
 bk_rc_t bk_past_page(bk_past_t *past, uint64_t pgno, uint8_t *page, bk_err_t *err)
 {
-    bk_txlog_t *log;
     if (pgno == 0 || pgno > past->page_count)
         return bk_err_set(err, BK_INVALID, "there is no page %llu", (unsigned long long)pgno);
     const version_t *version = &past->versions[place_of(past, (uint32_t)pgno)];
@@ -238,8 +264,7 @@ bk_rc_t bk_past_page(bk_past_t *past, uint64_t pgno, uint8_t *page, bk_err_t *er
     }
     if (version->pgno == 0)
         return past->base.page(past->base.arg, pgno, page, err);
-    bk_rc_t rc = open_log(past, version->segment, &log, err);
-    return rc == BK_OK ? bk_txlog_get(log, version->spot, page, err) : rc;
+    return read_spot(past, version->segment, version->spot, page, err);
 }
 
 uint64_t bk_past_base_end(const bk_past_t *past)
@@ -266,7 +291,6 @@ bk_rc_t bk_past_changes(bk_past_t *past, bk_txlog_page_fn fn, void *arg, bk_err_
 {
     size_t count = 0;
     bk_rc_t rc = BK_OK;
-    bk_txlog_t *log;
     uint8_t *page = malloc(past->base.page_size);
     version_t *list = malloc((past->count + 1) * sizeof *list);
     if (page == NULL || list == NULL)
@@ -280,9 +304,7 @@ bk_rc_t bk_past_changes(bk_past_t *past, bk_txlog_page_fn fn, void *arg, bk_err_
         if (i % 1024 == 0)
             rc = bk_ctl_check(past->ctl, err);
         if (rc == BK_OK)
-            rc = open_log(past, list[i].segment, &log, err);
-        if (rc == BK_OK)
-            rc = bk_txlog_get(log, list[i].spot, page, err);
+            rc = read_spot(past, list[i].segment, list[i].spot, page, err);
         if (rc == BK_OK)
             rc = fn(arg, list[i].pgno, page, err);
     }

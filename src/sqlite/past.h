@@ -23,7 +23,8 @@ typedef struct {
     uint32_t page_size;
 } bk_past_base_t;
 
-/* Segments of one epoch in the order of their transactions, opened and closed as needed. */
+/* Segments of one epoch in the order of their transactions, opened and closed as needed; opened
+ * once more when a page is not found any more. */
 typedef struct {
     bk_rc_t (*open)(void *arg, size_t at, bk_txlog_t **log, bk_err_t *err);
     void (*close)(void *arg, size_t at, bk_txlog_t *log);

@@ -5,7 +5,8 @@
  * file; the authorizer lets statements only read; the limits bound SQL, values and expressions; the
  * progress handler bounds time, and with it recursion; rows and bytes are counted as they come.
  * Sorting and materialising spill from a small cache into unlinked temporary files, so memory does
- * not grow with them; there is no heap limit, which would be one for all of nginx.
+ * not grow with them; values on the way are bounded by how much more SQLite takes than when it
+ * began.  There is no heap limit, which would be one for all of nginx.
  */
 #include "sqlite/query.h"
 
@@ -22,7 +23,9 @@
 
 #define EXACT_INTEGER 9007199254740991 /* 2^53 - 1: up to here every reader of JSON is exact */
 #define CELL_BYTES    32               /* what a value costs besides its bytes */
-#define LOOK_EVERY    1000             /* virtual machine instructions */
+#define LOOK_EVERY    100              /* virtual machine instructions */
+#define MEMORY        (128 << 20)      /* for values on the way */
+#define COLUMNS       500              /* of the answer */
 #define WHY_ROOM      256
 
 typedef struct {
@@ -32,6 +35,9 @@ typedef struct {
     int64_t began, deadline;
     char forbidden[WHY_ROOM]; /* what the authorizer refused, "" when nothing */
     uint64_t rows, bytes;
+    int64_t memory; /* that SQLite had when it began, in all of the process */
+    bool swollen;
+    uint64_t value; /* bytes of one at most */
 } select_t;
 
 /* --- what is allowed --- */
@@ -116,8 +122,9 @@ static int authorize(void *arg, int action, const char *one, const char *two, co
 
 static int look(void *arg)
 {
-    const select_t *s = arg;
-    return bk_mono() >= s->deadline || bk_ctl_check(s->ctl, NULL) != BK_OK;
+    select_t *s = arg;
+    s->swollen = s->swollen || sqlite3_memory_used() - s->memory > MEMORY;
+    return s->swollen || bk_mono() >= s->deadline || bk_ctl_check(s->ctl, NULL) != BK_OK;
 }
 
 /* --- failures --- */
@@ -142,6 +149,11 @@ static bk_rc_t failed(select_t *s, int code, bk_err_t *err)
                           s->forbidden);
     switch (code & 0xff) {
     case SQLITE_INTERRUPT: {
+        if (s->swollen)
+            return bk_err_set(err, BK_TOO_LARGE,
+                              "the query takes more than %d MiB of memory: ask for fewer or "
+                              "shorter values at a time",
+                              MEMORY >> 20);
         bk_rc_t rc = bk_ctl_check(s->ctl, err);
         return rc != BK_OK ? rc
                            : bk_err_set(err, BK_TIMEOUT,
@@ -153,7 +165,7 @@ static bk_rc_t failed(select_t *s, int code, bk_err_t *err)
         return bk_err_set(err, BK_TOO_LARGE,
                           "the query has a value of more than %" PRIu64
                           " bytes, or is longer than %d bytes itself",
-                          s->how.max_bytes, BK_QUERY_SQL);
+                          s->value, BK_QUERY_SQL);
     case SQLITE_ERROR:
     case SQLITE_AUTH:
     case SQLITE_MISMATCH:
@@ -176,6 +188,7 @@ static void set_limits(select_t *s)
         {SQLITE_LIMIT_COMPOUND_SELECT, 100},
         {SQLITE_LIMIT_VDBE_OP, 1000000},
         {SQLITE_LIMIT_ATTACHED, 0},
+        {SQLITE_LIMIT_COLUMN, COLUMNS},
         {SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000},
         {SQLITE_LIMIT_WORKER_THREADS, 0},
     };
@@ -261,10 +274,9 @@ static json_t *hex_value(const char *member, const void *bytes, size_t len)
     return value;
 }
 
-static json_t *cell(select_t *s, sqlite3_stmt *statement, int column)
+static json_t *cell(sqlite3_stmt *statement, int column)
 {
     char text[32];
-    s->bytes += CELL_BYTES;
     switch (sqlite3_column_type(statement, column)) {
     case SQLITE_INTEGER: {
         sqlite3_int64 value = sqlite3_column_int64(statement, column);
@@ -282,14 +294,12 @@ static json_t *cell(select_t *s, sqlite3_stmt *statement, int column)
     case SQLITE_TEXT: {
         const char *bytes = (const char *)sqlite3_column_text(statement, column);
         size_t len = (size_t)sqlite3_column_bytes(statement, column);
-        s->bytes += len;
         json_t *value = bytes != NULL ? json_stringn(bytes, len) : NULL;
         return value != NULL || bytes == NULL ? value : hex_value("text_hex", bytes, len);
     }
     case SQLITE_BLOB: {
         const void *bytes = sqlite3_column_blob(statement, column);
         size_t len = (size_t)sqlite3_column_bytes(statement, column);
-        s->bytes += 2 * len;
         return hex_value("blob_hex", bytes != NULL ? bytes : "", len);
     }
     default:
@@ -314,14 +324,31 @@ static json_t *columns(sqlite3_stmt *statement)
     return list;
 }
 
+/* What a value adds to the answer, told before it is made. */
+static uint64_t weight(sqlite3_stmt *statement, int column)
+{
+    switch (sqlite3_column_type(statement, column)) {
+    case SQLITE_TEXT:
+        (void)sqlite3_column_text(statement, column); /* as UTF-8 */
+        return CELL_BYTES + (uint64_t)sqlite3_column_bytes(statement, column);
+    case SQLITE_BLOB:
+        return CELL_BYTES + 2 * (uint64_t)sqlite3_column_bytes(statement, column);
+    default:
+        return CELL_BYTES;
+    }
+}
+
+/* NULL: no memory, or the answer is full. */
 static json_t *row(select_t *s, sqlite3_stmt *statement)
 {
     json_t *list = json_array();
-    for (int i = 0; i < sqlite3_column_count(statement); i++)
-        if (json_array_append_new(list, cell(s, statement, i)) != 0) {
+    for (int i = 0; i < sqlite3_column_count(statement); i++) {
+        s->bytes += weight(statement, i);
+        if (s->bytes > s->how.max_bytes || json_array_append_new(list, cell(statement, i)) != 0) {
             json_decref(list);
             return NULL;
         }
+    }
     return list;
 }
 
@@ -338,7 +365,6 @@ static bk_rc_t read_rows(select_t *s, sqlite3_stmt *statement, json_t *rows, con
         }
         json_t *list = row(s, statement);
         if (s->bytes > s->how.max_bytes) {
-            json_decref(list);
             *cut = "bytes";
             return BK_OK;
         }
@@ -389,6 +415,21 @@ static bk_rc_t prepare(select_t *s, sqlite3_stmt **statement, bk_err_t *err)
     return BK_OK;
 }
 
+/*
+ * Between two looks there may be as many values as the SQL has columns, arguments and operators:
+ * the more of them, the shorter each may be.
+ */
+static void limit_values(select_t *s, sqlite3_stmt *statement)
+{
+    uint64_t count = (uint64_t)sqlite3_column_count(statement);
+    for (const char *c = s->how.sql; *c != '\0'; c++)
+        count += *c == ',' || *c == '(' || *c == '|';
+    s->value = MEMORY / (count + 1);
+    if (s->value > s->how.max_bytes)
+        s->value = s->how.max_bytes;
+    sqlite3_limit(s->db, SQLITE_LIMIT_LENGTH, (int)s->value);
+}
+
 static uint64_t bounded(uint64_t wanted, uint64_t usual, uint64_t most)
 {
     uint64_t value = wanted == 0 ? usual : wanted;
@@ -404,9 +445,13 @@ bk_rc_t bk_db_select(const bk_db_select_t *how, json_t **result, bk_ctl_t *ctl, 
     s.how.max_bytes = bounded(how->max_bytes, BK_QUERY_BYTES, 64u << 20);
     s.how.max_ms = bounded(how->max_ms, BK_QUERY_MS, 3600000);
     s.deadline = s.began + (int64_t)s.how.max_ms * BK_MS;
+    s.value = s.how.max_bytes;
+    s.memory = sqlite3_memory_used();
     bk_rc_t rc = open_image(&s, err);
     if (rc == BK_OK)
         rc = prepare(&s, &statement, err);
+    if (rc == BK_OK)
+        limit_values(&s, statement);
     if (rc == BK_OK)
         rc = run(&s, statement, result, err);
     sqlite3_finalize(statement);

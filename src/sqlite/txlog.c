@@ -145,6 +145,11 @@ static bk_rc_t fetch(const bk_txlog_t *log, uint64_t offset, void *out, size_t l
     return len > 0 ? log->source.read(log->source.arg, offset, out, len, err) : BK_OK;
 }
 
+bk_rc_t bk_txlog_bytes(const bk_txlog_t *log, uint64_t offset, void *out, size_t len, bk_err_t *err)
+{
+    return fetch(log, offset, out, len, err);
+}
+
 /* --- sealed: the index tells --- */
 
 static bool is_trailer(const bk_txlog_t *log, const uint8_t trailer[BK_TXLOG_TRAILER])
@@ -482,4 +487,21 @@ bk_rc_t bk_txlog_get(bk_txlog_t *log, bk_txlog_spot_t spot, uint8_t *page, bk_er
     if (rc == BK_OK)
         memcpy(page, log->pages + (size_t)spot.slot * log->info.page_size, log->info.page_size);
     return rc;
+}
+
+bk_rc_t bk_txlog_narrow(bk_txlog_t *log, uint64_t first, uint64_t last, bk_err_t *err)
+{
+    if (first < log->info.first || last < first || last - log->info.first >= log->tx_count)
+        return damaged("it does not have the transactions that its name tells", err);
+    size_t skip = (size_t)(first - log->info.first), count = (size_t)(last - first + 1);
+    size_t from = first_part(log, skip), to = first_part(log, skip + count);
+    memmove(log->parts, log->parts + from, (to - from) * sizeof *log->parts);
+    memmove(log->txs, log->txs + skip, count * sizeof *log->txs);
+    log->part_count = to - from;
+    log->tx_count = count;
+    for (size_t i = 0; i < log->part_count; i++)
+        log->parts[i].tx -= (uint32_t)skip;
+    log->info.first = first;
+    log->held = SIZE_MAX;
+    return BK_OK;
 }

@@ -91,6 +91,8 @@ bk_rc_t bk_txlog_open(const bk_txlog_source_t *source, bk_txlog_t **log, bk_err_
 /* The same of a file of this machine. */
 bk_rc_t bk_txlog_open_file(const char *path, bk_txlog_t **log, bk_err_t *err);
 void bk_txlog_free(bk_txlog_t *log); /* NULL is fine */
+/* Only these transactions of it, with the same spots as in a segment that had no others. */
+bk_rc_t bk_txlog_narrow(bk_txlog_t *log, uint64_t first, uint64_t last, bk_err_t *err);
 
 const bk_txlog_info_t *bk_txlog_info(const bk_txlog_t *log);
 bool bk_txlog_sealed(const bk_txlog_t *log);
@@ -112,5 +114,19 @@ typedef bool (*bk_txlog_number_fn)(void *arg, uint32_t pgno, bk_txlog_spot_t spo
 bool bk_txlog_numbers(const bk_txlog_t *log, size_t at, bk_txlog_number_fn fn, void *arg);
 /* One page; a spot that numbers told of this log. */
 bk_rc_t bk_txlog_get(bk_txlog_t *log, bk_txlog_spot_t spot, uint8_t *page, bk_err_t *err);
+
+/* --- merging --- */
+
+/*
+ * Sealed segments that follow each other into one new file, which must not be there; nothing is
+ * flushed.  add: BK_TOO_LARGE when one would be more than it is to hold, BK_CORRUPT when a segment
+ * is damaged or does not follow; after either it is as it was before.
+ */
+typedef struct bk_txlog_merge_s bk_txlog_merge_t;
+bk_rc_t bk_txlog_merge_new(const char *path, bk_txlog_merge_t **merge, bk_err_t *err);
+bk_rc_t bk_txlog_merge_add(bk_txlog_merge_t *merge, const bk_txlog_t *log, bk_err_t *err);
+/* *size: of the file, bytes. */
+bk_rc_t bk_txlog_merge_end(bk_txlog_merge_t *merge, uint64_t *size, bk_err_t *err);
+void bk_txlog_merge_free(bk_txlog_merge_t *merge); /* NULL is fine */
 
 #endif

@@ -31,6 +31,7 @@
 #define BK_TXLOG_FLAGS      7u
 #define BK_TXLOG_PART       (1u << 20)  /* bytes of pages in a part, but one page at least */
 #define BK_TXLOG_INDEX_MAX  (64u << 20) /* bytes: of 16 million pages */
+#define BK_TXLOG_MERGED     (16u << 20) /* bytes of the index of one that is merged */
 #define BK_TXLOG_MAGIC      "NGXBKTX\1"
 #define BK_TXLOG_END        "NGXBKTXE"
 
@@ -58,8 +59,14 @@ void bk_txlog_put_head(uint8_t *out, const bk_txlog_part_t *part);
 /* False: damaged, or not the head of a part. */
 bool bk_txlog_get_head(const uint8_t head[BK_TXLOG_HEAD], uint32_t page_size,
                        bk_txlog_part_t *part);
-/* Where the last whole transaction of an open segment ends; its index so far into out. */
+/* Where the last whole transaction of an open segment ends; its index so far, or that of a sealed
+ * one, into out. */
 uint64_t bk_txlog_whole(const bk_txlog_t *log, bk_buf_t *out);
+/* Behind the parts, which end at offset: the packed index and the trailer, appended to out. */
+bk_rc_t bk_txlog_put_index(const bk_buf_t *index, uint64_t offset, bk_buf_t *out, bk_err_t *err);
+/* Bytes of a log as they are stored. */
+bk_rc_t bk_txlog_bytes(const bk_txlog_t *log, uint64_t offset, void *out, size_t len,
+                       bk_err_t *err);
 /* head and the page numbers behind it. */
 bool bk_txlog_check_head(const uint8_t *head, const bk_txlog_part_t *part);
 

@@ -77,7 +77,7 @@ static bk_rc_t writer_new(const char *path, const bk_txlog_info_t *info, bk_txlo
     w->info = *info;
     bk_buf_init(&w->index, bk_txlog_index_max);
     bk_buf_init(&w->numbers, 4u << 20);
-    bk_buf_init(&w->packed, BK_TXLOG_INDEX_MAX);
+    bk_buf_init(&w->packed, BK_TXLOG_INDEX_MAX + BK_TXLOG_TRAILER);
     w->path = bk_strdup(path);
     w->pages = malloc(room);
     if (w->path == NULL || w->pages == NULL) {
@@ -245,28 +245,31 @@ bk_rc_t bk_txlog_sync(bk_txlog_writer_t *w, bk_err_t *err)
 
 /* --- sealing --- */
 
-static bk_rc_t write_index(bk_txlog_writer_t *w, bk_err_t *err)
+bk_rc_t bk_txlog_put_index(const bk_buf_t *index, uint64_t offset, bk_buf_t *out, bk_err_t *err)
 {
     const bk_compression_t zstd = {.codec = BK_CODEC_ZSTD, .level = 3};
-    uint8_t trailer[BK_TXLOG_TRAILER];
-    uint64_t offset = w->at;
     bk_codec_t used = BK_CODEC_RAW;
+    size_t began = out->len;
     bk_rc_t rc = BK_OK;
+    if (index->len > 0)
+        rc = bk_compress(zstd, false, index->data, index->len, out, &used, err);
+    if (rc != BK_OK)
+        return rc;
+    size_t stored = out->len - began;
+    uint64_t hash = stored > 0 ? XXH3_64bits(out->data + began, stored) : 0;
+    bk_buf_u64(out, offset);
+    bk_buf_u64(out, stored);
+    bk_buf_u64(out, index->len);
+    bk_buf_u64(out, hash);
+    bk_buf_add(out, BK_TXLOG_END, 8);
+    return bk_buf_ok(out) ? BK_OK : bk_err_set(err, BK_NO_MEMORY, "transactions: out of memory");
+}
+
+static bk_rc_t write_index(bk_txlog_writer_t *w, bk_err_t *err)
+{
     bk_buf_reset(&w->packed);
-    if (w->index.len > 0)
-        rc = bk_compress(zstd, false, w->index.data, w->index.len, &w->packed, &used, err);
-    size_t stored = w->packed.len;
-    if (rc == BK_OK)
-        rc = append(w, w->packed.data, stored, err);
-    if (rc == BK_OK) {
-        bk_put_u64(trailer, offset);
-        bk_put_u64(trailer + 8, stored);
-        bk_put_u64(trailer + 16, w->index.len);
-        bk_put_u64(trailer + 24, stored > 0 ? XXH3_64bits(w->packed.data, stored) : 0);
-        memcpy(trailer + 32, BK_TXLOG_END, 8);
-        rc = append(w, trailer, sizeof trailer, err);
-    }
-    return rc;
+    bk_rc_t rc = bk_txlog_put_index(&w->index, w->at, &w->packed, err);
+    return rc == BK_OK ? append(w, w->packed.data, w->packed.len, err) : rc;
 }
 
 bk_rc_t bk_txlog_seal(bk_txlog_writer_t *w, bk_err_t *err)

@@ -19,7 +19,7 @@
 #include "base/clock.h"
 #include "base/str.h"
 #include "chaos.h"
-#include "engine/moments.h"
+#include "engine/bases.h"
 #include "sqlite/dump.h"
 #include "sqlite/source.h"
 
@@ -33,6 +33,7 @@ typedef struct {
     size_t count, room;
     bk_repo_t *repo;
     bk_snapshot_list_t list;
+    bk_bases_t bases;
     const char *scratch;
     const bk_snapshot_db_t *from; /* to be brought back */
     uint8_t *image;
@@ -206,11 +207,11 @@ static void judge(judge_t *j, const bk_tx_t *tx)
 }
 
 /* The first content that a backup has begins the judgement of an epoch. */
-static bk_rc_t begin(judge_t *j, bk_moments_t *moments, const bk_tx_t *tx, uint64_t content,
-                     uint64_t page_count, bk_err_t *err)
+static bk_rc_t begin(judge_t *j, const bk_tx_t *tx, uint64_t content, uint64_t page_count,
+                     bk_err_t *err)
 {
     bk_moment_t moment = {0};
-    if (!bk_moments_backup(moments, &j->list, content, page_count, &moment))
+    if (!bk_bases_find(&j->bases, content, page_count, &moment))
         return BK_OK;
     j->from = moment.from;
     bk_rc_t rc = bk_team_run(2, materialise, j, err);
@@ -243,10 +244,10 @@ static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
                 return bk_err_set(err, BK_CORRUPT, "transaction %llu is missing",
                                   (unsigned long long)next);
             if (!j->have && next == first)
-                rc = begin(j, moments, tx, tx->before, 0, err);
+                rc = begin(j, tx, tx->before, 0, err);
             next++;
             if (rc == BK_OK && !j->have) {
-                rc = begin(j, moments, tx, tx->after, tx->page_count, err);
+                rc = begin(j, tx, tx->after, tx->page_count, err);
                 continue;
             }
             if (rc != BK_OK)
@@ -284,6 +285,8 @@ static int judge_all(char **args, int logs)
     if (rc == BK_OK)
         rc = bk_moments_open(args[1], "app", args[2], j.repo, &j.ctl, &moments, &err);
     if (rc == BK_OK)
+        rc = bk_bases_init(&j.bases, &j.list, args[2], &err);
+    if (rc == BK_OK)
         rc = run(&j, moments, &err);
     if (rc != BK_OK)
         printf("wrong: %s\n", err.text);
@@ -294,6 +297,7 @@ static int judge_all(char **args, int logs)
            (unsigned long long)j.gaps, (unsigned long long)j.wrong, (long long)j.number,
            (unsigned long long)j.digest);
     bk_moments_free(moments);
+    bk_bases_free(&j.bases);
     bk_snapshot_list_free(&j.list);
     bk_repo_close(j.repo);
     bk_storage_close(storage);

@@ -7,6 +7,7 @@
 #include <dirent.h>
 
 #include "engine/bases.h"
+#include "engine/compact.h"
 #include "engine/engine_private.h"
 #include "sqlite/hashes.h"
 
@@ -99,7 +100,7 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
     OK(bk_moments_open(f->set.base_dir, "app", "main", opened.repo, NULL, &moments, &err), &err);
     for (unsigned i = 0; i < 5; i++) {
-        OK(bk_moments_at(moments, two + i * BK_SEC + 5, &list, &moment, &err), &err);
+        OK(bk_moments_at(moments, two + i * BK_SEC + (i < 4 ? 5 : 0), &list, &moment, &err), &err);
         assert_int_equal(moment.tx.after, 201 + i);
         assert_ptr_equal(moment.backup, &snapshots[1]);
     }
@@ -111,8 +112,16 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     assert_contains(err.text, "nobody saw");
     assert_int_equal(bk_moments_at(moments, one - 1, &list, &moment, &err), BK_INVALID);
     assert_contains(err.text, "before the first");
-    OK(bk_moments_number(moments, 3, &list, &moment, &err), &err);
-    assert_int_equal(moment.tx.after, 203); /* of the newest epoch */
+    /* Nobody says that nothing came behind the last one. */
+    assert_int_equal(bk_moments_at(moments, two + 4 * BK_SEC + 5, &list, &moment, &err),
+                     BK_INVALID);
+    assert_contains(err.text, "captured up to 1970-01-01T00:33:24");
+    /* Two epochs have it: nobody can tell which is meant. */
+    assert_int_equal(bk_moments_number(moments, 3, &list, &moment, &err), BK_INVALID);
+    assert_contains(err.text, "1970-01-01T00:16:42");
+    assert_contains(err.text, "1970-01-01T00:33:22");
+    OK(bk_moments_number(moments, 5, &list, &moment, &err), &err);
+    assert_int_equal(moment.tx.after, 205);
     dbs[1].digest = 7;
     assert_int_equal(bk_moments_number(moments, 5, &list, &moment, &err), BK_NOT_FOUND);
     assert_contains(err.text, "nothing to begin from");
@@ -175,7 +184,7 @@ static void epoch_of(const fixture_t *f, uint8_t epoch[BK_EPOCH_SIZE])
     bk_hashes_free(&hashes);
 }
 
-/* The numbers of an epoch begin at 1, as those of the one before did. */
+/* Its numbers go on from those of the one before. */
 static void an_epoch_after_another_is_shipped_as_well(void **state)
 {
     (void)state;
@@ -199,13 +208,13 @@ static void an_epoch_after_another_is_shipped_as_well(void **state)
     capture(f);
     epoch_of(f, second);
     assert_memory_not_equal(first, second, sizeof first);
-    write_segment(f, second, 1024, 1, 1, 0, true);
-    write_segment(f, second, 1024, 2, 4, 0, true);
+    write_segment(f, second, 1024, 3, 3, 0, true);
+    write_segment(f, second, 1024, 4, 6, 0, true);
     ship(f);
     assert_int_equal(stored(f, first), 1);
     assert_int_equal(stored(f, second), 2);
     assert_int_equal(access(segment(f, first, 1), F_OK), -1);
-    assert_int_equal(access(segment(f, second, 1), F_OK), 0); /* newer than the hashes */
+    assert_int_equal(access(segment(f, second, 3), F_OK), 0); /* newer than the hashes */
     sqlite3_close(db);
     fixture_free(f);
 }
@@ -318,12 +327,12 @@ static int64_t rows_at(fixture_t *f, int64_t time)
 {
     char text[BK_TIME_TEXT];
     bk_err_t err = {0};
-    json_t *answer;
+    json_t *answer, *more;
     bk_time_format_exact(text, time);
     json_t *body = json_pack("{ssssss}", "sql", "SELECT count(*) FROM jobs", "database", "main",
                              "point_in_time", text);
     bk_ctl_init(&f->ctl);
-    OK(bk_engine_query(f->engine, body, &f->ctl, &answer, &err), &err);
+    OK(bk_engine_query(f->engine, body, &f->ctl, &answer, &more, &err), &err);
     bk_ctl_free(&f->ctl);
     int64_t value =
         json_integer_value(json_array_get(json_array_get(json_object_get(answer, "rows"), 0), 0));
@@ -377,6 +386,32 @@ static void a_cleanup_leaves_the_window_whole(void **state)
     OK(bk_engine_timeline(f->engine, &filter, NULL, &answer, &err), &err);
     assert_true(json_is_true(member(answer, "databases.0.windows.0.recoverable")));
     json_decref(answer);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* From the storage alone nobody knows when the capture ended: it says what it gives. */
+static void without_base_dir_the_last_transaction_is_told(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_point_t point;
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    sql(db, "INSERT INTO jobs(name) VALUES('one')");
+    capture(f);
+    ship_everything(f);
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_open_repo(f->engine, false, &f->ctl, &opened, &err), &err);
+    bk_point_wish_t wish = {.time = bk_now(), .set = "app", .database = "main", .databases = true};
+    OK(bk_point_find(opened.repo, &wish, &f->ctl, &point, &err), &err);
+    assert_int_equal(f->ctl.notes_total, 1);
+    assert_contains(f->ctl.notes[0], "the last one on the storage");
+    bk_point_close(&point);
+    bk_engine_close_repo(&opened);
+    bk_ctl_free(&f->ctl);
     sqlite3_close(db);
     fixture_free(f);
 }
@@ -441,6 +476,7 @@ static void a_backup_that_a_window_begins_with_cannot_be_deleted(void **state)
     fixture_t *f = captured();
     bk_err_t err = {0};
     char id[BK_BACKUP_ID], later[BK_BACKUP_ID], body[128];
+    json_t *more;
     sqlite3 *db = open_db(f, "app/app.db");
     capture(f);
     back_up(f, "full", id);
@@ -449,7 +485,8 @@ static void a_backup_that_a_window_begins_with_cannot_be_deleted(void **state)
     back_up(f, "full", later);
     bk_fmt(body, sizeof body, "{\"backup_id\": \"%s\"}", id);
     json_t *request = json(body);
-    assert_int_equal(bk_engine_check(f->engine, BK_JOB_DELETE, request, NULL, &err), BK_CONFLICT);
+    assert_int_equal(bk_engine_check(f->engine, BK_JOB_DELETE, request, NULL, &more, &err),
+                     BK_CONFLICT);
     assert_contains(err.text, "begin with it");
     json_decref(request);
     json_t *job = do_job(f, BK_JOB_DELETE, body, "failed");
@@ -484,6 +521,255 @@ static void what_was_captured_once_goes_with_retention(void **state)
     fixture_free(f);
 }
 
+/* --- merging --- */
+
+/*
+ * Count transactions of one segment each, on the storage; page 1 is the number, page 2 and on come
+ * and go.
+ */
+static void ship_small_ones(fixture_t *f, bk_repo_t *repo, const uint8_t epoch[BK_EPOCH_SIZE],
+                            uint64_t first, uint64_t count)
+{
+    uint8_t page[4096];
+    bk_err_t err = {0};
+    for (uint64_t i = first; i < first + count; i++) {
+        bk_txlog_writer_t *log;
+        bk_txlog_info_t info = {.page_size = 4096, .first = i};
+        bk_history_name_t name = {.database = "app.main", .first = i, .last = i};
+        bk_tx_t tx = {.txid = i,
+                      .page_count = 1 + i % 3,
+                      .t_lo = (int64_t)i * BK_SEC,
+                      .t_hi = (int64_t)i * BK_SEC,
+                      .before = epoch[0] * 1000u + i - 1,
+                      .after = epoch[0] * 1000u + i};
+        memcpy(info.epoch, epoch, BK_EPOCH_SIZE);
+        memcpy(name.epoch, epoch, BK_EPOCH_SIZE);
+        unlink(at(f, "one.tx"));
+        OK(bk_txlog_create(at(f, "one.tx"), &info, &log, &err), &err);
+        OK(bk_txlog_begin(log, &err), &err);
+        for (uint32_t p = 1; p <= tx.page_count; p++) {
+            memset(page, (int)(i + p), sizeof page);
+            OK(bk_txlog_page(log, p, page, &err), &err);
+        }
+        OK(bk_txlog_end(log, &tx, &err), &err);
+        uint64_t size = 0;
+        OK(bk_txlog_seal(log, &err), &err);
+        int fd = open(at(f, "one.tx"), O_RDONLY | O_CLOEXEC);
+        size = (uint64_t)lseek(fd, 0, SEEK_END);
+        OK(bk_history_put(repo, &name, fd, size, NULL, &err), &err);
+        close(fd);
+    }
+}
+
+/* A backup of what the first epoch was before transaction 1 + number. */
+typedef struct {
+    bk_snapshot_db_t db;
+    bk_snapshot_t snapshot;
+    bk_snapshot_list_t list;
+} base_t;
+
+static void base_of(base_t *base, uint64_t number)
+{
+    static char name[] = "main";
+    base->db = (bk_snapshot_db_t){
+        .name = name, .digest = 1000 + number, .page_count = 1 + number % 3, .page_size = 4096};
+    base->snapshot = (bk_snapshot_t){.dbs = &base->db, .db_count = 1};
+    base->list = (bk_snapshot_list_t){.items = &base->snapshot, .count = 1};
+}
+
+static void assert_pages(bk_past_t *past, uint64_t txid)
+{
+    uint8_t page[4096], wanted[4096];
+    bk_err_t err = {0};
+    assert_int_equal(bk_past_digest(past), 1000u + txid);
+    assert_int_equal(bk_past_page_count(past), 1 + txid % 3);
+    for (uint64_t p = 1; p <= 1 + txid % 3; p++) {
+        OK(bk_past_page(past, p, page, &err), &err);
+        memset(wanted, (int)(txid + p), sizeof wanted);
+        assert_memory_equal(page, wanted, sizeof page);
+    }
+}
+
+static bk_past_t *past_of(bk_moments_t *moments, const base_t *base, uint64_t txid,
+                          bk_moment_t *moment)
+{
+    bk_past_t *past;
+    bk_err_t err = {0};
+    OK(bk_moments_number(moments, txid, &base->list, moment, &err), &err);
+    OK(bk_moments_past(moment, NULL, NULL, &past, &err), &err);
+    return past;
+}
+
+/* Every transaction is there once, with its own pages. */
+static void assert_all_there(bk_repo_t *repo, uint64_t count)
+{
+    bk_err_t err = {0};
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    uint64_t next = 1;
+    base_t base;
+    base_of(&base, 0);
+    OK(bk_moments_open(NULL, "app", "main", repo, NULL, &moments, &err), &err);
+    for (size_t s = 0; s < bk_moments_count(moments); s++) {
+        bk_txlog_t *log;
+        OK(bk_moments_segment(moments, s, &log, &err), &err);
+        for (size_t i = 0; i < bk_txlog_count(log) && bk_txlog_info(log)->epoch[0] == E1[0]; i++)
+            assert_int_equal(bk_txlog_tx(log, i)->txid, next++);
+    }
+    assert_int_equal(next, count + 1);
+    for (uint64_t txid = 1; txid <= count; txid++) {
+        bk_past_t *past = past_of(moments, &base, txid, &moment);
+        assert_pages(past, txid);
+        bk_past_free(past);
+    }
+    bk_moments_free(moments);
+}
+
+static size_t count_all(bk_repo_t *repo, const uint8_t *epoch, bool hidden)
+{
+    bk_err_t err = {0};
+    bk_history_list_t list;
+    size_t count = 0;
+    if (hidden)
+        OK(bk_history_list_all(repo, "app.main", NULL, &list, &err), &err);
+    else
+        OK(bk_history_list(repo, "app.main", NULL, NULL, &list, &err), &err);
+    for (size_t i = 0; i < list.count; i++)
+        count += list.items[i].name.epoch[0] == epoch[0];
+    bk_history_list_free(&list);
+    return count;
+}
+
+typedef struct {
+    fixture_t *f;
+    bk_opened_t opened;
+} merging_t;
+
+static size_t merge(merging_t *w, int64_t grace)
+{
+    bk_err_t err = {0};
+    size_t merged;
+    OK(bk_compact(w->f->engine, w->opened.repo, "app.main", grace, &merged, &w->f->ctl, &err),
+       &err);
+    return merged;
+}
+
+static int set_up_merging(void **state)
+{
+    bk_err_t err = {0};
+    merging_t *w = calloc(1, sizeof *w);
+    w->f = captured();
+    OK(bk_engine_open_repo(w->f->engine, false, NULL, &w->opened, &err), &err);
+    bk_ctl_init(&w->f->ctl);
+    *state = w;
+    return 0;
+}
+
+static int tear_down_merging(void **state)
+{
+    merging_t *w = *state;
+    bk_ctl_free(&w->f->ctl);
+    bk_engine_close_repo(&w->opened);
+    fixture_free(w->f);
+    free(w);
+    return 0;
+}
+
+static void many_segments_become_few(void **state)
+{
+    merging_t *w = *state;
+    bk_repo_t *repo = w->opened.repo;
+    ship_small_ones(w->f, repo, E1, 1, 200);
+    ship_small_ones(w->f, repo, E2, 201, 31); /* one less than a run */
+    assert_all_there(repo, 200);
+    assert_int_equal(merge(w, 3600 * BK_SEC), 200);
+    /* Both are there now, as if it had been killed here. */
+    assert_int_equal(count_all(repo, E1, true), 201);
+    assert_int_equal(count_all(repo, E1, false), 1);
+    assert_all_there(repo, 200);
+    assert_int_equal(merge(w, 3600 * BK_SEC), 0);
+    assert_int_equal(count_all(repo, E1, true), 201);
+    assert_int_equal(merge(w, 0), 0);
+    assert_int_equal(count_all(repo, E1, true), 1);
+    assert_int_equal(count_all(repo, E2, true), 31);
+    assert_all_there(repo, 200);
+    done(do_job(w->f, BK_JOB_VERIFY, "{\"level\": 2}", "completed"));
+    bk_ctl_init(&w->f->ctl);
+}
+
+/* New ones come, and are merged with each other before they are with the wide one. */
+static void what_was_merged_is_not_written_again_soon(void **state)
+{
+    merging_t *w = *state;
+    bk_repo_t *repo = w->opened.repo;
+    ship_small_ones(w->f, repo, E1, 1, 400);
+    assert_int_equal(merge(w, 0), 400);
+    ship_small_ones(w->f, repo, E1, 401, 31);
+    (void)merge(w, 0);
+    size_t before = count_all(repo, E1, false);
+    ship_small_ones(w->f, repo, E1, 432, 40);
+    (void)merge(w, 0);
+    (void)merge(w, 0);
+    assert_true(before <= 32);
+    assert_true(count_all(repo, E1, true) <= 3);
+    assert_all_there(repo, 471);
+}
+
+/* Somebody listed before it all was merged and removed, and has some of them open. */
+static void a_reader_of_the_old_names_goes_on(void **state)
+{
+    merging_t *w = *state;
+    bk_repo_t *repo = w->opened.repo;
+    bk_err_t err = {0};
+    bk_moments_t *moments;
+    bk_moment_t moment, other;
+    base_t base, late;
+    base_of(&base, 0);
+    base_of(&late, 35);
+    ship_small_ones(w->f, repo, E1, 1, 40);
+    OK(bk_moments_open(NULL, "app", "main", repo, NULL, &moments, &err), &err);
+    bk_past_t *few = past_of(moments, &late, 38, &moment), /* all of them stay open */
+        *many = past_of(moments, &base, 38, &other);
+    assert_int_equal(merge(w, 0), 40);
+    (void)merge(w, 0);
+    assert_int_equal(count_all(repo, E1, true), 1);
+    assert_pages(few, 38);
+    assert_pages(many, 38);
+    bk_past_free(few);
+    bk_past_free(many);
+    /* The list of before finds each by its number, in what is there now. */
+    for (uint64_t txid = 1; txid <= 40; txid++) {
+        bk_past_t *past = past_of(moments, &base, txid, &moment);
+        assert_pages(past, txid);
+        bk_past_free(past);
+    }
+    bk_moments_free(moments);
+}
+
+/* The others are merged; nothing that can be read is given up. */
+static void a_damaged_or_missing_segment_is_left_out(void **state)
+{
+    merging_t *w = *state;
+    bk_repo_t *repo = w->opened.repo;
+    bk_history_list_t list;
+    bk_err_t err = {0};
+    char path[BK_STORAGE_NAME + 16] = "storage/";
+    ship_small_ones(w->f, repo, E1, 1, 100);
+    OK(bk_history_list(repo, "app.main", E1, NULL, &list, &err), &err);
+    bk_history_object(path + strlen(path), &list.items[9]);
+    OK(bk_history_remove(repo, &list.items[49], NULL, &err), &err);
+    bk_history_list_free(&list);
+    assert_int_equal(chmod(at(w->f, path), 0600), 0);
+    int fd = open(at(w->f, path), O_RDWR | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "damage", 6, 200), 6);
+    close(fd);
+    /* 1..9 | 10 | 11..49 | | 51..100 */
+    assert_int_equal(merge(w, 0), 39);
+    assert_int_equal(merge(w, 0), 50);
+    assert_int_equal(merge(w, 0), 0);
+    assert_int_equal(count_all(repo, E1, true), 9 + 1 + 1 + 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -493,6 +779,15 @@ int main(void)
         cmocka_unit_test(nothing_is_removed_before_a_capture_began),
         cmocka_unit_test(a_detached_database_is_let_go_of),
         cmocka_unit_test(a_cleanup_leaves_the_window_whole),
+        cmocka_unit_test(without_base_dir_the_last_transaction_is_told),
+        cmocka_unit_test_setup_teardown(many_segments_become_few, set_up_merging,
+                                        tear_down_merging),
+        cmocka_unit_test_setup_teardown(what_was_merged_is_not_written_again_soon, set_up_merging,
+                                        tear_down_merging),
+        cmocka_unit_test_setup_teardown(a_reader_of_the_old_names_goes_on, set_up_merging,
+                                        tear_down_merging),
+        cmocka_unit_test_setup_teardown(a_damaged_or_missing_segment_is_left_out, set_up_merging,
+                                        tear_down_merging),
         cmocka_unit_test(each_epoch_of_a_window_keeps_a_backup),
         cmocka_unit_test(a_backup_that_a_window_begins_with_cannot_be_deleted),
         cmocka_unit_test(what_was_captured_once_goes_with_retention),

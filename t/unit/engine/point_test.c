@@ -75,12 +75,12 @@ static int tear_down_world(void **state)
 
 static int64_t ask(world_t *w, json_t *body, const char *database, const char *text)
 {
-    json_t *answer, *problems;
+    json_t *answer, *problems, *more;
     json_object_set_new(body, "database", json_string(database));
     json_object_set_new(body, "sql", json_string(text));
     bk_err_clear(&w->err);
     OK(bk_query_check(&w->f->set, body, &problems, &w->err), &w->err);
-    OK(bk_engine_query(w->f->engine, body, &w->f->ctl, &answer, &w->err), &w->err);
+    OK(bk_engine_query(w->f->engine, body, &w->f->ctl, &answer, &more, &w->err), &w->err);
     int64_t value =
         json_integer_value(json_array_get(json_array_get(json_object_get(answer, "rows"), 0), 0));
     assert_string_equal(json_string_value(json_object_get(answer, "database")), database);
@@ -144,24 +144,33 @@ static void files_come_from_the_backup_before_it(void **state)
     full_at(w, 12, at_time(w, 12), 10);
 }
 
-static void refused(world_t *w, json_t *body, const char *why)
+/* *more: what can be had instead. */
+static void refused_for(world_t *w, json_t *body, const char *why, json_t **more)
 {
     bk_err_clear(&w->err);
     if (json_object_get(body, "recovery_type") == NULL)
         json_object_set_new(body, "recovery_type", json_string("database"));
-    if (bk_engine_check(w->f->engine, BK_JOB_RECOVERY, body, &w->f->ctl, &w->err) != BK_INVALID)
+    if (bk_engine_check(w->f->engine, BK_JOB_RECOVERY, body, &w->f->ctl, more, &w->err) !=
+        BK_INVALID)
         fail_msg("not refused: %s", why);
     assert_contains(w->err.text, why);
     json_decref(body);
+}
+
+static void refused(world_t *w, json_t *body, const char *why)
+{
+    json_t *more;
+    refused_for(w, body, why, &more);
+    json_decref(more);
 }
 
 static void what_is_not_there_is_told_before_the_job(void **state)
 {
     world_t *w = *state;
     bk_err_t err = {0};
-    json_t *body = at_time(w, 3);
+    json_t *more, *body = at_time(w, 3);
     json_object_set_new(body, "recovery_type", json_string("database"));
-    OK(bk_engine_check(w->f->engine, BK_JOB_RECOVERY, body, &w->f->ctl, &err), &err);
+    OK(bk_engine_check(w->f->engine, BK_JOB_RECOVERY, body, &w->f->ctl, &more, &err), &err);
     json_decref(body);
     refused(w, json_pack("{si}", "transaction", 7), "more than one is captured");
     refused(w, json_pack("{siss}", "transaction", 99, "database", "main"), "no transaction 99");
@@ -171,6 +180,53 @@ static void what_is_not_there_is_told_before_the_job(void **state)
     refused(w,
             json_pack("{ssss}", "recovery_type", "files", "point_in_time", "2020-01-01T00:00:00Z"),
             "no backup of the files");
+}
+
+static int64_t time_in(json_t *value, const char *path)
+{
+    int64_t time = 0;
+    assert_true(bk_time_parse(text_of(value, path), &time));
+    return time;
+}
+
+/* Nobody looks any more: what came later may have changed everything. */
+static void a_time_that_nobody_looked_at_is_refused(void **state)
+{
+    world_t *w = *state;
+    fixture_t *f = w->f;
+    json_t *answer, *more, *job;
+    bk_err_t err = {0};
+    bk_sleep_ms(5);
+    w->times[16] = bk_now();
+    bk_sleep_ms(5);
+    capture(w); /* looks, and finds nothing */
+    assert_int_equal(ask(w, at_time(w, 16), "main", "SELECT count(*) FROM jobs"), 515);
+    close_engine(f);
+    bk_sleep_ms(5);
+    w->times[17] = bk_now();
+    open_engine(f);
+    json_t *body = at_time(w, 17);
+    json_object_set_new(body, "database", json_string("main"));
+    refused_for(w, json_incref(body), "is not known: its transactions are captured up to", &more);
+    assert_true(time_in(more, "recovery_window.earliest") <= w->times[1]);
+    assert_true(time_in(more, "recovery_window.latest") > w->times[16]);
+    assert_true(time_in(more, "recovery_window.latest") < w->times[17]);
+    json_decref(more);
+    json_object_set_new(body, "sql", json_string("SELECT 1"));
+    assert_int_equal(bk_engine_query(f->engine, body, &f->ctl, &answer, &more, &err), BK_INVALID);
+    assert_non_null(member(more, "recovery_window.latest"));
+    json_decref(more);
+    json_decref(body);
+    bk_timeline_filter_t filter = {.database = "main"};
+    OK(bk_engine_timeline(f->engine, &filter, &f->ctl, &answer, &err), &err);
+    assert_true(time_in(answer, "databases.0.windows.0.to") > w->times[16]);
+    json_decref(answer);
+    job = do_job(f, BK_JOB_RECOVERY,
+                 "{\"recovery_type\": \"database\", \"database\": \"main\", \"transaction\": 15}",
+                 "completed");
+    bk_ctl_init(&f->ctl);
+    assert_non_null(strchr(text_of(job, "databases.0.recovery_point"), '.'));
+    done(job);
 }
 
 /* Another set on the same storage, whose database has the same name and newer transactions. */
@@ -205,6 +261,7 @@ static void sets_share_a_storage_but_no_moments(void **state)
     assert_int_equal(ask(w, json_pack("{si}", "transaction", 1), "main", count), 501);
     assert_int_equal(ask(w, at_time(w, 15), "main", count), 515);
     w->times[16] = bk_now();
+    capture(w);
     assert_int_equal(ask(w, at_time(w, 16), "main", count), 515);
     world_t other = {.f = g};
     assert_int_equal(ask(&other, json_pack("{si}", "transaction", 1), "main", count), 7);
@@ -336,6 +393,16 @@ static void a_timeline_tells_gaps_and_epochs(void **state)
     assert_true(bk_time_parse(json_string_value(json_object_get(gap, "from")), &from));
     assert_true(bk_time_parse(json_string_value(json_object_get(gap, "to")), &to));
     assert_true(from < to && to > w->times[15]);
+    assert_true(from > w->times[15]); /* it was still looked at after the last transaction */
+    w->times[16] = from;
+    assert_int_equal(ask(w, at_time(w, 16), "main", "SELECT count(*) FROM jobs"), 515);
+    w->times[16] = from + 1;
+    json_t *body = at_time(w, 16), *more;
+    json_object_set_new(body, "database", json_string("main"));
+    refused_for(w, body, "nobody saw", &more);
+    assert_int_equal(time_in(more, "recovery_window.gaps.0.from"), from);
+    assert_int_equal(time_in(more, "recovery_window.gaps.0.to"), to);
+    json_decref(more);
     json_t *tx = json_array_get(json_object_get(one, "transactions"), 0);
     assert_true(json_is_true(json_object_get(tx, "gap")));
     json_decref(answer);
@@ -353,6 +420,8 @@ static void a_timeline_tells_gaps_and_epochs(void **state)
                                      "recoverable"))); /* no backup since */
     assert_int_equal(json_array_size(json_object_get(one, "gaps")), 2);
     assert_int_equal(json_array_size(json_object_get(one, "transactions")), 17);
+    /* Numbers go on. */
+    assert_int_equal(int_of(one, "transactions.0.transaction"), 17);
     json_decref(answer);
 }
 
@@ -365,6 +434,7 @@ int main(void)
         T(files_come_from_the_backup_before_it),
         T(what_is_not_there_is_told_before_the_job),
         T(sets_share_a_storage_but_no_moments),
+        T(a_time_that_nobody_looked_at_is_refused),
         T(a_moment_is_proved),
         T(what_is_shipped_meanwhile_is_read_from_there),
         T(a_timeline_has_every_transaction_once),

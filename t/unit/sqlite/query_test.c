@@ -201,6 +201,30 @@ static void everything_is_bounded(void **state)
 }
 
 /* Words of SQL in any order: whatever is accepted has changed no byte of the file. */
+/* Values are made one after the other before a row is there: they are counted on the way. */
+static void a_row_of_large_values_takes_no_gigabytes(void **state)
+{
+    (void)state;
+    world_t w;
+    char sql[16384] = "SELECT 1";
+    start(&w);
+    for (unsigned i = 0; i < 400; i++)
+        strcat(sql, ", randomblob(4000000)");
+    (void)sqlite3_memory_highwater(1);
+    int64_t before = sqlite3_memory_used();
+    assert_int_equal(ask(&w, sql), BK_TOO_LARGE);
+    assert_non_null(strstr(w.err.text, "a value of more than"));
+    assert_true(sqlite3_memory_highwater(0) - before < 256 << 20);
+    strcpy(sql, "SELECT 1");
+    for (unsigned i = 0; i < 600; i++)
+        strcat(sql, ", 1");
+    assert_int_equal(ask(&w, sql), BK_INVALID);
+    /* A cell that does not fit is not made, so the row ends there. */
+    w.how.max_bytes = 100000;
+    rows_are(&w, "VALUES(1, 1), (2, zeroblob(60000))", "[[1,1]]");
+    end(&w);
+}
+
 static void no_order_of_words_writes(void **state)
 {
     static const char *const words[] = {
@@ -282,6 +306,7 @@ int main(void)
         cmocka_unit_test(what_does_more_than_read_is_refused),
         cmocka_unit_test(mistakes_are_told_with_their_place),
         cmocka_unit_test(everything_is_bounded),
+        cmocka_unit_test(a_row_of_large_values_takes_no_gigabytes),
         cmocka_unit_test(no_order_of_words_writes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
