@@ -250,7 +250,6 @@ static void cleanup_counts_on_what_is_stored_and_checked_only(void **state)
 {
     fixture_t *f = *state;
     char stored[BK_BACKUP_ID], waiting[BK_BACKUP_ID], name[80];
-    f->set.dbs[0].pitr_window = 1;
     back_up(f, "full", stored);
     json_t *job = do_job(f, BK_JOB_BACKUP,
                          "{\"backup_type\": \"full\", \"upload_to_storage\": false}", "completed");
@@ -261,7 +260,6 @@ static void cleanup_counts_on_what_is_stored_and_checked_only(void **state)
     job = do_job(f, BK_JOB_CLEANUP, NULL, "completed");
     json_t *result = json_object_get(job, "cleanup_result");
     assert_true(kept_for(result, stored, "the newest full backup without warnings"));
-    assert_true(kept_for(result, stored, "the moments of pitr_window begin with it"));
     assert_true(kept_for(result, waiting, "waits to be stored, and checked there"));
     assert_int_equal(json_array_size(json_object_get(result, "deleted")), 0);
     done(job);

@@ -745,7 +745,7 @@ static void what_fits_into_no_segment_begins_an_epoch(void **state)
     bk_txlog_index_max = BK_TXLOG_INDEX_MAX;
     run_sql(db, "UPDATE t SET v = v + 1");
     step(box);
-    assert_int_equal(state_of(box).txid, 1);
+    assert_int_equal(state_of(box).txid, 13); /* numbers go on */
     sqlite3_close(db);
 }
 
