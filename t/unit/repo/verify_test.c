@@ -375,7 +375,8 @@ static size_t count_lost(fixture_t *f, size_t n, uint64_t seed)
     bk_want_chunk_t *wants = calloc(2 * n, sizeof *wants);
     fixture_t other = *f;
     other.dir = test_dir();
-    assert_int_equal(symlink(fixture_path(f, "storage", from), fixture_path(&other, "storage", to)), 0);
+    assert_int_equal(symlink(fixture_path(f, "storage", from), fixture_path(&other, "storage", to)),
+                     0);
     fixture_open(&other);
     for (size_t i = 0; i < 2 * n; i++) {
         uint8_t data[FILE_LEN];
