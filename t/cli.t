@@ -172,6 +172,31 @@ run('key', 'new', "$dir/k4.key");
 check('a wrong key', 12, qr/opens none of the 2 key slots/, 'list', '--storage', "file://$dir/storage", '--key-file', "$dir/k4.key");
 check('no key', 2, qr/encrypted: give its key/, 'list', '--storage', "file://$dir/storage");
 check('not a key', 2, qr/not a key/, 'list', '--storage', "file://$dir/storage", '--key-file', "$dir/k2.key");
+
+# --- a passphrase, and slots that go ---
+$t->write('pass', "correct horse battery\n");
+$t->write('pass2', "incorrect horse\n");
+chmod 0600, "$dir/pass", "$dir/pass2";
+my @pass = ('--storage', "file://$dir/storage", '--passphrase-file', "$dir/pass");
+check('a passphrase is added', 0, qr/added, and proved/, 'key', 'add', @offline, '--new-passphrase-file', "$dir/pass", '--label', 'people');
+my $slots = check('key list shows it', 0, qr/ passphrase .* people$/m, 'key', 'list', @pass);
+check('verify by passphrase', 0, qr/ 0 findings/, 'verify', '--level', '2', @pass);
+check('recover by passphrase', 0, qr/source_backup: \Q$full\E/, 'recover', @pass, '--backup-id', $full, '--target', "$dir/by-pass");
+is(`diff -r $dir/by-pass/transcripts $dir/app/transcripts`, '', 'the files are equal');
+check('another passphrase', 12, qr/opens none of the 3 key slots/, 'list', '--storage', "file://$dir/storage", '--passphrase-file', "$dir/pass2");
+check('both', 2, qr/not both/, 'list', @pass, '--key-file', "$dir/k1.key");
+my %slot = map { /^(\S+) +(\S+) +\S+ *(.*?)$/ ? ($3 || $2, $1) : () } split /\n/, $slots;
+my ($first) = grep { $_ ne 'people' && $_ ne 'spare' && $_ ne 'LABEL' } keys %slot;
+check('the first key goes', 0, qr/removed/, 'key', 'remove', $slot{$first}, @pass);
+check('and opens no more', 12, qr/opens none of the 2/, 'list', @offline);
+check('a slot that is not there', 1, qr/./, 'key', 'remove', '01ARZ3NDEKTSV4RRFFQ69G5FAV', @pass);
+check('the spare goes', 0, qr/removed/, 'key', 'remove', $slot{spare}, @pass);
+check('the last one stays', 1, qr/last/, 'key', 'remove', $slot{people}, @pass);
+check('the key comes back', 0, qr/added, and proved/, 'key', 'add', @pass, '--new-key-file', "$dir/k1.key");
+check('so does the spare', 0, qr/added, and proved/, 'key', 'add', @offline, '--new-key-file', "$dir/k3.key");
+check('and the passphrase goes', 0, qr/removed/, 'key', 'remove', $slot{people}, @offline);
+check('list by the key again', 0, qr/^\Q$full\E /m, 'list', @offline);
+
 chmod 0644, "$dir/k3.key";
 check('a key that everybody can read', 2, qr/chmod o=/, 'list', '--storage', "file://$dir/storage", '--key-file', "$dir/k3.key");
 make_path("$dir/empty");

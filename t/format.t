@@ -109,6 +109,16 @@ SKIP: {
         like($out, qr/^1 backups/m, 'one backup by its id');
         next if $codec ne 'zstd';
 
+        # By passphrase alone.
+        open my $pass, '>', "$dir/pass" or die $!;
+        print {$pass} "pa\xc3\x9fword of a person\n";
+        close $pass;
+        chmod 0600, "$dir/pass", "$dir/key";
+        is(system("$build/ngx-backup key add --storage file://$dir/storage --key-file $dir/key --new-passphrase-file $dir/pass >$dir/said 2>&1"), 0,
+            'a passphrase is added') or diag(`cat $dir/said`);
+        ($code, $out) = reader("$dir/storage", '--passphrase', "$dir/pass", '--quiet');
+        ok($code == 0 && $out =~ /^2 backups, 0 findings$/m, 'a reader opens it by the passphrase') or diag($out);
+
         # Content that is exchanged under a name that fits is noticed by the seal alone.
         my @packs;
         find({ no_chdir => 1, wanted => sub { push @packs, $_ if -f } }, "$dir/storage/packs");

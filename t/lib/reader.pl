@@ -2,13 +2,14 @@
 # t/lib/reader.pl: an independent reader of a repository, written from docs/repository-format.md alone.  It
 # proves that the page is complete, and is the last resort of somebody who has the page and not the program.
 #
-#   reader.pl DIRECTORY [--key FILE] [--backup ID] [--restore TARGET] [--quiet]
+#   reader.pl DIRECTORY [--key FILE | --passphrase FILE] [--backup ID] [--restore TARGET] [--quiet]
 #
 # Checks every object's name against its bytes, the index against the packs' own directories, and every chunk against its
 # id; prints each backup with the SHA-256 of each file and database; with --restore writes them below
 # TARGET/<backup id>/{files/<name>/…,databases/<name>}.  Exit 1 when anything was wrong; each finding is a line "damaged: …".
 #
 # Perl's own modules; zstd frames go through the command "zstd", and with --key Crypt::AuthEnc::GCM (Debian: libcryptx-perl) decrypts.
+# scrypt is that of the command "openssl kdf" (OpenSSL 3), which shows the passphrase in the list of processes: use it when nobody else is there.
 use strict;
 use warnings;
 no warnings 'portable';    # 64-bit numbers
@@ -27,9 +28,9 @@ use constant {
     T_FILE => 1, T_BLOCK => 2, T_TREE => 3, T_MAP => 4, T_BLOB => 5,
 };
 
-my ($wanted, $target, $quiet, $key_file);
-GetOptions('key=s' => \$key_file, 'backup=s' => \$wanted, 'restore=s' => \$target, 'quiet' => \$quiet) && @ARGV == 1
-    or die "usage: $0 DIRECTORY [--key FILE] [--backup ID] [--restore TARGET] [--quiet]\n";
+my ($wanted, $target, $quiet, $key_file, $pass_file);
+GetOptions('key=s' => \$key_file, 'passphrase=s' => \$pass_file, 'backup=s' => \$wanted, 'restore=s' => \$target, 'quiet' => \$quiet) && @ARGV == 1
+    or die "usage: $0 DIRECTORY [--key FILE | --passphrase FILE] [--backup ID] [--restore TARGET] [--quiet]\n";
 my $root = $ARGV[0];
 my $findings = 0;
 my ($uuid, $id_key, %secret, %packs, %where, @cached);
@@ -680,12 +681,23 @@ sub read_key {
     return $key;
 }
 
-# The keyring from whichever slot this key opens.
+# The secret of a slot by a passphrase.
+sub scrypt {
+    my ($pass, $how) = @_;
+    open my $in, '-|:raw', qw(openssl kdf -keylen 32 -binary -kdfopt maxmem_bytes:1073741824), map({ ('-kdfopt', $_) } 'hexpass:' . unpack('H*', $pass),
+        "hexsalt:$how->{salt}", "n:$how->{n}", "r:$how->{r}", "p:$how->{p}"), 'SCRYPT' or die "openssl: $!\n";
+    my $secret = do { local $/; <$in> };
+    close $in or die "openssl kdf failed\n";
+    return $secret;
+}
+
+# The keyring from whichever slot this key or passphrase opens.
 sub open_keyring {
-    my ($key, $check) = @_;
+    my ($kind, $given, $check) = @_;
     for my $name (objects('keys')) {
         my $slot = eval { JSON::PP->new->decode(slurp("$root/$name")) } or next;
-        next if $slot->{kind} ne 'key' || $slot->{repository} ne unpack 'H*', $uuid;
+        next if $slot->{kind} ne $kind || $slot->{repository} ne unpack 'H*', $uuid;
+        my $key = $kind eq 'key' ? $given : scrypt($given, $slot->{scrypt});
         my ($kek, $verifier) = unpack 'a32 a16', hkdf($key, $slot->{id}, 'ngx-backup key slot', 48);
         next if $verifier ne pack 'H*', $slot->{verifier};
         my $c = cursor(open_sealed($kek, pack('H*', $slot->{nonce}), $slot->{id}, pack 'H*', $slot->{wrapped}));
@@ -699,7 +711,7 @@ sub open_keyring {
         %secret = %secrets;
         return;
     }
-    die "$key_file: opens no key slot\n";
+    die "this $kind opens no key slot\n";
 }
 
 binmode STDOUT, ':raw';
@@ -708,9 +720,10 @@ die "$root: not a repository\n" if ($format->{format} || '') ne 'ngx-backup repo
 die "$root: format $format->{version} is newer than this reader\n" if $format->{version} > 1;
 $uuid = pack 'H*', $format->{repository};
 if ($format->{encrypted}) {
-    die "$root: the repository is encrypted: give --key FILE\n" if !defined $key_file;
+    die "$root: the repository is encrypted: give --key FILE or --passphrase FILE\n" if !defined($key_file // $pass_file);
     require Crypt::AuthEnc::GCM;
-    open_keyring(read_key(slurp($key_file)), $format->{keyring});
+    my ($kind, $given) = defined $key_file ? ('key', read_key(slurp($key_file))) : ('passphrase', slurp($pass_file) =~ s/\r?\n\z//r);
+    open_keyring($kind, $given, $format->{keyring});
 }
 check_names();
 read_packs();

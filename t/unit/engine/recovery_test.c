@@ -731,6 +731,17 @@ static void an_equal_recovery_is_a_conflict_while_it_waits(void **state)
     assert_int_equal(submit(f, BK_JOB_RECOVERY, text, second), BK_OK);
 }
 
+static int set_up_passphrase(void **state)
+{
+    fixture_t *f = fixture_new(false);
+    put(f, "pass", "correct horse battery\n");
+    assert_int_equal(chmod(at(f, "pass"), 0600), 0);
+    f->set.passphrase_file = text_at(f, "pass");
+    open_engine(f);
+    *state = f;
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -762,6 +773,8 @@ int main(void)
         T(a_recovery_whose_process_died_is_not_repeated),
         T(an_equal_recovery_is_a_conflict_while_it_waits),
         cmocka_unit_test_setup_teardown(what_was_lost_whole_comes_back, set_up_encrypted,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(what_was_lost_whole_comes_back, set_up_passphrase,
                                         tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
