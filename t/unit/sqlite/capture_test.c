@@ -6,9 +6,9 @@
 #include <dirent.h>
 #include <sys/mount.h>
 
+#include "base/attached.h"
 #include "base/publish.h"
 #include "base/str.h"
-#include "base/attached.h"
 #include "sqlite/capture.h"
 #include "sqlite/connect.h"
 #include "sqlite/source.h"
