@@ -262,8 +262,8 @@ void bk_engine_timeless(json_t *status);
 bk_rc_t bk_engine_metrics(bk_engine_t *engine, const json_t *status, const json_t *health,
                           bk_buf_t *out, bk_err_t *err);
 
-/* GET /backups/{id} from a snapshot; with "completed_ns" for the catalog.  For the command line that
- * has no engine, too. */
+/* GET /backups/{id} from a snapshot; with "completed_ns" for the catalog.  Also for the
+ * command line that has no engine. */
 json_t *bk_describe_snapshot(const bk_snapshot_t *snapshot, const char *storage);
 
 /* Problem document (RFC 9457) of a failure: type, title, status, detail, code, and errors when

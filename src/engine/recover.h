@@ -66,7 +66,7 @@ bk_rc_t bk_root_open_nearest(const char *path, bk_helper_t *helper, bk_ctl_t *ct
 /* The array of that name in a result, made when there is none; borrowed. */
 json_t *bk_recover_list(json_t *result, const char *name);
 
-/* Does the policy keep a database file that is there?  Last changed, and the backup's moment; ns. */
+/* Does the policy keep a database that is there?  Last changed, and the backup's moment; ns. */
 bool bk_recover_keeps(bk_overwrite_t overwrite, int64_t changed, int64_t instant);
 /* "always", "if-newer", "never", "rename"; false for another word. */
 bool bk_overwrite_parse(const char *text, bk_overwrite_t *overwrite);

@@ -301,7 +301,7 @@ static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *r
     return rc;
 }
 
-/* What stands in the way of the recovery stands in the way of its plan.  there: the directory is. */
+/* What stands in the way of a recovery stands in the way of its plan.  there: the directory is. */
 static bk_rc_t plan_database(const place_t *place, bool there, json_t *result, bk_err_t *err)
 {
     char path[PATH_MAX];

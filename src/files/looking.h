@@ -5,7 +5,8 @@
  *
  * Calls return 0 or an errno.  BK_LOOK_GONE: the helper is wanted and cannot be asked, so that
  * nobody knows what is there, and the backup has to end with bk_looker_gone; BK_LOOK_USED: see
- * there; EXDEV: a mount point, which the helper does not cross.  No link is followed, the name itself neither.
+ * there; EXDEV: a mount point, which the helper does not cross.  No link is followed, the name
+ * itself neither.
  */
 #ifndef BK_FILES_LOOKING_H
 #define BK_FILES_LOOKING_H

@@ -42,8 +42,8 @@ typedef struct {
 bk_rc_t bk_road_init(bk_road_t *road, bk_root_t *root, bk_ctl_t *ctl, bk_err_t *err);
 void bk_road_free(bk_road_t *road); /* also of zeros */
 /*
- * All directories of a path below the root; through the helper each with the owner of the one above.
- * dry: only look.  *made: the last one was not there.
+ * All directories of a path below the root; through the helper each with the owner of the one
+ * above.  dry: only look.  *made: the last one was not there.
  */
 bk_rc_t bk_road_make(bk_road_t *road, const char *path, bool dry, bool *made, bk_err_t *err);
 /* Bytes that are free there for this process, and: everything that was written is on the disk. */

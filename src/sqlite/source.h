@@ -12,8 +12,8 @@
  *
  * POSIX locks: closing any descriptor of the database or its -shm in this process would drop
  * SQLite's locks, so the file is read only through SQLite's own handle, and nobody else in the
- * process may open it (base/attached.h sees to that). A source belongs to one thread at a time, except
- * bk_db_source_read, which several may call at once.
+ * process may open it (base/attached.h sees to that). A source belongs to one thread at a
+ * time, except bk_db_source_read, which several may call at once.
  */
 #ifndef BK_SQLITE_SOURCE_H
 #define BK_SQLITE_SOURCE_H
