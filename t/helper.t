@@ -292,7 +292,7 @@ PERL
         isnt($?, 0, "$name: and says so");
         like(join("\n", grep { /emerg/ } $t->log_lines), $re, "$name: with the reason");
     };
-    $fails->('another version', qr/speaks protocol 9.*protocol 1.*restart nginx/);
+    $fails->('another version', qr/speaks protocol 9.*protocol \d+.*restart nginx/);
     $t->write('none', "#!/bin/sh\nexit 0\n");
     chmod 0755, $t->{helper} = "$t->{dir}/none";
     $fails->('no helper', qr/does not start: it ended/);
