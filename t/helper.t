@@ -65,6 +65,46 @@ subtest 'it starts, serves, and ends with nginx' => sub {
     $t->finish;
 };
 
+# The figure of a metric of the helper; undef: none.
+sub metric {
+    my ($t, $name) = @_;
+    return ($t->get('/metrics', token => 'viewer')->{content} // '') =~ /^nginx_backup_helper_$name\{backup="app"\} (\S+)$/m ? $1 : undef;
+}
+
+sub metric_is {
+    my ($t, $name, $value) = @_;
+    return ok($t->wait_until(30, $name, sub { (metric($t, $name) // -1) == $value }), "helper_$name is $value") || diag(metric($t, $name) // 'none');
+}
+
+# In a container nobody reads the system's log.
+subtest 'what it refuses and lacks is in the error log, once, and in the metrics' => sub {
+    my $weak = $NgxBackup::helper =~ s{[^/]+$}{tools/weakhelper}r;
+    plan skip_all => "$ask or $weak is missing: make tools" unless -x $ask && -x $weak;
+    my $t = new_app(daemon => 1);
+    $t->start;
+    state_is($t, 'active', 'active');
+    metric_is($t, up => 1);
+    metric_is($t, refused_total => 0);
+    my $caged = metric($t, 'caged');
+    my $said = () = grep { /its cage is weaker/ } $t->log_lines;
+    is($said > 0, !$caged, 'the cage is as it is here');
+    my ($worker) = $t->workers;
+    system("$ask $worker r/etc r/root >/dev/null");
+    metric_is($t, refused_total => 2);
+    ok($t->wait_until(20, 'the log', sub { grep { /it refused workers 2 times/ } $t->log_lines }), 'the error log says so');
+    $t->write('nginx.conf', $t->conf =~ s/backup_helper [^;]+;/backup_helper $weak;/r);
+    $t->hup;
+    metric_is($t, caged => 0);
+    ok($t->wait_until(20, 'the log', sub { grep { /its cage is weaker here, there is no Landlock:/ } $t->log_lines }), 'so does a weaker cage');
+    is($t->backup->{status}, 'completed', 'which works all the same');
+    kill 'KILL', ($t->supervisors)[-1];
+    metric_is($t, up => 0);
+    $t->hup;
+    metric_is($t, up => 1);
+    $t->stop('QUIT');
+    $t->finish;
+};
+
 subtest 'each reload gives it the new configuration' => sub {
     my $t = new_app(daemon => 1);
     $t->start;
@@ -292,7 +332,7 @@ PERL
         isnt($?, 0, "$name: and says so");
         like(join("\n", grep { /emerg/ } $t->log_lines), $re, "$name: with the reason");
     };
-    $fails->('another version', qr/speaks protocol 9.*protocol 1.*restart nginx/);
+    $fails->('another version', qr/speaks protocol 9.*protocol \d+.*restart nginx/);
     $t->write('none', "#!/bin/sh\nexit 0\n");
     chmod 0755, $t->{helper} = "$t->{dir}/none";
     $fails->('no helper', qr/does not start: it ended/);

@@ -144,6 +144,12 @@ subtest 'a full backup names what the watcher had missed' => sub {
     my $result = $job->{result} // $job;
     is($result->{stats}{watch_missed}, 1, 'counted');
     like(join("\n", @{ $result->{warnings} // [] }), qr{had missed a change in .*/d4}, 'and named');
+    my $metrics = '';
+    ok($t->wait_until(20, 'the metric', sub {
+            $metrics = $t->get('/metrics')->{content} // '';
+            return $metrics =~ /^nginx_backup_watch_missed_total\{[^}]*\} 1$/m;
+        }), 'the metric counts it') or diag($metrics);
+    like($metrics, qr/^nginx_backup_watched\{[^}]*files="uploads"[^}]*\} 1$/m, 'and says that it is watched');
     $t->stop('QUIT');
     $t->finish;
 };

@@ -5,8 +5,8 @@
  * thread holds for the length of a request, so any number of threads may ask at once.  A
  * conversation that breaks is replaced; a request that only looks (stat, open for reading) is then
  * sent again once, one that changes something fails with BK_UNAVAILABLE, since nobody knows whether
- * it was done.  Everything waits in poll with a bound of 100 ms and looks at ctl in between; where ctl
- * is NULL, for bk_helper_alone_ms at most, then it is BK_UNAVAILABLE.
+ * it was done.  Everything waits in poll with a bound of 100 ms and looks at ctl in between; where
+ * ctl is NULL, for bk_helper_alone_ms at most, then it is BK_UNAVAILABLE.
  */
 #ifndef BK_HELPER_CLIENT_H
 #define BK_HELPER_CLIENT_H

@@ -160,8 +160,8 @@ static bk_rc_t wait_reply(bk_watch_t *watch, uint32_t id, int64_t until, bk_ctl_
 }
 
 /*
- * barrier: whoever stops waiting leaves the reply to the next who asks.  Not so of a new root, whose
- * number would be missed.
+ * barrier: whoever stops waiting leaves the reply to the next who asks.  Not so of a new root,
+ * whose number would be missed.
  */
 static bk_rc_t ask(bk_watch_t *watch, const char *path, bool barrier, bk_ctl_t *ctl, bk_err_t *err)
 {

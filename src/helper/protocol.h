@@ -106,12 +106,10 @@ typedef struct {
 } bk_wire_conf_t;
 
 /* What a root may be used for. */
-#define BK_WIRE_MAY_READ  1u /* list, look, open for reading */
-#define BK_WIRE_MAY_PLACE 2u /* create, rename, remove, set metadata */
-#define BK_WIRE_MAY_WATCH 4u
-#define BK_WIRE_MAY_SETUID                                                                         \
-    8u                         /* set-user-id and set-group-id bits and capabilities of files, too \
-                                */
+#define BK_WIRE_MAY_READ   1u /* list, look, open for reading */
+#define BK_WIRE_MAY_PLACE  2u /* create, rename, remove, set metadata */
+#define BK_WIRE_MAY_WATCH  4u
+#define BK_WIRE_MAY_SETUID 8u  /* set-user-id bits and capabilities of files, too */
 #define BK_WIRE_DATABASE   16u /* path is one database file: it and its companions are all */
 #define BK_WIRE_ROOT_FLAGS 31u /* all that there are */
 
@@ -179,8 +177,8 @@ typedef struct {
     uint32_t root;
     uint16_t dir_len; /* of the directory, relative to the root, which follows; 0: the root */
     uint16_t count;
-    uint64_t
-        inode; /* that the directory must have, else every operation fails with ESTALE; 0: any */
+    /* That the directory must have, else every operation fails with ESTALE; 0: any. */
+    uint64_t inode;
 } bk_wire_at_t;
 
 typedef enum {
@@ -207,9 +205,8 @@ typedef enum {
 #define BK_WIRE_SET_OWNER 1u
 #define BK_WIRE_SET_MODE  2u
 #define BK_WIRE_SET_MTIME 4u
-#define BK_WIRE_SET_ATTRS                                                                          \
-    8u /* the request carries one descriptor per such operation, in order; so                      \
-          it does for ALONE */
+/* The request carries one descriptor for each such operation, in order; so it does for ALONE. */
+#define BK_WIRE_SET_ATTRS 8u
 #define BK_WIRE_SET_FRESH 16u /* nothing has to be removed or compared */
 
 /* META: what was left out.  The rest is done. */

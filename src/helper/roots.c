@@ -219,3 +219,11 @@ int bk_roots_open(const bk_roots_entry_t *root)
     }
     return dir;
 }
+
+bool bk_roots_reachable(int dir)
+{
+    int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 || errno != EACCES;
+}

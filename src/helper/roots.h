@@ -6,6 +6,7 @@
 #define BK_HELPER_ROOTS_H
 
 #include <limits.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -42,6 +43,8 @@ int bk_roots_find(const bk_roots_t *roots, const char *path, size_t len, uint32_
  * who may write to a parent directory must not choose what the helper opens.
  */
 int bk_roots_open(const bk_roots_entry_t *root);
+/* Can this process's cage reach that directory?  It was built around those of its beginning. */
+bool bk_roots_reachable(int dir);
 /* The last component of a database's path. */
 const char *bk_roots_base(const bk_roots_entry_t *root);
 

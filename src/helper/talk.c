@@ -56,15 +56,6 @@ static int keep_root(bk_talk_t *talk, const bk_task_root_t *root)
     return (int)talk->root_count++;
 }
 
-/* Can this conversation's cage reach the directory?  It was built around those of its beginning. */
-static bool reachable(int fd)
-{
-    int dir = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir >= 0)
-        close(dir);
-    return dir >= 0 || errno != EACCES;
-}
-
 static int answer_root(bk_talk_t *talk)
 {
     const uint32_t rights =
@@ -96,7 +87,7 @@ static int answer_root(bk_talk_t *talk)
     } else if (fstat(root.fd, &st) != 0) {
         reply.error = errno;
         close(root.fd);
-    } else if (!reachable(root.fd)) {
+    } else if (!bk_roots_reachable(root.fd)) {
         reply.error = ESTALE;
         close(root.fd);
     } else {

@@ -11,9 +11,9 @@
 #include "helper/roots.h"
 
 /*
- * Serve the conversation until it ends; fd is taken over, what: as TALK said.  Enters the cage first, so this is the
- * last thing that the process does: the result is its exit status (0: the peer closed, 1: it broke
- * the protocol, 2: the system failed).
+ * Serve the conversation until it ends; fd is taken over, what: as TALK said.  Enters the cage
+ * first, so this is the last thing that the process does: the result is its exit status (0: the
+ * peer closed, 1: it broke the protocol, 2: the system failed).
  */
 int bk_talk_run(int fd, bk_wire_for_t what, const bk_roots_t *roots, uint64_t generation);
 

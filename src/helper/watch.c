@@ -150,15 +150,6 @@ static void release(watched_t *root)
         close(root->dir);
 }
 
-/* The cage was built around the directories that were there when the conversation began. */
-static bool reachable(int fd)
-{
-    int dir = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir >= 0)
-        close(dir);
-    return dir >= 0 || errno != EACCES;
-}
-
 /*
  * A database has an inotify watch also where fanotify works: it is told at once, while what happens
  * in a whole file system is looked at now and then.
@@ -182,7 +173,7 @@ static int start(watcher_t *w, watched_t *root)
         return errno;
     if (fstat(root->dir, &st) != 0)
         return errno;
-    if (!reachable(root->dir))
+    if (!bk_roots_reachable(root->dir))
         return ESTALE;
     root->device = st.st_dev;
     root->inode = st.st_ino;

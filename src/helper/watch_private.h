@@ -39,8 +39,8 @@ typedef struct {
 bool bk_pending_init(bk_pending_t *pending);
 void bk_pending_free(bk_pending_t *pending);
 bool bk_pending_any(const bk_pending_t *pending);
-/* kind: DIRTY, TREE, LIMIT (with the errno of why) or MOUNT.  What does not fit makes it TREE of the
- * root. */
+/* kind: DIRTY, TREE, LIMIT (with the errno of why) or MOUNT.  What does not fit makes it TREE of
+ * the root. */
 void bk_pending_add(bk_pending_t *pending, const char *path, bk_wire_kind_t kind, int error);
 /* Said of places, not of changes. */
 static inline bool bk_pending_is_limit(bk_wire_kind_t kind)
@@ -140,7 +140,8 @@ void bk_inotify_close(bk_inotify_t *in);               /* NULL is fine */
 int bk_inotify_fd(const bk_inotify_t *in);
 bk_source_t bk_inotify_source(bk_inotify_t *in);
 size_t bk_inotify_waiting(const bk_inotify_t *in); /* bytes */
-/* Read what is there: at least bytes of it, if there are so many, 0: one buffer.  False: the root is gone. */
+/* Read what is there: at least bytes of it, if there are so many, 0: one buffer.  False: the root
+ * is gone. */
 bool bk_inotify_read(bk_inotify_t *in, bk_rootwatch_t *root, size_t bytes);
 
 /* fanotify: watch.h has how it begins and ends. */

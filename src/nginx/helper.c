@@ -14,11 +14,17 @@
 
 #include "nginx/helper.h"
 
+#include "base/clock.h"
+#include "base/log.h"
+
 #include <sys/stat.h>
 #include <sys/un.h>
 
 
 #define NGX_HTTP_BACKUP_HELPER_HELLO  2000      /* ms */
+
+/* between two warnings of what was refused, ns */
+#define NGX_HTTP_BACKUP_HELPER_REFUSED  (60 * BK_SEC)
 
 #define NGX_HTTP_BACKUP_HELPER_PATH   "/usr/lib/ngx-backup/ngx-backup-helper"
 
@@ -438,6 +444,52 @@ ngx_http_backup_helper_greet(bk_wire_hello_t *hello, bk_ctl_t *ctl)
 }
 
 
+/*
+ * What the helper says in the system's log may be read by nobody: in a
+ * container there is none.  Under look_lock.
+ */
+
+static void
+ngx_http_backup_helper_notice(bk_wire_hello_t *hello)
+{
+    int64_t                    now;
+    ngx_http_backup_helper_t  *h = &ngx_http_backup_the_helper;
+
+    if (h->noticed != hello->pid) {
+        h->noticed = hello->pid;
+        h->refused = 0;
+        h->refused_at = 0;
+
+        if (hello->cage != BK_WIRE_CAGE_ALL) {
+            bk_log(BK_LOG_WARN,
+                   "privileged helper: its cage is weaker here, there is no "
+                   "%s: a newer kernel has it",
+                   !(hello->cage & BK_WIRE_CAGE_LANDLOCK)
+                   ? (hello->cage & BK_WIRE_CAGE_SECCOMP
+                      ? "Landlock" : "Landlock and no seccomp")
+                   : "seccomp");
+        }
+    }
+
+    now = bk_mono();
+
+    if (hello->refused > h->refused
+        && (h->refused_at == 0
+            || now - h->refused_at >= NGX_HTTP_BACKUP_HELPER_REFUSED))
+    {
+        bk_log(BK_LOG_WARN,
+               "privileged helper: it refused workers %llu times since its "
+               "start, %llu of them new: the system's log names the first of "
+               "each kind",
+               (unsigned long long) hello->refused,
+               (unsigned long long) (hello->refused - h->refused));
+
+        h->refused = hello->refused;
+        h->refused_at = now;
+    }
+}
+
+
 /* Ask it, and tell the engine what to show. */
 
 void
@@ -463,6 +515,10 @@ ngx_http_backup_helper_look(bk_engine_t *engine, bk_ctl_t *ctl)
 
         rc = ngx_http_backup_helper_greet(&hello, ctl);
         seen = h->seen;
+
+        if (rc == BK_OK) {
+            ngx_http_backup_helper_notice(&hello);
+        }
 
         (void) pthread_mutex_unlock(&h->look_lock);
 

@@ -36,6 +36,9 @@ typedef struct {
     bk_helper_t                  *client;
     pthread_mutex_t               look_lock;    /* guards what follows */
     bk_talker_t                  *talker;       /* only asks how it is */
+    int                           noticed;      /* of that agent: its cage */
+    uint64_t                      refused;      /* as of the last warning */
+    int64_t                       refused_at;   /* ns */
     unsigned                      seen:1;       /* it has answered once */
 } ngx_http_backup_helper_t;
 

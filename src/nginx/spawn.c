@@ -495,7 +495,7 @@ ngx_http_backup_helper_send(ngx_cycle_t *cycle,
     conf.generation = h->generation;
     conf.count = (uint32_t) n;
 
-    /* each worker asks who is there, each set is watched; and on reload twice */
+    /* each worker asks who is there, each set is watched; on reload twice */
 
     conf.talks = (uint32_t) (BK_WIRE_TALKS
                              + 4 * (ccf->worker_processes + bmcf->sets.nelts));

@@ -2,10 +2,11 @@
 # t/crash/helper.pl [RELOADS [UPGRADES [KILLS]]]: a storm on the privileged helper's life: reloads (default 100), binary
 # upgrades (20), kill -9 (50) of agent, supervisor, runner and conversations in turn, some of them in the middle of a
 # reload.  After each the helper must come back; in the end no process, descriptor or lock file is left over, and a backup
-# works.  Called by ./dev crash.
+# works.  At last the master is killed, again and again: all of the helper must be gone within 2 s.  Called by ./dev crash.
 use strict;
 use warnings;
 
+use Cwd qw(abs_path);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use NgxBackup;
@@ -18,6 +19,7 @@ my @locks = glob '/run/ngx-backup/*.lock';
 $t->start;
 is(state_within(20), 'active', 'active at the start');
 my ($master_fds, $supervisor_fds, $agent_fds) = map { fds($_) } $t->{pid}, supervisor(), agent();
+my $worker_fds = worker_fds();
 my %seen;
 
 my $began = time;
@@ -77,14 +79,58 @@ note(sprintf '%d kills (%s) in %.1f s', $kills, join(', ', map { "$_ $victims{$_
 settled('kills');
 
 is($t->backup->{status}, 'completed', 'a backup works');
+
+# The lifeline: nobody told the helper to leave.
+my ($slowest, $rounds) = (0, 5);
+for my $n (1 .. $rounds) {
+    my @all = (supervisor(), $t->below(supervisor()));
+    my @workers = $t->workers;
+    cmp_ok(scalar(@all), '>=', 3, "round $n: supervisor, agent and conversations");
+    kill 'KILL', $t->{pid};
+    my $killed = time;
+    $t->wait_until(10, 'the helper ends', sub { !grep { !$t->gone($_) } @all });
+    my $took = time - $killed;
+    $slowest = $took if $took > $slowest;
+    is_deeply([grep { !$t->gone($_) } @all], [], "round $n: all of it is gone");
+    kill 'KILL', @workers;
+    $t->wait_until(10, 'workers end', sub { !grep { !$t->gone($_) } @workers });
+    $t->{pid} = 0;
+    unlink "$t->{dir}/nginx.pid";
+    $t->start;
+    is(state_within(20), 'active', "round $n: active again");
+    $seen{$_}++ for $t->supervisors;
+}
+note(sprintf 'after SIGKILL of the master the helper was gone within %.3f s', $slowest);
+cmp_ok($slowest, '<=', 2, 'the helper is gone 2 s after its master');
 $t->finish;
 is_deeply([grep { !$t->gone($_) } sort keys %seen], [], 'no supervisor is left of ' . keys %seen);
+my @orphans;
+for (1 .. 50) {
+    last unless @orphans = orphans();
+    sleep 0.1;
+}
+is_deeply(\@orphans, [], 'nor an agent or a conversation');
 is_deeply([glob '/run/ngx-backup/*.lock'], \@locks, 'no lock file is left');
 done_testing();
 
 sub supervisor { return ($t->supervisors)[-1] }
 sub agent { return ($t->workers(supervisor()))[0] }
 sub fds { my ($pid) = @_; return scalar(() = glob "/proc/$pid/fd/*") }
+
+# Of the runner, once it has what it needs: what jobs opened is closed.
+sub worker_fds { return fds($t->runner) }
+
+# Processes of this helper's program that belong to nobody any more.
+sub orphans {
+    my @left;
+    for my $dir (glob '/proc/[0-9]*') {
+        next unless (readlink("$dir/exe") // '') eq abs_path($NgxBackup::helper);
+        open my $file, '<', "$dir/status" or next;
+        my $text = do { local $/; <$file> } // '';
+        push @left, $dir =~ /(\d+)$/ if $text =~ /^Name:\tbk-helper-(?:agent|talk)$/m && $text =~ /^PPid:\t1$/m;
+    }
+    return @left;
+}
 
 sub state_within {
     my ($seconds) = @_;
@@ -100,6 +146,8 @@ sub settled {
     ok($t->wait_until(60, 'workers see this agent', sub {
             ($t->get('/status')->{json}{helper}{pid} // 0) == (agent() // -1) }), "$what: workers talk to the agent");
     ok($t->wait_until(20, 'conversations end', sub { (() = $t->below(agent())) <= 2 }), "$what: old conversations ended");
+    ok($t->wait_until(30, 'the runner has no more descriptors', sub { worker_fds() <= $worker_fds + 2 }), "$what: no descriptor is left in the runner")
+        or diag(worker_fds() . " instead of $worker_fds");
     my @now = map { fds($_) } $t->{pid}, supervisor(), agent();
     is_deeply(\@now, [$master_fds, $supervisor_fds, $agent_fds], "$what: no descriptor is left in master, supervisor, agent");
     return;

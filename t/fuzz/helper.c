@@ -1,6 +1,6 @@
 /*
  * t/fuzz/helper.c: what a worker says to the privileged helper: a run of datagrams, each with a length of two bytes before it,
- * goes through the same parser and dispatcher as in a conversation.  The roots are a small tree of the fuzzer's own, which the
+ * and as many descriptors as its operations ask for, goes through the same parser and dispatcher as in a conversation.  The roots are a small tree of the fuzzer's own, which the
  * conversation may change; what lies beside it must stay as it is.  The other inputs, a table of roots and a blob of attributes,
  * are parsed as well.
  */
@@ -18,7 +18,7 @@
 #include "helper/roots.h"
 #include "helper/talk_private.h"
 
-static char base[64], root[96], beside[96], database[128];
+static char base[64], root[96], beside[96], watched[96], database[128];
 static bk_roots_t *roots;
 static unsigned rounds;
 
@@ -80,6 +80,23 @@ static void at(uint16_t call, const char *dir, const char *name, const char *nam
 
 static void seeds(void)
 {
+    /* With descriptors: attributes from memory, and the database itself. */
+    made_len = 0;
+    ask(BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE, '0');
+    at(BK_WIRE_META, "d", "f", "", 0, 15);
+    at(BK_WIRE_META, "d", "f", "", 0, 8 | BK_WIRE_SET_FRESH);
+    fuzz_seed(made, made_len);
+    made_len = 0;
+    ask(BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE | BK_WIRE_DATABASE, '1');
+    at(BK_WIRE_ALONE, "", "app.db", "", 0, 0);
+    at(BK_WIRE_ALONE, "", "app.db-wal", "", 0, 0);
+    fuzz_seed(made, made_len);
+    made_len = 0;
+    ask(BK_WIRE_MAY_WATCH, '2');
+    ask(BK_WIRE_MAY_WATCH | BK_WIRE_MAY_READ, '2');
+    at(BK_WIRE_STAT, "", "f", "", 0, 0);
+    message(BK_WIRE_WATCH, "", 0);
+    fuzz_seed(made, made_len);
     for (uint16_t call = BK_WIRE_STAT; call <= BK_WIRE_SYNC; call++) {
         bool two = call == BK_WIRE_RENAME || call == BK_WIRE_LINK || call == BK_WIRE_LINK_FROM ||
                    call == BK_WIRE_SYMLINK;
@@ -165,8 +182,9 @@ static void begin(void)
     snprintf(root, sizeof root, "%s/root", base);
     snprintf(beside, sizeof beside, "%s/beside", base);
     snprintf(database, sizeof database, "%s/app.db", root);
-    FUZZ_CHECK(mkdir(root, 0700) == 0 && mkdir(beside, 0700) == 0);
-    bk_wire_root_t *table = calloc(2, sizeof *table);
+    snprintf(watched, sizeof watched, "%s/watched", base);
+    FUZZ_CHECK(mkdir(root, 0700) == 0 && mkdir(beside, 0700) == 0 && mkdir(watched, 0700) == 0);
+    bk_wire_root_t *table = calloc(3, sizeof *table);
     FUZZ_CHECK(table != NULL);
     table[0].flags = BK_WIRE_MAY_READ | BK_WIRE_MAY_PLACE;
     table[0].len = (uint32_t)strlen(root);
@@ -174,7 +192,10 @@ static void begin(void)
     table[1].flags = table[0].flags | BK_WIRE_DATABASE;
     table[1].len = (uint32_t)strlen(database);
     memcpy(table[1].path, database, table[1].len);
-    FUZZ_CHECK(bk_roots_parse(table, 2 * sizeof *table, 2, &roots, &which, &why) == 0);
+    table[2].flags = BK_WIRE_MAY_WATCH;
+    table[2].len = (uint32_t)strlen(watched);
+    memcpy(table[2].path, watched, table[2].len);
+    FUZZ_CHECK(bk_roots_parse(table, 3 * sizeof *table, 3, &roots, &which, &why) == 0);
     free(table);
     make_tree();
 }
@@ -192,19 +213,49 @@ static unsigned count_names(const char *path)
 
 /* --- the conversation --- */
 
-static void say(int talker, bk_talk_t *talk, const uint8_t *bytes, size_t len)
+/* A descriptor for each operation that takes one, as far as the message says; what is not sound has none. */
+static unsigned wanted(const uint8_t *bytes, size_t len, int memory, int file, int fds[BK_WIRE_OPS])
+{
+    bk_wire_head_t head;
+    bk_wire_at_t first;
+    unsigned count = 0;
+    size_t pos = sizeof head + sizeof first;
+    if (len < pos)
+        return 0;
+    memcpy(&head, bytes, sizeof head);
+    memcpy(&first, bytes + sizeof head, sizeof first);
+    if (head.verb != BK_WIRE_AT || first.count > BK_WIRE_OPS)
+        return 0;
+    pos += first.dir_len;
+    for (unsigned i = 0; i < first.count; i++) {
+        bk_wire_op_t op;
+        if (pos + sizeof op > len)
+            return 0;
+        memcpy(&op, bytes + pos, sizeof op);
+        pos += sizeof op + op.name_len + op.name2_len;
+        if (op.call == BK_WIRE_ALONE)
+            fds[count++] = file;
+        else if (op.call == BK_WIRE_META && (op.set & BK_WIRE_SET_ATTRS) != 0)
+            fds[count++] = memory;
+    }
+    return count;
+}
+
+static void say(int talker, bk_talk_t *talk, const uint8_t *bytes, size_t len, int memory, int file)
 {
     static uint8_t real[BK_WIRE_MESSAGE];
-    bk_wire_head_t head;
+    bk_wire_head_t head = {0};
     bk_wire_ask_root_t asked;
     const uint8_t *text = bytes;
     /* The digit of a root stands for its path. */
     if (len == sizeof head + sizeof asked + 1) {
         memcpy(&head, bytes, sizeof head);
         memcpy(&asked, bytes + sizeof head, sizeof asked);
-        const char *path = bytes[len - 1] == '1' ? database : root;
-        if (head.verb == BK_WIRE_ROOT && asked.len == 1 &&
-            (bytes[len - 1] == '0' || bytes[len - 1] == '1')) {
+        const char *path = bytes[len - 1] == '2'   ? watched
+                           : bytes[len - 1] == '1' ? database
+                                                   : root;
+        if (head.verb == BK_WIRE_ROOT && asked.len == 1 && bytes[len - 1] >= '0' &&
+            bytes[len - 1] <= '2') {
             asked.len = (uint32_t)strlen(path);
             head.len = (uint32_t)(sizeof asked + asked.len);
             memcpy(real, &head, sizeof head);
@@ -214,8 +265,18 @@ static void say(int talker, bk_talk_t *talk, const uint8_t *bytes, size_t len)
             len = sizeof head + head.len;
         }
     }
-    if (len == 0 || send(talker, text, len, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)len)
+    int fds[BK_WIRE_OPS];
+    unsigned count = memory >= 0 && file >= 0 ? wanted(text, len, memory, file, fds) : 0;
+    memcpy(&head, text, len < sizeof head ? len : sizeof head);
+    bool sound = len >= sizeof head && head.magic == BK_WIRE_MAGIC &&
+                 head.version == BK_WIRE_VERSION && head.len == len - sizeof head;
+    if (sound && count > 0) {
+        if (bk_wire_send(talker, (bk_wire_verb_t)head.verb, head.id, text + sizeof head, head.len,
+                         fds, count) != 0)
+            return;
+    } else if (len == 0 || send(talker, text, len, MSG_DONTWAIT | MSG_NOSIGNAL) != (ssize_t)len) {
         return;
+    }
     if (bk_wire_receive(talk->fd, &talk->in) == BK_WIRE_OK)
         (void)bk_talk_message(talk);
     bk_wire_drop(&talk->in);
@@ -258,19 +319,29 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     FUZZ_CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
     bk_talk_t *talk = bk_talk_new(pair[1], BK_WIRE_FOR_FILES, roots, 1);
     FUZZ_CHECK(talk != NULL);
+    /* What the input says itself is what a worker would pass as attributes. */
+    int memory = memfd_create("attributes", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int whole = open(database, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (memory >= 0)
+        FUZZ_CHECK(write(memory, data, size) == (ssize_t)size);
     for (size_t i = 0; i + 2 <= size;) {
         uint16_t len;
         memcpy(&len, data + i, sizeof len);
         i += 2;
         size_t have = size - i < len ? size - i : len;
-        say(pair[0], talk, data + i, have);
+        say(pair[0], talk, data + i, have, memory, whole);
         check_reply(pair[0]);
         i += have;
     }
+    if (memory >= 0)
+        close(memory);
+    if (whole >= 0)
+        close(whole);
     bk_talk_free(talk);
     close(pair[0]);
     close(pair[1]);
     FUZZ_CHECK(count_names(beside) == 2);
-    FUZZ_CHECK(count_names(base) == 4);
+    FUZZ_CHECK(count_names(watched) == 2); /* looked at, never changed */
+    FUZZ_CHECK(count_names(base) == 5);
     return 0;
 }
