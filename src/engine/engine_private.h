@@ -22,6 +22,8 @@ struct bk_engine_s {
     int lock_fd;     /* of base_dir/lock while owner, else -1 */
     int64_t started; /* ns */
     pthread_mutex_t helper_lock;
+    pthread_mutex_t ring_lock;
+    bk_keyring_t *ring;          /* of a passphrase, which is dear to open; under ring_lock */
     bk_engine_helper_t helper;   /* as last told; under helper_lock */
     bk_helper_t *_Atomic client; /* NULL: jobs have their own rights only */
     struct bk_watching_s *watching;
