@@ -92,6 +92,12 @@ bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_
 void bk_request_point(const bk_engine_t *engine, const json_t *body, bk_point_wish_t *wish);
 
 /*
+ * The checks that a database's block has, on an image: BK_FAILED, with the query, when one does not
+ * answer with a single row whose first value is true.  db NULL: there are none.  checks.c.
+ */
+bk_rc_t bk_check_required(const bk_set_db_t *db, const char *image, bk_ctl_t *ctl, bk_err_t *err);
+
+/*
  * The tables that a checked request names, of the point: whether there are such (*result, which may
  * then be NULL, stays NULL), what would change, or the recovery.  recover_tables.c.
  */
