@@ -4,6 +4,7 @@
  */
 #include "crypto/keyring.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -18,6 +19,7 @@ typedef struct {
 } epoch_t;
 
 struct bk_keyring_s {
+    atomic_int sharers; /* besides the first */
     bool encrypted;
     uint8_t id_key[32];
     uint8_t chunker_key[32];
@@ -51,9 +53,17 @@ bk_keyring_t *bk_keyring_new(void)
     return ring;
 }
 
+bk_keyring_t *bk_keyring_share(const bk_keyring_t *ring)
+{
+    bk_keyring_t *shared = (bk_keyring_t *)(uintptr_t)ring;
+    atomic_fetch_add(&shared->sharers, 1);
+    return shared;
+}
+
 void bk_keyring_free(bk_keyring_t *ring)
 {
-    bk_secret_free(ring, sizeof *ring);
+    if (ring != NULL && atomic_fetch_sub(&ring->sharers, 1) == 0)
+        bk_secret_free(ring, sizeof *ring);
 }
 
 bool bk_keyring_encrypted(const bk_keyring_t *ring)

@@ -30,7 +30,9 @@ typedef struct bk_keyring_s bk_keyring_t;
 /* New random secrets with epoch 1; or the secretless one.  NULL when memory is exhausted. */
 bk_keyring_t *bk_keyring_new(void);
 bk_keyring_t *bk_keyring_plain(void);
-void bk_keyring_free(bk_keyring_t *ring);
+/* Once more of the same, each to be freed: it goes with the last. */
+bk_keyring_t *bk_keyring_share(const bk_keyring_t *ring);
+void bk_keyring_free(bk_keyring_t *ring); /* NULL is fine */
 bool bk_keyring_encrypted(const bk_keyring_t *ring);
 /* Gear table key of the chunker: 32 bytes; for a plain ring a public constant. */
 const uint8_t *bk_keyring_chunker_key(const bk_keyring_t *ring);

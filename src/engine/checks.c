@@ -16,11 +16,14 @@
 #include "engine/readback.h"
 #include "files/fsaccess.h"
 #include "repo/verify.h"
+#include "sqlite/connect.h"
 #include "sqlite/dump.h"
 #include "sqlite/opening.h"
+#include "sqlite/query.h"
 
 #define FINDINGS_SHOWN 100
 #define TABLES_SHOWN   1000
+#define CHECK_MS       60000
 
 void bk_add_check(json_t *checks, const char *name, const char *status, const char *detail)
 {
@@ -73,6 +76,53 @@ static void remove_image(const char *image)
     }
 }
 
+/* As SQL takes it for one: a number other than 0. */
+static bool is_true(const json_t *value)
+{
+    const char *text = json_string_value(value);
+    return json_is_number(value) ? json_number_value(value) != 0
+                                 : text != NULL && strtod(text, NULL) != 0;
+}
+
+bk_rc_t bk_check_required(const bk_set_db_t *db, const char *image, bk_ctl_t *ctl, bk_err_t *err)
+{
+    char uri[PATH_MAX * 3 + 64];
+    bk_rc_t rc = BK_OK;
+    if (db == NULL || db->checks == NULL)
+        return BK_OK;
+    rc = bk_db_image_uri(image, uri, sizeof uri, err);
+    for (size_t i = 0; rc == BK_OK && db->checks[i] != NULL; i++) {
+        json_t *answer = NULL;
+        bk_db_select_t how = {
+            .image = uri, .sql = db->checks[i], .max_rows = 2, .max_ms = CHECK_MS};
+        rc = bk_db_select(&how, &answer, ctl, err);
+        if (rc != BK_OK && !is_stop(rc)) {
+            bk_err_wrap(err, "database %s: check \"%s\"", db->name, db->checks[i]);
+            rc = BK_FAILED;
+            if (err != NULL)
+                err->rc = rc;
+        }
+        const json_t *rows = json_object_get(answer, "rows");
+        if (rc == BK_OK &&
+            (json_array_size(rows) != 1 || !is_true(json_array_get(json_array_get(rows, 0), 0))))
+            rc = bk_err_set(err, BK_FAILED,
+                            "database %s: check \"%s\" is not true of it: choose another backup "
+                            "or moment, or leave the check out with \"verify\": false",
+                            db->name, db->checks[i]);
+        json_decref(answer);
+    }
+    return rc;
+}
+
+static const bk_set_db_t *block_of(const bk_set_t *set, const char *name)
+{
+    for (size_t i = 0; i < set->db_count; i++)
+        if (strcmp(set->dbs[i].name, name) == 0)
+            return &set->dbs[i];
+    return NULL;
+}
+
+/* facts: of a validation, which also asks what the configuration requires. */
 static bk_rc_t prove(bk_job_t *job, const bk_point_t *point, const bk_snapshot_db_t *db,
                      json_t *facts, uint64_t *orphans, bk_err_t *err)
 {
@@ -82,6 +132,8 @@ static bk_rc_t prove(bk_job_t *job, const bk_point_t *point, const bk_snapshot_d
     bk_rc_t rc = bk_point_image(point, db, image, true, job->team, err);
     if (rc == BK_OK)
         rc = bk_db_check_references(image, orphans, job->ctl, err);
+    if (rc == BK_OK && facts != NULL)
+        rc = bk_check_required(block_of(job->engine->set, db->name), image, job->ctl, err);
     if (rc == BK_OK && facts != NULL && json_object_get(facts, "tables") == NULL)
         json_object_set_new(facts, "tables", table_names(image));
     remove_image(image);

@@ -93,6 +93,7 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     atomic_init(&engine->lock_fd, -1);
     engine->started = bk_now();
     pthread_mutex_init(&engine->helper_lock, NULL);
+    pthread_mutex_init(&engine->ring_lock, NULL);
     if (gethostname(engine->host, sizeof engine->host - 1) != 0 || engine->host[0] == '\0')
         bk_strcpy(engine->host, sizeof engine->host, "localhost");
     bk_rc_t rc = bk_mkdir_last(set->base_dir, 0700, err);
@@ -144,6 +145,8 @@ void bk_engine_close(bk_engine_t *engine)
     for (size_t i = 0; i < engine->set->db_count; i++)
         bk_db_unhelp(engine->set->dbs[i].path);
     pthread_mutex_destroy(&engine->helper_lock);
+    pthread_mutex_destroy(&engine->ring_lock);
+    bk_keyring_free(engine->ring);
     free(engine);
 }
 

@@ -23,6 +23,8 @@ struct bk_engine_s {
     atomic_int lock_fd; /* of base_dir/lock while owner, else -1; status asks on another thread */
     int64_t started;    /* ns */
     pthread_mutex_t helper_lock;
+    pthread_mutex_t ring_lock;
+    bk_keyring_t *ring;          /* of a passphrase, which is dear to open; under ring_lock */
     bk_engine_helper_t helper;   /* as last told; under helper_lock */
     bk_helper_t *_Atomic client; /* NULL: jobs have their own rights only */
     struct bk_watching_s *watching;
@@ -92,6 +94,12 @@ bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_
 
 /* The point that a checked request is about.  Its strings are body's and the engine's. */
 void bk_request_point(const bk_engine_t *engine, const json_t *body, bk_point_wish_t *wish);
+
+/*
+ * The checks that a database's block has, on an image: BK_FAILED, with the query, when one does not
+ * answer with a single row whose first value is true.  db NULL: there are none.  checks.c.
+ */
+bk_rc_t bk_check_required(const bk_set_db_t *db, const char *image, bk_ctl_t *ctl, bk_err_t *err);
 
 /*
  * The tables that a checked request names, of the point: whether there are such (*result, which may

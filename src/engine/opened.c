@@ -27,20 +27,61 @@ static bk_rc_t open_with_key(bk_repo_options_t *options, const char *file, bk_ct
     return rc;
 }
 
-static bk_rc_t open_with_secret(const bk_set_t *set, bk_repo_options_t *options, bk_ctl_t *ctl,
+static bk_keyring_t *known_ring(bk_engine_t *engine)
+{
+    pthread_mutex_lock(&engine->ring_lock);
+    bk_keyring_t *ring = engine->ring != NULL ? bk_keyring_share(engine->ring) : NULL;
+    pthread_mutex_unlock(&engine->ring_lock);
+    return ring;
+}
+
+static void keep_ring(bk_engine_t *engine, const bk_repo_t *repo)
+{
+    pthread_mutex_lock(&engine->ring_lock);
+    if (engine->ring != bk_repo_keyring(repo)) {
+        bk_keyring_free(engine->ring);
+        engine->ring = bk_keyring_share(bk_repo_keyring(repo));
+    }
+    pthread_mutex_unlock(&engine->ring_lock);
+}
+
+/*
+ * scrypt takes 128 MiB and a good part of a second, and transactions are shipped every 10 s: what it
+ * opened is kept until the next reload.
+ */
+static bk_rc_t open_with_passphrase(bk_engine_t *engine, bk_repo_options_t *options, bk_ctl_t *ctl,
+                                    bk_repo_t **repo, bk_err_t *err)
+{
+    bk_buf_t text;
+    bk_keyring_t *ring = known_ring(engine);
+    bk_rc_t rc = BK_CONFIG;
+    options->ring = ring;
+    if (ring != NULL)
+        rc = bk_repo_open(options, ctl, repo, err);
+    bk_keyring_free(ring);
+    options->ring = NULL;
+    if (rc != BK_CONFIG)
+        return rc;
+    /* Nothing was kept, or it is of another repository. */
+    bk_err_clear(err);
+    bk_buf_init(&text, 4096);
+    rc = bk_secret_read_file(engine->set->passphrase_file, &text, err);
+    options->secret = (bk_secret_t){.passphrase = rc == BK_OK ? bk_buf_str(&text) : NULL};
+    if (rc == BK_OK)
+        rc = bk_repo_open(options, ctl, repo, err);
+    bk_buf_wipe(&text);
+    if (rc == BK_OK)
+        keep_ring(engine, *repo);
+    return rc;
+}
+
+static bk_rc_t open_with_secret(bk_engine_t *engine, bk_repo_options_t *options, bk_ctl_t *ctl,
                                 bk_repo_t **repo, bk_err_t *err)
 {
+    const bk_set_t *set = engine->set;
     bk_rc_t rc = BK_WRONG_KEY;
-    if (set->passphrase_file != NULL) {
-        bk_buf_t text;
-        bk_buf_init(&text, 4096);
-        rc = bk_secret_read_file(set->passphrase_file, &text, err);
-        options->secret = (bk_secret_t){.passphrase = rc == BK_OK ? bk_buf_str(&text) : NULL};
-        if (rc == BK_OK)
-            rc = bk_repo_open(options, ctl, repo, err);
-        bk_buf_wipe(&text);
-        return rc;
-    }
+    if (set->passphrase_file != NULL)
+        return open_with_passphrase(engine, options, ctl, repo, err);
     /* The first key makes a new repository; any of them may open an old one. */
     for (size_t i = 0; i < set->key_count && rc == BK_WRONG_KEY; i++) {
         options->label = set->keys[i].id;
@@ -92,11 +133,11 @@ static void remember_repository(bk_engine_t *engine, const bk_storage_config_t *
     json_decref(value);
 }
 
-static bk_rc_t open_repo(const bk_set_t *set, bk_repo_options_t *options, bk_ctl_t *ctl,
+static bk_rc_t open_repo(bk_engine_t *engine, bk_repo_options_t *options, bk_ctl_t *ctl,
                          bk_repo_t **repo, bk_err_t *err)
 {
     return options->plain ? bk_repo_open(options, ctl, repo, err)
-                          : open_with_secret(set, options, ctl, repo, err);
+                          : open_with_secret(engine, options, ctl, repo, err);
 }
 
 bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_opened_t *opened,
@@ -113,7 +154,7 @@ bk_rc_t bk_engine_open_repo(bk_engine_t *engine, bool create, bk_ctl_t *ctl, bk_
                                  .spool_dir = engine->spool_dir,
                                  .create = create && !had_repository(engine, storage),
                                  .plain = set->key_count == 0 && set->passphrase_file == NULL};
-    rc = open_repo(set, &options, ctl, &opened->repo, err);
+    rc = open_repo(engine, &options, ctl, &opened->repo, err);
     if (rc == BK_REPO_MISSING && create)
         rc = bk_err_set(err, BK_REPO_MISSING,
                         "storage %s %s: the repository that was there is gone: mount its disk; if "

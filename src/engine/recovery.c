@@ -190,6 +190,8 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
     bk_ctl_current(job->ctl, db->name);
     bk_fmt(image, sizeof image, "%s/%s-%s.db", r->options.scratch, job->id, db->name);
     bk_rc_t rc = bk_point_image(&r->point, db, image, true, job->team, err);
+    if (rc == BK_OK && r->options.check)
+        rc = bk_check_required(target, image, job->ctl, err);
     if (rc == BK_OK) {
         bk_db_recover_t how = {.image = image,
                                .target = target->path,

@@ -50,6 +50,7 @@ void bk_set_free(bk_set_t *set)
     for (size_t i = 0; i < set->db_count; i++) {
         free(set->dbs[i].name);
         free(set->dbs[i].path);
+        free_texts(set->dbs[i].checks);
     }
     for (size_t i = 0; i < set->files_count; i++) {
         bk_set_files_t *files = &set->files[i];
@@ -439,10 +440,11 @@ json_t *bk_set_describe(const bk_set_t *set)
            *keys = json_array();
     for (size_t i = 0; i < set->db_count; i++)
         json_array_append_new(
-            dbs, json_pack("{ss so ss sf sf}", "name", set->dbs[i].name, "path",
+            dbs, json_pack("{ss so ss sf sf so}", "name", set->dbs[i].name, "path",
                            path_json(set->dbs[i].path), "wal", wal[set->dbs[i].wal],
                            "busy_timeout_seconds", (double)set->dbs[i].busy_timeout / 1000,
-                           "pitr_window_seconds", (double)set->dbs[i].pitr_window / 1000));
+                           "pitr_window_seconds", (double)set->dbs[i].pitr_window / 1000, "check",
+                           texts(set->dbs[i].checks)));
     for (size_t i = 0; i < set->files_count; i++) {
         const bk_set_files_t *f = &set->files[i];
         json_array_append_new(files,

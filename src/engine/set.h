@@ -24,6 +24,7 @@ typedef struct {
         wal; /* on: WAL is expected, status says when it is not; require: backup fails otherwise */
     uint64_t busy_timeout; /* ms */
     uint64_t pitr_window;  /* ms; 0: transactions are not captured */
+    char **checks;         /* SQL that a recovered one has to answer with true, NULL-terminated */
 } bk_set_db_t;
 
 typedef struct {

@@ -112,6 +112,10 @@ static ngx_command_t  ngx_backup_conf_commands[] = {
       NGX_HTTP_BACKUP_DATABASE|NGX_CONF_TAKE1,
       ngx_http_backup_duration, 0, offsetof(bk_set_db_t, pitr_window), NULL },
 
+    { ngx_string("check"),
+      NGX_HTTP_BACKUP_DATABASE|NGX_CONF_TAKE1,
+      ngx_http_backup_texts, 0, offsetof(bk_set_db_t, checks), NULL },
+
     { ngx_string("path"),
       NGX_HTTP_BACKUP_FILES|NGX_CONF_TAKE1,
       ngx_http_backup_text, 0, offsetof(bk_set_files_t, path), NULL },

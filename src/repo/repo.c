@@ -198,7 +198,7 @@ static bk_rc_t unlock(bk_repo_t *repo, const bk_repo_options_t *options, const f
 {
     bool secret = options->secret.key != NULL || options->secret.passphrase != NULL;
     if (!format->encrypted) {
-        if (secret || (options->create && !options->plain))
+        if (secret || options->ring != NULL || (options->create && !options->plain))
             return bk_err_set(
                 err, BK_CONFIG,
                 "the repository is not encrypted, but a key is configured: leave the key "
@@ -206,6 +206,14 @@ static bk_rc_t unlock(bk_repo_t *repo, const bk_repo_options_t *options, const f
         repo->ring = bk_keyring_plain();
         return repo->ring != NULL ? BK_OK
                                   : bk_err_set(err, BK_NO_MEMORY, "open repository: out of memory");
+    }
+    if (options->ring != NULL) {
+        bk_id_t check;
+        bk_repo_keyring_check(options->ring, repo->uuid, &check);
+        if (bk_id_equal(&check, &format->check)) {
+            repo->ring = bk_keyring_share(options->ring);
+            return BK_OK;
+        }
     }
     if (!secret)
         return bk_err_set(err, BK_CONFIG,

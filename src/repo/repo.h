@@ -17,13 +17,14 @@
 typedef struct bk_repo_s bk_repo_t;
 
 typedef struct {
-    bk_storage_t *storage; /* borrowed, outlives the repository */
-    const char *cache_dir; /* exists; index segments are cached in it */
-    const char *spool_dir; /* what is not on the storage yet; NULL: none, read only */
-    bk_secret_t secret;    /* both NULL: only an unencrypted repository can be opened or made */
-    bool create;           /* make it when the storage has none */
-    bool plain;            /* with create: without encryption */
-    const char *label;     /* with create: of the first key slot */
+    bk_storage_t *storage;    /* borrowed, outlives the repository */
+    const char *cache_dir;    /* exists; index segments are cached in it */
+    const char *spool_dir;    /* what is not on the storage yet; NULL: none, read only */
+    bk_secret_t secret;       /* both NULL: only an unencrypted repository can be opened or made */
+    const bk_keyring_t *ring; /* opened before: used instead of the secret if it is this one's */
+    bool create;              /* make it when the storage has none */
+    bool plain;               /* with create: without encryption */
+    const char *label;        /* with create: of the first key slot */
 } bk_repo_options_t;
 
 /*

@@ -514,6 +514,49 @@ static void databases_and_journals_inside_a_tree_are_left_out(void **state)
     assert_false(there(f, "restored/x/uploads/app.db-shm"));
 }
 
+/* A passphrase is dear to open: once for an engine, and anew after a reload.  What was kept opens no
+ * repository without encryption. */
+static void a_passphrase_is_opened_once(void **state)
+{
+    (void)state;
+    char id[BK_BACKUP_ID];
+    fixture_t *f = fixture_new(false);
+    put(f, "pass", "correct horse battery staple\n");
+    assert_int_equal(chmod(at(f, "pass"), 0600), 0);
+    char *pass = f->set.passphrase_file = text_at(f, "pass");
+    open_engine(f);
+    back_up(f, "full", id);
+    close_engine(f);
+    assert_int_equal(rename(at(f, "storage"), at(f, "sealed")), 0);
+    assert_int_equal(rename(at(f, "base"), at(f, "sealed.base")), 0);
+    f->set.passphrase_file = NULL;
+    open_engine(f);
+    back_up(f, "full", id);
+    close_engine(f);
+    assert_int_equal(rename(at(f, "storage"), at(f, "plain")), 0);
+    assert_int_equal(rename(at(f, "base"), at(f, "plain.base")), 0);
+    assert_int_equal(rename(at(f, "sealed"), at(f, "storage")), 0);
+    assert_int_equal(rename(at(f, "sealed.base"), at(f, "base")), 0);
+    f->set.passphrase_file = pass;
+    open_engine(f);
+    back_up(f, "incremental", id);
+    assert_int_equal(rename(at(f, "pass"), at(f, "aside")), 0);
+    back_up(f, "incremental", id);
+    assert_int_equal(rename(at(f, "aside"), at(f, "pass")), 0);
+    assert_int_equal(rename(at(f, "storage"), at(f, "sealed")), 0);
+    assert_int_equal(rename(at(f, "plain"), at(f, "storage")), 0);
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{}", "failed");
+    assert_contains(text_of(job, "error"), "not encrypted");
+    done(job);
+    assert_int_equal(rename(at(f, "storage"), at(f, "plain")), 0);
+    assert_int_equal(rename(at(f, "sealed"), at(f, "storage")), 0);
+    close_engine(f);
+    open_engine(f);
+    assert_int_equal(rename(at(f, "pass"), at(f, "aside")), 0);
+    done(do_job(f, BK_JOB_BACKUP, "{}", "failed"));
+    fixture_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -527,6 +570,7 @@ int main(void)
         T(a_vanished_tree_fails_the_backup),
         T(an_unreadable_file_is_a_warning_with_its_name),
         T(a_directory_that_cannot_be_written_is_named),
+        cmocka_unit_test(a_passphrase_is_opened_once),
         cmocka_unit_test_setup_teardown(the_wrong_key_is_told, set_up_encrypted, tear_down),
         cmocka_unit_test_setup_teardown(a_repository_with_a_key_is_not_opened_without,
                                         set_up_encrypted, tear_down),

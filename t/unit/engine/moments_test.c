@@ -774,6 +774,93 @@ static void a_damaged_or_missing_segment_is_left_out(void **state)
     assert_int_equal(count_all(repo, E1, true), 9 + 1 + 1 + 1);
 }
 
+/* --- proofs --- */
+
+static const char *status_of(json_t *job, const char *name)
+{
+    size_t i;
+    json_t *check;
+    json_array_foreach(member(job, "validation_result.checks"), i, check)
+    {
+        if (strcmp(text_of(check, "name"), name) == 0)
+            return text_of(check, "status");
+    }
+    return "(none)";
+}
+
+static void a_moment_with_damage_is_not_valid(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_history_list_t list;
+    char path[BK_STORAGE_NAME + 16] = "storage/";
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    sql(db, "CREATE TABLE of(job REFERENCES jobs(id)); INSERT INTO of VALUES(99999)");
+    capture(f);
+    ship_everything(f);
+    const char *body = "{\"transaction\": 2, \"database\": \"main\"}";
+    json_t *job = do_job(f, BK_JOB_VALIDATE, body, "completed");
+    assert_string_equal(status_of(job, "recover database main"), "pass");
+    assert_string_equal(status_of(job, "foreign keys of database main"), "warn");
+    done(job);
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_history_list(opened.repo, "app.main", NULL, NULL, &list, &err), &err);
+    assert_int_equal(list.count, 1);
+    bk_history_object(path + strlen(path), &list.items[0]);
+    bk_history_list_free(&list);
+    bk_engine_close_repo(&opened);
+    assert_int_equal(chmod(at(f, path), 0600), 0);
+    int fd = open(at(f, path), O_RDWR | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "!", 1, 300), 1);
+    close(fd);
+    char id[BK_JOB_ID];
+    OK(submit(f, BK_JOB_VALIDATE, body, id), &f->err);
+    assert_int_equal(run_next(f, id), BK_STATUS_FAILED);
+    job = job_of(f, id);
+    assert_false(json_is_true(member(job, "validation_result.valid")));
+    done(job);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* What the configuration says must be true of a database. */
+static void what_is_required_holds_before_a_recovery(void **state)
+{
+    (void)state;
+    fixture_t *f = captured();
+    bk_err_t err = {0};
+    sqlite3 *db = open_db(f, "app/app.db");
+    OK(bk_set_add_text(&f->set.dbs[0].checks, "SELECT count(*) = 500 FROM jobs", &err), &err);
+    json_t *job = do_job(f, BK_JOB_VALIDATE, "{\"backup_id\": \"latest\"}", "completed");
+    done(job);
+    OK(bk_set_add_text(&f->set.dbs[0].checks, "SELECT count(*) > 500 FROM jobs", &err), &err);
+    job = do_job(f, BK_JOB_VALIDATE, "{\"backup_id\": \"latest\"}", "failed");
+    assert_string_equal(status_of(job, "recover database main"), "fail");
+    done(job);
+    sql(db, "DELETE FROM jobs");
+    job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"database\"}", "failed");
+    assert_contains(text_of(job, "error"), "count(*) > 500");
+    done(job);
+    assert_int_equal(number(db, "SELECT count(*) FROM jobs"), 0);
+    bk_opened_t opened;
+    bk_snapshot_list_t list;
+    char body[256];
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_snapshot_list(opened.repo, NULL, NULL, &list, &err), &err);
+    bk_fmt(body, sizeof body,
+           "{\"recovery_type\": \"database\", \"verify\": false, \"backup_id\": \"%s\"}",
+           list.items[0].backup_id);
+    bk_snapshot_list_free(&list);
+    bk_engine_close_repo(&opened);
+    done(do_job(f, BK_JOB_RECOVERY, body, "completed"));
+    assert_int_equal(number(db, "SELECT count(*) FROM jobs"), 500);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -792,6 +879,8 @@ int main(void)
                                         tear_down_merging),
         cmocka_unit_test_setup_teardown(a_damaged_or_missing_segment_is_left_out, set_up_merging,
                                         tear_down_merging),
+        cmocka_unit_test(a_moment_with_damage_is_not_valid),
+        cmocka_unit_test(what_is_required_holds_before_a_recovery),
         cmocka_unit_test(each_epoch_of_a_window_keeps_a_backup),
         cmocka_unit_test(a_backup_that_a_window_begins_with_cannot_be_deleted),
         cmocka_unit_test(what_was_captured_once_goes_with_retention),

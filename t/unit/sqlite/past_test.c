@@ -3,6 +3,9 @@
  * the database as it was after each of them; what is missing or damaged is told, and never shown as
  * something else.
  */
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "base/publish.h"
 #include "repo/map.h"
 #include "sqlite/blocks.h"
@@ -31,6 +34,9 @@ typedef struct {
     bk_txlog_writer_t *writer;
     size_t segments, opened;
     bool absent[SEGMENTS];
+    unsigned reads; /* of segments that stand for a storage far away, and of the base */
+    uint64_t bytes;
+    bool gone; /* what is open of them is not there any more; opened anew it is */
     bk_ctl_t ctl;
     bk_err_t err;
 } life_t;
@@ -116,6 +122,46 @@ static void seal(life_t *life)
 
 /* --- what a past state is read from --- */
 
+/* A segment far away: each read is counted. */
+typedef struct {
+    life_t *life;
+    int fd;
+    bool gone;
+} remote_t;
+
+static bk_rc_t remote_read(void *arg, uint64_t offset, void *out, size_t len, bk_err_t *err)
+{
+    remote_t *remote = arg;
+    remote->gone = remote->gone || remote->life->gone;
+    if (remote->gone)
+        return bk_err_set(err, BK_NOT_FOUND, "it is gone");
+    remote->life->reads++;
+    remote->life->bytes += len;
+    assert_int_equal(pread(remote->fd, out, len, (off_t)offset), len);
+    return BK_OK;
+}
+
+static void remote_close(void *arg)
+{
+    remote_t *remote = arg;
+    close(remote->fd);
+    free(remote);
+}
+
+static bk_rc_t open_remote(life_t *life, const char *path, bk_txlog_t **log, bk_err_t *err)
+{
+    remote_t *remote = calloc(1, sizeof *remote);
+    remote->life = life;
+    life->gone = false;
+    remote->fd = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(remote->fd >= 0);
+    bk_txlog_source_t source = {.read = remote_read,
+                                .close = remote_close,
+                                .arg = remote,
+                                .size = (uint64_t)lseek(remote->fd, 0, SEEK_END)};
+    return bk_txlog_open(&source, log, err);
+}
+
 static bk_rc_t open_segment(void *arg, size_t at, bk_txlog_t **log, bk_err_t *err)
 {
     life_t *life = arg;
@@ -147,6 +193,15 @@ static bk_rc_t base_page(void *arg, uint64_t pgno, uint8_t *out, bk_err_t *err)
     assert_in_range(pgno, 1, base->state->count);
     memcpy(out, page_of(base->life, base->state, pgno), base->life->page_size);
     return BK_OK;
+}
+
+static bk_rc_t open_far(void *arg, size_t at, bk_txlog_t **log, bk_err_t *err)
+{
+    life_t *life = arg;
+    char path[300];
+    bk_rc_t rc = open_remote(life, segment_path(life, at, path), log, err);
+    life->opened += rc == BK_OK;
+    return rc;
 }
 
 static bk_rc_t try_past(life_t *life, base_t *base, uint64_t from, uint64_t to, bk_past_t **past)
@@ -217,6 +272,64 @@ static void every_transaction_is_as_it_was_from_any_base(void **state)
             OK(bk_past_check(past, &life->err), &life->err);
             bk_past_free(past);
         }
+}
+
+/* The last state, from a storage far away. */
+static bk_past_t *far_past(life_t *life, base_t *base)
+{
+    bk_past_t *past;
+    *base = (base_t){life, &life->states[0]};
+    bk_past_base_t b = {.page = base_page,
+                        .arg = base,
+                        .page_count = base->state->count,
+                        .digest = base->state->digest,
+                        .page_size = life->page_size};
+    bk_past_segments_t segments = {
+        .open = open_far, .close = close_segment, .arg = life, .count = life->segments};
+    OK(bk_past_open(&b, &segments, life->txid, &life->ctl, &past, &life->err), &life->err);
+    return past;
+}
+
+/* Opening costs each segment's header, trailer and index, a page what it lies in, whatever came
+ * before. */
+static void a_page_of_a_long_history_costs_few_reads(void **state)
+{
+    life_t *life = *state;
+    base_t base;
+    uint8_t page[512];
+    live(life, STATES - 1, 5);
+    if (life->writer != NULL)
+        seal(life);
+    bk_past_t *past = far_past(life, &base);
+    assert_true(life->segments > 20);
+    assert_true(life->reads <= 3 * life->segments);
+    for (uint64_t pgno = 1; pgno <= bk_past_page_count(past); pgno++) {
+        unsigned before = life->reads;
+        uint64_t bytes = life->bytes;
+        OK(bk_past_page(past, pgno, page, &life->err), &life->err);
+        assert_true(life->reads - before <= 4); /* opened anew, and the record with the page */
+        assert_true(life->bytes - bytes < 64 << 10);
+    }
+    bk_past_free(past);
+}
+
+/* Segments are merged into others while they are read. */
+static void what_is_gone_is_opened_once_more(void **state)
+{
+    life_t *life = *state;
+    base_t base;
+    live(life, STATES - 1, 6);
+    if (life->writer != NULL)
+        seal(life);
+    bk_past_t *past = far_past(life, &base);
+    const state_t *s = &life->states[life->txid];
+    uint8_t page[512];
+    for (uint64_t pgno = s->count; pgno > 0; pgno--) {
+        life->gone = true;
+        OK(bk_past_page(past, pgno, page, &life->err), &life->err);
+        assert_memory_equal(page, page_of(life, s, pgno), life->page_size);
+    }
+    bk_past_free(past);
 }
 
 /* The same as a file, brought forward at once. */
@@ -509,6 +622,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         T(every_transaction_is_as_it_was_from_any_base),
+        T(a_page_of_a_long_history_costs_few_reads),
+        T(what_is_gone_is_opened_once_more),
         T(an_image_is_brought_forward),
         T(what_is_missing_is_named),
         T(another_base_is_refused),

@@ -118,6 +118,13 @@ static const struct {
      "t",
      {"SELECT * FROM t ORDER BY id",
       "SELECT id FROM t INDEXED BY sqlite_autoindex_t_1 WHERE b > ''"}},
+    {"an index of an expression",
+     "CREATE TABLE t(a, b); CREATE INDEX i ON t(a + b, lower(b)) WHERE a > 1; INSERT INTO t "
+     "VALUES(1, 'A'), (2, 3), (5, '7')",
+     "UPDATE t SET b = 9; DELETE FROM t WHERE a = 2; INSERT INTO t VALUES(8, 'Z')",
+     "t",
+     {"SELECT a FROM t INDEXED BY i WHERE a + b > 4 AND a > 1 ORDER BY 1",
+      "SELECT rowid, a, b FROM t ORDER BY 1"}},
     {"rowids without a key",
      "CREATE TABLE t(a COLLATE NOCASE); INSERT INTO t(rowid, a) VALUES(7, 'A'), (70, 'a'), (700, "
      "'B')",
