@@ -1,6 +1,6 @@
 /*
- * base/texts.h: a growing list of texts, each with a size: names of objects, of files in a directory.
- * One owner; the texts are the list's.
+ * base/texts.h: a growing list of texts, each with a size: names of objects, of files in a
+ * directory.  One owner; the texts are the list's.
  */
 #ifndef BK_BASE_TEXTS_H
 #define BK_BASE_TEXTS_H

@@ -218,7 +218,7 @@ static void clean_aside(const char *dir, const char *prefix, int64_t age_ns, boo
     closedir(stream);
 }
 
-/* Damaged catalogs and snapshots, and databases that recoveries replaced, once retention has passed. */
+/* Damaged catalogs and snapshots, databases that recoveries replaced: once retention has passed. */
 static void clean_leftovers(const bk_set_t *set, bool dry_run, json_t *removed)
 {
     if (set->retention_db == 0)

@@ -79,9 +79,9 @@ static bk_rc_t check_id_free(bk_session_t *session, const char *backup_id, char 
 }
 
 /*
- * Nothing this backup relies on may be condemned, gone or cut off.  Asked before publishing, so that a
- * backup known to be bad is never listed, and after it, because a collector may look between the
- * two.
+ * Nothing this backup relies on may be condemned, gone or cut off.  Asked before publishing, so
+ * that a backup known to be bad is never listed, and after it, because a collector may look between
+ * the two.
  */
 static bk_rc_t check_relied(bk_session_t *session, bool existence, bk_err_t *err)
 {

@@ -1,5 +1,6 @@
 /*
- * repo/doubt.c: the notes of packs that are gone or damaged: two small files in the cache directory.
+ * repo/doubt.c: the notes of packs that are gone or damaged: two small files in the cache
+ * directory.
  */
 #include "repo/doubt.h"
 

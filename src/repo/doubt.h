@@ -30,8 +30,8 @@ void bk_doubt_add(bk_doubt_t *doubt, bk_doubt_kind_t why, const bk_id_t *pack, b
 /* What a failure to read from a pack says of it; a storage that does not answer says nothing. */
 void bk_doubt_add_failure(bk_doubt_t *doubt, bk_rc_t rc, const bk_id_t *pack, bk_kind_t kind);
 /*
- * Add to set what is to be taken for absent now; *since is when the last note was made (ns; 0: there
- * is none).
+ * Add to set what is to be taken for absent now; *since is when the last note was made (ns; 0:
+ * there is none).
  */
 bk_rc_t bk_doubt_load(bk_repo_t *repo, bk_packset_t *set, int64_t *since, bk_ctl_t *ctl,
                       bk_err_t *err);

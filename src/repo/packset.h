@@ -1,6 +1,7 @@
 /*
  * repo/packset.h: sets of packs by name: those a backup relies on, those that a collector
- * condemned, those that are gone or damaged.  One owner per set; the functions that read the storage block.
+ * condemned, those that are gone or damaged.  One owner per set; the functions that read the
+ * storage block.
  */
 #ifndef BK_REPO_PACKSET_H
 #define BK_REPO_PACKSET_H
@@ -39,8 +40,8 @@ bk_rc_t bk_packset_decode(bk_packset_t *set, const void *data, size_t len, bk_er
  */
 bk_rc_t bk_packset_condemned(bk_repo_t *repo, bk_packset_t *set, bk_ctl_t *ctl, bk_err_t *err);
 /*
- * Add to missing the members of set that are not on the storage, or not with the size that the index
- * names: few are asked for, many are listed.
+ * Add to missing the members of set that are not on the storage, or not with the size that the
+ * index names: few are asked for, many are listed.
  */
 bk_rc_t bk_packset_missing(bk_repo_t *repo, const bk_packset_t *set, bk_packset_t *missing,
                            bk_ctl_t *ctl, bk_err_t *err);

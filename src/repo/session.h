@@ -54,8 +54,8 @@ bool bk_session_has(bk_session_t *session, const bk_id_t *id);
  */
 void bk_session_rely(bk_session_t *session, const char *snapshot);
 /*
- * True when packs were found gone or damaged after since (ns): what a backup of before that refers to
- * must be looked at chunk by chunk, not taken over by the ids of nodes.
+ * True when packs were found gone or damaged after since (ns): what a backup of before that refers
+ * to must be looked at chunk by chunk, not taken over by the ids of nodes.
  */
 bool bk_session_doubts(const bk_session_t *session, int64_t since);
 bk_repo_t *bk_session_repo(bk_session_t *session);
@@ -70,8 +70,9 @@ bk_rc_t bk_session_flush(bk_session_t *session, bk_err_t *err);
 /*
  * Flush packs and index, then publish the snapshot: body (canonical JSON) sealed as
  * snapshots/<backup_id>-<sha256>. BK_EXISTS when another snapshot has that backup id; BK_STORAGE
- * when packs the backup relies on were condemned, or are gone or cut off (the next session stores their
- * content again).  After a failure nothing is listed.  The session is over and freed, whatever the result.
+ * when packs the backup relies on were condemned, or are gone or cut off (the next session stores
+ * their content again).  After a failure nothing is listed.  The session is over and freed,
+ * whatever the result.
  */
 bk_rc_t bk_session_commit(bk_session_t *session, const char *backup_id, const void *body,
                           size_t len, bk_err_t *err);

@@ -60,8 +60,8 @@ typedef struct {
     char *object;   /* its own object name; set by load and list */
     uint64_t object_size;
     /*
-     * Set by list: it is still in this machine's spool, so it is not on the storage, or was not checked
-     * there for the last time.  Never a reason to let an older one go.
+     * Set by list: it is still in this machine's spool, so it is not on the storage, or was not
+     * checked there for the last time.  Never a reason to let an older one go.
      */
     bool provisional;
 } bk_snapshot_t;
@@ -96,8 +96,8 @@ bk_rc_t bk_snapshot_find(const bk_snapshot_list_t *list, const char *id,
 bk_rc_t bk_snapshot_remove(bk_repo_t *repo, const bk_snapshot_t *snapshot, bk_ctl_t *ctl,
                            bk_err_t *err);
 /*
- * Remove the objects of that backup id whose bytes are not what their names say, which no list has.  A
- * copy of each is left in aside_dir first, as snapshot.damaged-….  BK_NOT_FOUND: there is none.
+ * Remove the objects of that backup id whose bytes are not what their names say, which no list has.
+ * A copy of each is left in aside_dir first, as snapshot.damaged-….  BK_NOT_FOUND: there is none.
  */
 bk_rc_t bk_snapshot_remove_damaged(bk_repo_t *repo, const char *backup_id, const char *aside_dir,
                                    bk_ctl_t *ctl, bk_err_t *err);
