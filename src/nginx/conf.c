@@ -389,8 +389,11 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
         }
     }
 
-    bset->pool = ngx_thread_pool_add(cf, bset->pool_name.len
-                                         ? &bset->pool_name : NULL);
+    if (bset->pool_name.len == 0) {
+        ngx_str_set(&bset->pool_name, "backup");
+    }
+
+    bset->pool = ngx_thread_pool_add(cf, &bset->pool_name);
     bset->short_pool = ngx_thread_pool_add(cf, bset->short_name.len
                                                ? &bset->short_name : NULL);
 
@@ -403,12 +406,11 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
     if (bset->pool == bset->short_pool) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "backup \"%V\": jobs and API have the same thread "
-                           "pool \"%s\", the API would wait behind each job: "
-                           "write \"thread_pool backup;\" here, and "
+                           "pool \"%V\", the API would wait behind each job: "
+                           "leave \"thread_pool\" out here, and write "
                            "\"thread_pool backup threads=4 max_queue=512;\" "
                            "at the top of nginx.conf", &bset->name,
-                           bset->pool_name.len ? (char *) bset->pool_name.data
-                                               : "default");
+                           &bset->pool_name);
         return NGX_CONF_ERROR;
     }
 
