@@ -333,6 +333,12 @@ static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err
                c->set->name, one->db->name, (unsigned long long)one->state.txid + 1);
     if (memcmp(one->state.epoch, before.epoch, sizeof before.epoch) != 0 && one->state.new_epoch)
         tell_epoch(c, one);
+    if (one->state.differing > before.differing)
+        bk_log(BK_LOG_ERROR,
+               "backup %s: database %s: %llu pages are not what its transactions made of them: "
+               "somebody writes to the file past SQLite, or the disk damages it",
+               c->set->name, one->db->name,
+               (unsigned long long)(one->state.differing - before.differing));
     if (one->state.gaps > before.gaps)
         bk_log(BK_LOG_WARN,
                "backup %s: database %s: transaction %llu stands for all that happened while "

@@ -16,19 +16,23 @@
 #include "sqlite/capture_private.h"
 #include "sqlite/opening.h"
 
-#define SOFT       1000u /* frames, where SQLite itself begins to checkpoint */
-#define HARD       8u    /* times soft: then writers are kept out for a moment */
-#define BAR_MS     25u   /* how long to try to keep them out */
-#define HELP_EVERY (50 * BK_MS)
-#define HELP_LEAST (5 * BK_SEC) /* while it is of no use */
-#define IDLE       (200 * BK_MS)
-#define NAME_EVERY BK_SEC
-#define HEADER_MS  5u
-#define WAIT_FIRST 1u /* ms: what is written shows in the index a little later */
-#define WAIT_MOST  1000u
-#define WAIT_PAUSE 2000u
-#define LOCK_MS    2000u
-#define SAVE_LEAST (4u << 20)
+#define SOFT        1000u /* frames, where SQLite itself begins to checkpoint */
+#define HARD        8u    /* times soft: then writers are kept out for a moment */
+#define BAR_MS      25u   /* how long to try to keep them out */
+#define HELP_EVERY  (50 * BK_MS)
+#define HELP_LEAST  (5 * BK_SEC) /* while it is of no use */
+#define IDLE        (200 * BK_MS)
+#define NAME_EVERY  BK_SEC
+#define HEADER_MS   5u
+#define WAIT_FIRST  1u /* ms: what is written shows in the index a little later */
+#define WAIT_MOST   1000u
+#define WAIT_PAUSE  2000u
+#define LOCK_MS     2000u
+#define SAVE_LEAST  (4u << 20)
+#define AUDIT_IDLE  60u    /* s */
+#define AUDIT_EVERY 86400u /* s */
+#define AUDIT_FIRST (3600 * BK_SEC)
+#define AUDIT_AGAIN (600 * BK_SEC) /* when somebody wrote meanwhile */
 
 /* --- the pin --- */
 
@@ -336,6 +340,9 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     c->hold = options->hold;
     c->growth = options->growth;
     c->known = options->known;
+    c->audit_idle = (options->audit_idle != 0 ? options->audit_idle : AUDIT_IDLE) * BK_SEC;
+    c->audit_every = (options->audit_every != 0 ? options->audit_every : AUDIT_EVERY) * BK_SEC;
+    c->audited = bk_mono() - c->audit_every + (options->audit_every != 0 ? 0 : AUDIT_FIRST);
     c->soft = options->soft != 0 ? options->soft : SOFT;
     c->ctl = ctl;
     c->wal_fd = -1;
@@ -425,6 +432,19 @@ static bk_rc_t look(bk_capture_t *c, bk_err_t *err)
     return rc == BK_OK ? help_when_needed(c, err) : rc;
 }
 
+/* Somebody may write to the file past SQLite, or a disk may forget: then what is captured is not
+ * what is there. */
+static bk_rc_t audit_when_due(bk_capture_t *c, bk_err_t *err)
+{
+    bool done = false;
+    int64_t now = bk_mono();
+    if (now - c->idle < c->audit_idle || now - c->audited < c->audit_every)
+        return BK_OK;
+    bk_rc_t rc = bk_capture_audit(c, &done, err);
+    c->audited = done ? bk_mono() : bk_mono() - c->audit_every + AUDIT_AGAIN;
+    return rc == BK_BUSY ? BK_OK : rc;
+}
+
 bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *err)
 {
     bk_err_t why = {0};
@@ -432,6 +452,8 @@ bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *
     if (rc == BK_BUSY && c->pinned)
         rc = BK_OK; /* what could not be had now is tried again; the pin is held */
     bool news = rc == BK_OK && c->at.txid != c->state.txid;
+    if (rc == BK_OK && !news && c->state.txid == c->at.txid && c->pinned)
+        rc = audit_when_due(c, &why);
     if (news && c->log != NULL)
         rc = bk_txlog_sync(c->log, &why);
     if (rc == BK_OK && news)

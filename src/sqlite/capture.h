@@ -48,9 +48,12 @@ typedef struct {
     const char *database; /* path */
     const char *dir;      /* of this database alone, exists: <epoch>-<first>.tx, and "hashes" */
     unsigned busy_ms;     /* to wait for locks when it begins */
-    const bk_capture_hold_t *hold; /* NULL: none; needed only during open */
-    bk_capture_known_t known;      /* narrows a gap, and new numbers come behind it */
-    uint32_t soft;                 /* frames from which checkpoints are helped along; 0: 1000 */
+    const bk_capture_hold_t *hold;    /* NULL: none; needed only during open */
+    bk_capture_known_t known;         /* narrows a gap, and new numbers come behind it */
+    uint32_t soft;                    /* frames from which checkpoints are helped along; 0: 1000 */
+    unsigned audit_idle, audit_every; /* s: all pages are compared with what was captured when
+                                          nothing was written for so long, so often; 0: a minute, a
+                                          day */
     uint64_t growth; /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
                         quarter of what is free there */
 } bk_capture_options_t;
@@ -70,6 +73,8 @@ typedef struct {
     bool paused;         /* not pinned, because of the last failure; step tries again */
     bool new_epoch;      /* it began one: what was before is not connected with it */
     int64_t began;       /* ns: the epoch; what was captured needs a backup from then on */
+    uint64_t audits;     /* since open: times that all pages were compared */
+    uint64_t differing;  /* pages that were not what was captured, so that an epoch began */
     uint64_t resumed;    /* the transaction that it went on from, and the content after it */
     uint64_t resumed_digest;
     int64_t durable; /* ns, when the last transaction became durable; 0: none since open */

@@ -478,6 +478,72 @@ bk_rc_t bk_capture_begin_epoch(bk_capture_t *c, uint64_t last, bk_err_t *err)
     return rc;
 }
 
+/* --- audit --- */
+
+/* Nobody writes: else the application's commits would wait to be captured until all was read. */
+static bool is_still(bk_capture_t *c, const bk_txlog_place_t *place)
+{
+    bk_wal_header_t header;
+    return bk_db_wal_header(&c->readers[c->reader], 1, &header, NULL) == BK_OK &&
+           header.frames == place->frame &&
+           memcmp(header.salt, place->salt, sizeof header.salt) == 0;
+}
+
+static bk_rc_t count_differing(bk_capture_t *c, bk_db_source_t *source, uint64_t *differing,
+                               bool *done, bk_err_t *err)
+{
+    uint32_t size = c->hashes.page_size;
+    unsigned batch = READ_BYTES / size;
+    uint8_t *pages = malloc(READ_BYTES);
+    bk_rc_t rc = pages != NULL
+                     ? BK_OK
+                     : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    for (uint64_t first = 1; first <= c->hashes.count && *done && rc == BK_OK; first += batch) {
+        uint64_t left = c->hashes.count - first + 1;
+        unsigned n = left < batch ? (unsigned)left : batch;
+        rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = bk_db_source_read(source, first, n, pages, err);
+        for (unsigned i = 0; i < n && rc == BK_OK; i++)
+            *differing += first + i != bk_db_lock_page(size) &&
+                          bk_db_page_hash(first + i, pages + (size_t)i * size, size) !=
+                              bk_hashes_get(&c->hashes, first + i);
+        *done = is_still(c, &c->at.place);
+    }
+    free(pages);
+    return rc;
+}
+
+bk_rc_t bk_capture_audit(bk_capture_t *c, bool *done, bk_err_t *err)
+{
+    bk_db_source_t *source = NULL;
+    bk_txlog_place_t place;
+    uint64_t differing = 0;
+    *done = false;
+    bk_rc_t rc = open_source(c, &source, err);
+    if (rc != BK_OK)
+        return rc;
+    const bk_db_info_t *info = bk_db_source_info(source);
+    place_of(info, &place);
+    *done = place.frame == c->at.place.frame &&
+            memcmp(place.salt, c->at.place.salt, sizeof place.salt) == 0;
+    if (*done && info->page_count != c->hashes.count)
+        differing = 1;
+    else if (*done)
+        rc = count_differing(c, source, &differing, done, err);
+    bk_db_source_close(source);
+    if (rc != BK_OK || !*done)
+        return rc;
+    c->state.audits++;
+    if (differing == 0)
+        return BK_OK;
+    c->state.differing += differing;
+    bk_txlog_close(c->log);
+    c->log = NULL;
+    rc = begin_epoch(c, err);
+    return rc == BK_OK ? tidy(c, err) : rc;
+}
+
 /* --- where to go on --- */
 
 /* Before anything is written to a new log its salts are zeros, each time. */

@@ -30,6 +30,8 @@ struct bk_capture_s {
     unsigned busy_ms;
     uint32_t soft;
     uint64_t growth;
+    int64_t audit_idle, audit_every; /* ns */
+    int64_t audited;                 /* bk_mono of the last audit */
     bk_ctl_t *ctl;
     bk_db_connection_t readers[2], checkpointer, writer;
     bool pinned;     /* one of the readers is */
@@ -65,6 +67,11 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
 /* A segment for the next transaction. */
 bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
+/*
+ * Are all pages what was captured?  When they are not, a new epoch has begun.  *done: false when
+ * somebody began to write meanwhile.
+ */
+bk_rc_t bk_capture_audit(bk_capture_t *c, bool *done, bk_err_t *err);
 /* What is in dir is not gone on with: the next one begins an epoch. */
 void bk_capture_forget(bk_capture_t *c);
 

@@ -96,6 +96,46 @@ static bk_rc_t check_log_header(int fd, const char *what, const bk_wal_header_t 
     return BK_OK;
 }
 
+/* Where the running checksum is not known any more. */
+static bool is_unknown(const uint32_t sum[2])
+{
+    return sum[0] == 0 && sum[1] == 0;
+}
+
+/*
+ * SQLite writes a frame without salts and checksum when it means to compute the checksums of its
+ * transaction anew at the end, since pages were spilled from the cache and changed again.  Some
+ * releases (Debian 12's is one) forget to when ROLLBACK TO a savepoint came in between.  The index
+ * counts such a frame, and readers use it; only a recovery of the log would stop there.  The
+ * checksums that follow it go on from a value that is not in the log.
+ */
+static bool is_unsigned(const uint8_t *p)
+{
+    static const uint8_t zeros[16];
+    return memcmp(p + 8, zeros, sizeof zeros) == 0;
+}
+
+static bk_rc_t check_frame(const uint8_t *p, uint32_t frame, const char *what,
+                           const bk_wal_header_t *header, uint32_t sum[2], bk_err_t *err)
+{
+    bool unknown = is_unknown(sum);
+    checksum(header->big_endian, p, 8, sum);
+    checksum(header->big_endian, p + FRAME_HEADER, header->page_size, sum);
+    if (is_unsigned(p)) {
+        sum[0] = sum[1] = 0;
+        return BK_OK;
+    }
+    if (memcmp(p + 8, header->salt, 8) != 0)
+        return bad(what, "is of another generation", frame, err);
+    if (unknown) {
+        sum[0] = big(p + 16);
+        sum[1] = big(p + 20);
+    }
+    return sum[0] == big(p + 16) && sum[1] == big(p + 20)
+               ? BK_OK
+               : bad(what, "has a wrong checksum", frame, err);
+}
+
 /* Frames n from frame on, which are at bytes. */
 static bk_rc_t check_frames(const uint8_t *bytes, uint32_t frame, size_t n, const char *what,
                             const bk_wal_header_t *header, uint32_t sum[2], bk_wal_frame_fn fn,
@@ -104,12 +144,8 @@ static bk_rc_t check_frames(const uint8_t *bytes, uint32_t frame, size_t n, cons
     bk_rc_t rc = BK_OK;
     for (size_t i = 0; i < n && rc == BK_OK; i++, frame++) {
         const uint8_t *p = bytes + i * (FRAME_HEADER + header->page_size);
-        checksum(header->big_endian, p, 8, sum);
-        checksum(header->big_endian, p + FRAME_HEADER, header->page_size, sum);
-        if (memcmp(p + 8, header->salt, 8) != 0)
-            return bad(what, "is of another generation", frame, err);
-        if (sum[0] != big(p + 16) || sum[1] != big(p + 20))
-            return bad(what, "has a wrong checksum", frame, err);
+        if ((rc = check_frame(p, frame, what, header, sum, err)) != BK_OK)
+            break;
         if (big(p) == 0)
             return bad(what, "has no page", frame, err);
         bk_wal_frame_t one = {.frame = frame,
@@ -152,7 +188,7 @@ bk_rc_t bk_wal_frames(int fd, const char *what, const bk_wal_header_t *header, u
             rc = check_frames(buffer, frame, n, what, header, sum, fn, arg, err);
         frame += (uint32_t)n;
     }
-    if (rc == BK_OK && header->frames > 0 &&
+    if (rc == BK_OK && header->frames > 0 && !is_unknown(sum) &&
         (sum[0] != header->checksum[0] || sum[1] != header->checksum[1]))
         rc = bad(what, "does not end as the wal-index says", header->frames, err);
     free(buffer);

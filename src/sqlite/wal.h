@@ -47,7 +47,8 @@ typedef bk_rc_t (*bk_wal_frame_fn)(void *arg, const bk_wal_frame_t *frame, bk_er
 /*
  * Frames after+1..header->frames in order, salts and the running checksum checked up to the last
  * one, which has to be the header's.  checksum: at the end of frame after, not needed for 0.
- * BK_CORRUPT when the log is not what the index says; what fn returns ends it.
+ * BK_CORRUPT when the log is not what the index says; what fn returns ends it.  Frames that SQLite
+ * itself left without a checksum are taken as the index counts them, and theirs is told as 0, 0.
  */
 bk_rc_t bk_wal_frames(int fd, const char *what, const bk_wal_header_t *header, uint32_t after,
                       const uint32_t checksum[2], bk_wal_frame_fn fn, void *arg, bk_ctl_t *ctl,

@@ -69,7 +69,7 @@ sub start_writer {
 
 chmod 0777, $dir;
 for my $name (keys %bases) { start_writer($name, $_) for 1 .. $bases{$name}[2] }
-my ($began, $told, $backup) = (time, time, time);
+my ($began, $told, $backup, $cleanup) = (time, time, time, time);
 while (time - $began < $minutes * 60) {
     my $what = $kills ? (qw(writer writer writer reload reload runner helper))[rand 7] : (qw(writer reload))[rand 2];
     if ($what eq 'writer') {
@@ -93,6 +93,10 @@ while (time - $began < $minutes * 60) {
         $backup = time;
         $counts{ 'backup ' . $t->post('/create', { backup_type => 'incremental' })->{status} }++;
     }
+    if (time - $cleanup > 170) {
+        $cleanup = time;
+        $counts{ 'cleanup ' . $t->post('/cleanup', {})->{status} }++;
+    }
     if (time - $told > 60) {
         $told = time;
         my $c = captures();
@@ -113,7 +117,7 @@ ok($t->wait_until(180, 'all is shipped', sub {
 }), 'all is captured and shipped') or diag(explain(captures()));
 ok($t->wait_until(300, 'the queue is empty', sub { !grep { !$_->{done} } @{ $t->get('/jobs?limit=500')->{json}{jobs} } }), 'every job ended');
 
-my ($transactions, $gaps, %sample) = (0, 0);
+my ($transactions, $gaps, $baseless, %sample) = (0, 0, 0);
 for my $name (sort keys %bases) {
     make_path("$dir/scratch");
     my @said = `$tools/pitrjudge run file://$dir/storage $dir/backups $name $dir/scratch 500 @{[ sort keys %{ $logs{$name} } ]} 2>&1`;
@@ -126,10 +130,11 @@ for my $name (sort keys %bases) {
     $transactions += $n // 0;
     diag($_) for grep { /^gap/ } @said;
     $gaps += grep { /^gap/ } @said;
+    $baseless += grep { /^epoch without a backup/ } @said;
     $sample{$name} = [map { /^sample (\d+) (.*)$/ ? [$1, $2] : () } @said];
 }
-diag("$transactions transactions judged, $gaps gaps");
-cmp_ok($transactions, '>', 10, 'there were transactions');
+diag("$transactions transactions judged, $gaps gaps, $baseless epochs without a backup");
+cmp_ok($transactions, '>=', 100_000 * $minutes / 30, 'there were transactions');
 is($gaps, 0, 'no gap') if !$kills;
 
 # By REST, as an operator would.
@@ -146,6 +151,8 @@ for my $name (sort keys %bases) {
         chomp $got;
         $recovered++ if $got eq $one->[1];
         is($got, $one->[1], "$name: transaction $one->[0]");
+        $r = $t->post('/query', { sql => 'SELECT n FROM head', database => $name, transaction => 0 + $one->[0] });
+        is($r->{json}{rows}[0][0], (split / /, $one->[1])[0], '  and asked in SQL') or diag(explain($r->{json}));
     }
 }
 # All that is needed to find out why.

@@ -42,7 +42,7 @@ typedef struct {
     bool have;
     int64_t number;
     uint64_t digest, every;
-    uint64_t transactions, commits_seen, others, gaps, epochs, wrong;
+    uint64_t transactions, commits_seen, others, gaps, epochs, baseless, unbased, unjudged, wrong;
     bk_ctl_t ctl;
 } judge_t;
 
@@ -225,6 +225,17 @@ static bk_rc_t begin(judge_t *j, const bk_tx_t *tx, uint64_t content, uint64_t p
     return BK_OK;
 }
 
+/* One that no backup belongs to can be recovered by nobody: it is counted, and said. */
+static void end_epoch(judge_t *j)
+{
+    if (!j->have && j->unbased > 0) {
+        j->baseless++;
+        printf("epoch without a backup: %llu transactions\n", (unsigned long long)j->unbased);
+    }
+    j->unjudged += j->unbased;
+    j->unbased = 0;
+}
+
 static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
@@ -234,6 +245,7 @@ static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
         bk_txlog_t *log;
         rc = bk_moments_segment(moments, s, &log, err);
         if (rc == BK_OK && memcmp(epoch, bk_txlog_info(log)->epoch, sizeof epoch) != 0) {
+            end_epoch(j);
             memcpy(epoch, bk_txlog_info(log)->epoch, sizeof epoch);
             j->have = false;
             first = next = bk_txlog_info(log)->first;
@@ -246,6 +258,7 @@ static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
             if (!j->have && next == first)
                 rc = begin(j, tx, tx->before, 0, err);
             next++;
+            j->unbased += !j->have;
             if (rc == BK_OK && !j->have) {
                 rc = begin(j, tx, tx->after, tx->page_count, err);
                 continue;
@@ -260,6 +273,7 @@ static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
                 judge(j, tx);
         }
     }
+    end_epoch(j);
     return rc;
 }
 
@@ -291,10 +305,11 @@ static int judge_all(char **args, int logs)
     if (rc != BK_OK)
         printf("wrong: %s\n", err.text);
     printf("%s: %llu transactions in %llu epochs: %llu commits, %llu others, %llu gaps, %llu "
-           "wrong; last commit %lld %llx\n",
+           "epochs without a backup, %llu not judged, %llu wrong; last commit %lld %llx\n",
            args[2], (unsigned long long)j.transactions, (unsigned long long)j.epochs,
            (unsigned long long)j.commits_seen, (unsigned long long)j.others,
-           (unsigned long long)j.gaps, (unsigned long long)j.wrong, (long long)j.number,
+           (unsigned long long)j.gaps, (unsigned long long)j.baseless,
+           (unsigned long long)j.unjudged, (unsigned long long)j.wrong, (long long)j.number,
            (unsigned long long)j.digest);
     bk_moments_free(moments);
     bk_bases_free(&j.bases);

@@ -771,6 +771,131 @@ static void padding_is_no_transaction(void **state)
     sqlite3_close(db);
 }
 
+/*
+ * Pages that were spilled and changed again, then ROLLBACK TO: some releases of SQLite commit
+ * frames without a checksum then, which readers see all the same.
+ */
+static void frames_without_a_checksum_are_captured(void **state)
+{
+    box_t *box = *state;
+    unsigned taken = 0;
+    assert_true(chaos_make(box->db, "wal", 1024, "none"));
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "PRAGMA cache_size=12; PRAGMA wal_autocheckpoint=0");
+    for (unsigned i = 0; i < 200; i++)
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(700))");
+    take_base(box);
+    start(box);
+    for (unsigned i = 0; i < 10; i++) {
+        run_sql(db, "BEGIN; SAVEPOINT s; UPDATE t SET filler = randomblob(700);"
+                    "UPDATE t SET filler = randomblob(700) WHERE id > 100;"
+                    "ROLLBACK TO s; RELEASE s; UPDATE t SET v = v + 1 WHERE id = 3; COMMIT");
+        step(box);
+        taken++;
+        if (i % 3 == 0)
+            run_sql(db, "UPDATE t SET v = v + 1 WHERE id = 5");
+        taken += i % 3 == 0;
+    }
+    step(box);
+    assert_int_equal(state_of(box).txid, taken);
+    replay(box, NULL, NULL);
+    assert_is_now(box); /* a backup reads them as well */
+    assert_int_equal(box->gaps, 0);
+    sqlite3_close(db);
+}
+
+/* Past SQLite: by another process, since closing the file here would drop our locks. */
+static void write_past_sqlite(const box_t *box, uint64_t offset)
+{
+    int status;
+    pid_t pid = fork();
+    if (pid == 0) {
+        int fd = open(box->db, O_WRONLY | O_CLOEXEC);
+        _exit(fd >= 0 && pwrite(fd, "xyz", 3, (off_t)offset) == 3 ? 0 : 1);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+/* When nobody writes the pages are compared with what was captured. */
+static void a_page_that_nobody_wrote_is_noticed(void **state)
+{
+    box_t *box = *state;
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .audit_idle = 1, .audit_every = 1};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(90000))");
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    memcpy(epoch, state_of(box).epoch, sizeof epoch);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(9000))");
+    step(box);
+    come_to_rest(box);
+    for (unsigned i = 0; i < 100 && state_of(box).audits == 0; i++) {
+        bk_sleep_ms(50);
+        step(box);
+    }
+    assert_int_equal(state_of(box).audits, 1);
+    assert_int_equal(state_of(box).differing, 0);
+    assert_memory_equal(epoch, state_of(box).epoch, sizeof epoch);
+    write_past_sqlite(box, 10 * 4096 + 100);
+    for (unsigned i = 0; i < 100 && state_of(box).audits == 1; i++) {
+        bk_sleep_ms(50);
+        step(box);
+    }
+    assert_int_equal(state_of(box).differing, 1);
+    assert_memory_not_equal(epoch, state_of(box).epoch, sizeof epoch);
+    assert_int_equal(state_of(box).txid, 0);
+    sqlite3_close(db);
+}
+
+/* --- a large one --- */
+
+/* Never used pages up to here, without a byte on the disk. */
+static void make_sparse(const box_t *box, uint32_t pages, uint32_t page_size)
+{
+    assert_true(chaos_make(box->db, "delete", (int)page_size, "none"));
+    int fd = open(box->db, O_RDWR | O_CLOEXEC);
+    uint8_t count[4] = {(uint8_t)(pages >> 24), (uint8_t)(pages >> 16), (uint8_t)(pages >> 8),
+                        (uint8_t)pages};
+    assert_int_equal(pwrite(fd, count, 4, 28), 4);
+    assert_int_equal(ftruncate(fd, (off_t)pages * page_size), 0);
+    close(fd);
+}
+
+static void growing_over_the_lock_page_is_captured(void **state)
+{
+    box_t *box = *state;
+    uint64_t digest = 0, lock_page = bk_db_lock_page(65536);
+    uint8_t *page = malloc(65536);
+    make_sparse(box, (uint32_t)lock_page - 3, 65536);
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "PRAGMA journal_mode=WAL");
+    start(box);
+    for (unsigned i = 0; i < 6; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100000))");
+        step(box);
+    }
+    come_to_rest(box);
+    stop(box);
+    start(box); /* and gone on with */
+    assert_int_equal(state_of(box).gaps, 0);
+    assert_int_equal(state_of(box).txid, 6);
+    bk_db_source_t *source = open_source(box);
+    uint64_t pages = bk_db_source_info(source)->page_count;
+    assert_true(pages > lock_page + 5);
+    for (uint64_t p = 1; p <= pages; p++) {
+        OK(bk_db_source_read(source, p, 1, page, &box->err), &box->err);
+        digest ^= p != lock_page ? bk_db_page_hash(p, page, 65536) : 0;
+    }
+    assert_int_equal(state_of(box).page_count, pages);
+    assert_int_equal(state_of(box).digest, digest);
+    bk_db_source_close(source);
+    sqlite3_close(db);
+    free(page);
+}
+
 /* --- what cannot be --- */
 
 static void outside_wal_mode_it_says_what_to_do(void **state)
@@ -903,6 +1028,9 @@ int main(void)
         TEST(a_first_read_gives_way_to_a_log_that_grows),
         TEST(what_fits_into_no_segment_begins_an_epoch),
         TEST(padding_is_no_transaction),
+        TEST(frames_without_a_checksum_are_captured),
+        TEST(a_page_that_nobody_wrote_is_noticed),
+        TEST(growing_over_the_lock_page_is_captured),
         TEST(outside_wal_mode_it_says_what_to_do),
         TEST(a_database_that_was_replaced_is_noticed),
         TEST(another_page_size_begins_an_epoch),
