@@ -46,8 +46,8 @@ static void keep_ring(bk_engine_t *engine, const bk_repo_t *repo)
 }
 
 /*
- * scrypt takes 128 MiB and a good part of a second, and transactions are shipped every 10 s: what it
- * opened is kept until the next reload.
+ * scrypt takes 128 MiB and a good part of a second, and transactions are shipped every 10 s: what
+ * it opened is kept until the next reload.
  */
 static bk_rc_t open_with_passphrase(bk_engine_t *engine, bk_repo_options_t *options, bk_ctl_t *ctl,
                                     bk_repo_t **repo, bk_err_t *err)
