@@ -24,6 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -192,6 +193,7 @@ static inline bool chaos_run(const chaos_t *chaos)
     bool committed, ok = true;
     int log = open(chaos->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     signal(SIGTERM, chaos_on_term);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that failed leaves nobody writing */
     if (log < 0 || sqlite3_open(chaos->path, &db) != SQLITE_OK)
         return false;
     sqlite3_busy_timeout(db, 60000);
