@@ -34,6 +34,23 @@ static json_t *or_null(const json_t *object, const char *name)
 
 /* --- status --- */
 
+/* Each of them: whether it is in WAL mode shows in its -wal, which SQLite makes on first use. */
+static json_t *databases(const bk_set_t *set)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < set->db_count; i++) {
+        char wal[PATH_MAX];
+        struct stat st;
+        const char *path = set->dbs[i].path;
+        bool there = bk_db_stat(path, &st) == 0;
+        bool has_wal = bk_fmt(wal, sizeof wal, "%s-wal", path) && bk_db_stat(wal, &st) == 0;
+        json_array_append_new(list, json_pack("{ss so sb sb}", "name", set->dbs[i].name, "path",
+                                              bk_json_name(path, strlen(path)), "exists",
+                                              (int)there, "wal_mode", (int)has_wal));
+    }
+    return list;
+}
+
 static json_t *database_status(const bk_engine_t *engine, const json_t *summary)
 {
     const bk_set_t *set = engine->set;
@@ -43,14 +60,15 @@ static json_t *database_status(const bk_engine_t *engine, const json_t *summary)
     const char *journal = json_string_value(json_object_get(summary, "journal"));
     bool wal_mode = bk_fmt(wal, sizeof wal, "%s-wal", path) && bk_db_stat(wal, &st) == 0;
     wal_mode = set->db_count > 0 && (wal_mode || (journal != NULL && strcmp(journal, "wal") == 0));
-    return json_pack(
-        "{so so sb sb sI sI sI sI so sn so}", "captures", bk_capturing_describe(engine->capturing),
-        "database_path", bk_json_name(path, strlen(path)), "database_exists",
-        (int)(set->db_count > 0 && bk_db_stat(path, &st) == 0), "wal_mode_enabled", (int)wal_mode,
-        "total_backups", figure(summary, "with_database"), "full_backups", figure(summary, "full"),
-        "wal_backups", (json_int_t)0, "total_backup_size", figure(summary, "database_size"),
-        "last_full_backup", or_null(summary, "last_database"), "last_wal_backup",
-        "backup_directory", bk_json_name(set->base_dir, strlen(set->base_dir)));
+    return json_pack("{so so so sb sb sI sI sI sI so sn so}", "captures",
+                     bk_capturing_describe(engine->capturing), "databases", databases(set),
+                     "database_path", bk_json_name(path, strlen(path)), "database_exists",
+                     (int)(set->db_count > 0 && bk_db_stat(path, &st) == 0), "wal_mode_enabled",
+                     (int)wal_mode, "total_backups", figure(summary, "with_database"),
+                     "full_backups", figure(summary, "full"), "wal_backups", (json_int_t)0,
+                     "total_backup_size", figure(summary, "database_size"), "last_full_backup",
+                     or_null(summary, "last_database"), "last_wal_backup", "backup_directory",
+                     bk_json_name(set->base_dir, strlen(set->base_dir)));
 }
 
 static json_t *files_status(const bk_engine_t *engine, const json_t *summary)

@@ -12,9 +12,6 @@
 
 #include "sqlite/txlog.h"
 
-/* A segment of a capture's directory that is not to be read any more gets another ending. */
-bk_rc_t bk_capture_set_aside(const char *path, const char *ending, bk_err_t *err);
-
 typedef struct bk_capture_s bk_capture_t;
 
 /*
@@ -85,8 +82,9 @@ typedef struct {
  * Pin the database and find out what happened since the last capture in dir: what the log tells,
  * or, when that began anew meanwhile, the difference of all pages as one gap.  The first time, or
  * when dir does not fit (another page size, hashes lost), a new epoch begins; both read the whole
- * database once; BK_TIMEOUT when the log grows too much meanwhile.  BK_UNSUPPORTED when it is not in WAL mode; BK_BUSY, BK_DENIED and the like.
- * options is borrowed during the call, ctl until close.
+ * database once; BK_TIMEOUT when the log grows too much meanwhile.  BK_UNSUPPORTED when it is not
+ * in WAL mode; BK_BUSY, BK_DENIED and the like.  options is borrowed during the call, ctl until
+ * close.
  */
 bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_capture_t **capture,
                         bk_err_t *err);
@@ -107,5 +105,8 @@ void bk_capture_state(const bk_capture_t *capture, bk_capture_state_t *state);
 /* In order, so that the next one goes on at once; a crash loses nothing that is durable.  NULL is
  * fine. */
 void bk_capture_close(bk_capture_t *capture);
+
+/* A segment of a capture's directory that is not to be read any more gets another ending. */
+bk_rc_t bk_capture_set_aside(const char *path, const char *ending, bk_err_t *err);
 
 #endif

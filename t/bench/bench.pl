@@ -306,6 +306,19 @@ sub transactions {
     return;
 }
 
+# GIB=10: that capturing costs what changes, and memory no more than the hashes, whatever the size.
+sub large {
+    my ($data) = @_;
+    for my $gib (1, $ENV{GIB}) {
+        make_path("$root/large");
+        run_command("$tools/capload", 'large', "$data/large.db", "$root/large", $gib);
+        print map { "  $gib GiB: $_\n" } split /\n/, slurp("$root/out.txt");
+        remove_tree("$root/large");
+        unlink glob "$data/large.db*";
+    }
+    return;
+}
+
 # A point in time, so many transactions behind the backup.
 sub point_in_time {
     my ($set, $data) = @_;
@@ -384,6 +397,7 @@ for my $set (@sets) {
         ours($set, $data, databases => { main => "$data/app.db" });
         point_in_time($set, $data);
         transactions($data);
+        large($data) if $ENV{GIB};
     } else {
         run_command("$tools/gendata", $set, $data, $percent);
         system "chmod -R a+rwX '$data'";

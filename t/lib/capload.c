@@ -8,6 +8,8 @@
  * durable capload watch DB DIR SECONDS RATE      the same, captured by somebody else into DIR:
  * commit to written
  *
+ *   capload large DB DIR GIB               a new database of that size: first read, commits, memory
+ *
  * A commit changes a row of about 500 bytes, every tenth adds one; synchronous=NORMAL, so that the
  * disk does not hide what the capture costs.
  */
@@ -308,6 +310,76 @@ static size_t watch(const char *path, const char *dir, double seconds, uint64_t 
     return judge(&w, &first, c, late);
 }
 
+/* --- a large database --- */
+
+static double memory_mib(void)
+{
+    char line[200];
+    double kib = 0;
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "VmRSS: %lf", &kib) == 1)
+            break;
+    if (file != NULL)
+        fclose(file);
+    return kib / 1024;
+}
+
+/* Pages that were never used, without a byte on the disk: reading them costs what others cost. */
+static void make_large(const char *path, double gib)
+{
+    uint32_t pages = (uint32_t)(gib * 262144);
+    uint8_t count[4] = {(uint8_t)(pages >> 24), (uint8_t)(pages >> 16), (uint8_t)(pages >> 8),
+                        (uint8_t)pages};
+    sqlite3 *db;
+    unlink(path);
+    if (sqlite3_open(path, &db) != SQLITE_OK)
+        die(path, sqlite3_errmsg(db));
+    run(db, "PRAGMA page_size=4096; CREATE TABLE first(v)");
+    sqlite3_close(db);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0 || pwrite(fd, count, 4, 28) != 4 || ftruncate(fd, (off_t)pages * 4096) != 0)
+        die(path, strerror(errno));
+    close(fd);
+}
+
+/* What the size costs, at the beginning and afterwards. */
+static void measure_large(const char *path, const char *dir, double gib)
+{
+    bk_err_t err = {0};
+    bk_ctl_t ctl;
+    bk_capture_t *capture;
+    bk_capture_state_t state;
+    bk_capture_options_t options = {.database = path, .dir = dir, .busy_ms = 5000};
+    unsigned again;
+    bk_ctl_init(&ctl);
+    make_large(path, gib);
+    sqlite3 *db = open_db(path);
+    for (unsigned round = 0; round < 2; round++) {
+        int64_t began = bk_mono();
+        if (bk_capture_open(&options, &ctl, &capture, &err) != BK_OK)
+            die("capture", err.text);
+        printf("%s: %.2f s, memory %.1f MiB\n", round == 0 ? "first read" : "going on",
+               (double)(bk_mono() - began) / 1e9, memory_mib());
+        int64_t took = 0;
+        uint64_t bytes = 0;
+        for (unsigned i = 0; i < 1000; i++) {
+            run(db, "UPDATE capload SET v = v + 1 WHERE id = abs(random()) % 5000");
+            int64_t from = bk_mono();
+            if (bk_capture_step(capture, true, &again, &err) != BK_OK)
+                die("step", err.text);
+            took += bk_mono() - from;
+        }
+        bk_capture_state(capture, &state);
+        bytes = state.bytes;
+        printf("1000 commits: %.3f ms each, %.1f KiB each, memory %.1f MiB\n", (double)took / 1e9,
+               (double)bytes / 1000 / 1024, memory_mib());
+        bk_capture_close(capture);
+    }
+    sqlite3_close(db);
+    bk_ctl_free(&ctl);
+}
+
 int main(int argc, char **argv)
 {
     commits_t *c = mmap(NULL, sizeof *c, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -329,10 +401,12 @@ int main(int argc, char **argv)
         size_t n = watch(argv[2], argv[3], atof(argv[4]), strtoull(argv[5], NULL, 10), c, late);
         print_writer(c, atof(argv[4]));
         print_times("written", late, n);
+    } else if (argc == 5 && strcmp(argv[1], "large") == 0) {
+        measure_large(argv[2], argv[3], atof(argv[4]));
     } else {
         fprintf(stderr,
                 "capload write DB SECONDS RATE | commits DB COUNT | capture DB DIR SECONDS RATE | "
-                "watch DB DIR SECONDS RATE\n");
+                "watch DB DIR SECONDS RATE | large DB DIR GIB\n");
         return 2;
     }
     return 0;

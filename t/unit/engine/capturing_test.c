@@ -389,6 +389,102 @@ static void a_rollback_journal_is_told(void **state)
     assert_true(json_is_false(json_object_get(one, "capturing")));
     assert_contains(text_of(one, "problem"), "journal mode delete");
     json_decref(one);
+    json_t *status;
+    OK(bk_engine_status(f->engine, NULL, NULL, &status, &err), &err);
+    one = json_array_get(member(status, "backup_system.database.databases"), 0);
+    assert_string_equal(text_of(one, "name"), "main");
+    assert_true(json_is_true(json_object_get(one, "exists")));
+    assert_true(json_is_false(json_object_get(one, "wal_mode")));
+    json_decref(status);
+    fixture_free(f);
+}
+
+/* --- a large one --- */
+
+#define PAGE 65536u
+
+static void put_number(uint8_t *at, uint32_t value)
+{
+    for (unsigned i = 0; i < 4; i++)
+        at[i] = (uint8_t)(value >> (24 - 8 * i));
+}
+
+/*
+ * Pages up to here that are free, without a byte on the disk but their two lists; those around the
+ * lock page are taken first.
+ */
+static void make_free_pages(const fixture_t *f, uint32_t from, uint32_t pages)
+{
+    uint32_t lock_page = 0x40000000u / PAGE + 1, next = lock_page - 3, trunk = from;
+    uint8_t *list = calloc(1, PAGE), header[4];
+    int fd = open(at(f, "app/app.db"), O_RDWR | O_CLOEXEC);
+    uint32_t total = pages - from; /* the trunks count, the lock page does not */
+    for (unsigned t = 0; t < 2; t++, trunk++) {
+        uint32_t count = 0, most = t == 0 ? 9000 : total - 2 - 9000;
+        memset(list, 0, PAGE);
+        put_number(list, t == 0 ? trunk + 1 : 0);
+        for (; count < most; count++, next++) {
+            if (next > pages)
+                next = from + 2;
+            if (next == lock_page)
+                next++;
+            put_number(list + 8 + 4 * (size_t)count, next);
+        }
+        put_number(list + 4, count);
+        assert_int_equal(pwrite(fd, list, PAGE, (off_t)(trunk - 1) * PAGE), PAGE);
+    }
+    put_number(header, pages);
+    assert_int_equal(pwrite(fd, header, 4, 28), 4);
+    put_number(header, from);
+    assert_int_equal(pwrite(fd, header, 4, 32), 4);
+    put_number(header, total);
+    assert_int_equal(pwrite(fd, header, 4, 36), 4);
+    assert_int_equal(ftruncate(fd, (off_t)pages * PAGE), 0);
+    close(fd);
+    free(list);
+}
+
+/* SQLite never uses the page at 1 GiB, and everything goes around it. */
+static void moments_of_a_database_over_the_lock_page_come_back(void **state)
+{
+    (void)state;
+    fixture_t *f = fixture_new(false);
+    char id[BK_BACKUP_ID];
+    json_t *answer;
+    bk_err_t err = {0};
+    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=65536; VACUUM");
+    uint32_t used = (uint32_t)number(db, "PRAGMA page_count");
+    sqlite3_close(db);
+    make_free_pages(f, used + 1, 19000); /* 1.16 GiB */
+    db = open_db(f, "app/app.db");
+    assert_int_equal(number(db, "SELECT count(*) FROM pragma_integrity_check"
+                                " WHERE integrity_check = 'ok'"),
+                     1);
+    sql(db, "PRAGMA journal_mode=WAL");
+    open_engine(f);
+    capture(f);
+    back_up(f, "full", id);
+    for (unsigned i = 1; i <= 5; i++) {
+        sql(db, "INSERT INTO jobs(name) VALUES(hex(randomblob(100000)))");
+        capture(f);
+    }
+    json_t *one = capture_of(f);
+    assert_int_equal(int_of(one, "transaction"), 5);
+    json_decref(one);
+    done(do_job(f, BK_JOB_VALIDATE, "{\"transaction\": 4, \"database\": \"main\"}", "completed"));
+    json_t *body =
+        json("{\"transaction\": 3, \"sql\": \"SELECT count(*), sum(length(name)) FROM jobs"
+             " WHERE id > 500\"}");
+    bk_ctl_init(&f->ctl);
+    OK(bk_engine_query(f->engine, body, &f->ctl, &answer, &err), &err);
+    bk_ctl_free(&f->ctl);
+    assert_int_equal(int_of(answer, "rows.0.0"), 3);
+    assert_int_equal(int_of(answer, "rows.0.1"), 600000);
+    json_decref(answer);
+    json_decref(body);
+    sqlite3_close(db);
     fixture_free(f);
 }
 
@@ -527,6 +623,7 @@ int main(void)
         cmocka_unit_test(a_locked_database_keeps_no_other_waiting),
         cmocka_unit_test(a_database_that_is_somebodys_alone_is_told),
         cmocka_unit_test(a_rollback_journal_is_told),
+        cmocka_unit_test(moments_of_a_database_over_the_lock_page_come_back),
         cmocka_unit_test(a_hold_ends_with_the_hope_of_the_set),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &same),
