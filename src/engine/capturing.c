@@ -374,9 +374,9 @@ static bk_rc_t leave_fork(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
     bool forked = one->forked;
     uint64_t last = one->fork_last;
     pthread_mutex_unlock(&one->text);
-    if (!forked)
-        return BK_OK;
     bk_capture_state(one->capture, &state);
+    if (!forked || state.paused)
+        return BK_OK;
     bk_rc_t rc = bk_capture_begin_epoch(one->capture, last, err);
     if (rc != BK_OK)
         return rc;

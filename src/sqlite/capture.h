@@ -98,7 +98,8 @@ bk_rc_t bk_capture_step(bk_capture_t *capture, bool woken, unsigned *again, bk_e
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
 /*
  * Begin a new epoch with what is there, without reading the database: the numbers of the present
- * one are taken up to last, or its segments cannot be believed (0).  They stay in dir, and are sealed.
+ * one are taken up to last, or its segments cannot be believed (0).  They stay in dir, and are
+ * sealed.  Not while it is paused.
  */
 bk_rc_t bk_capture_begin_epoch(bk_capture_t *capture, uint64_t last, bk_err_t *err);
 void bk_capture_state(const bk_capture_t *capture, bk_capture_state_t *state);
