@@ -111,6 +111,13 @@ subtest 'each reload gives it the new configuration' => sub {
     state_is($t, 'active', 'active');
     my ($supervisor) = $t->supervisors;
     my $agent = agent($t);
+    for my $pid ($supervisor, $agent) {
+        my $status = $t->read("/proc/$pid/status") // '';
+        my ($rights) = $status =~ /^CapPrm:\s+(\w+)/m;
+        # Owners, modes, reading, watching, leases and capabilities of files: nothing else of root.
+        is(hex($rights) & ~(1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 21 | 1 << 28 | 1 << 31), 0, "few rights of root: $rights");
+        like($status, qr/^NoNewPrivs:\s+1/m, 'and none to come');
+    }
     my @before = map { fds($_) } $t->{pid}, $supervisor, $agent;
     for my $generation (2 .. 6) {
         $t->hup;

@@ -172,10 +172,6 @@ static bk_rc_t find_missed(backup_t *b, const bk_watching_plan_t *plan,
         bk_files_compare(b->opened->repo, &previous->root, &tree->root, &sums, &where, ctl, err);
     if (rc == BK_OK && !bk_dirset_empty(&where))
         bk_watching_explain(b->job->engine->watching, plan, &where, &rest, ctl);
-    if (rc == BK_CORRUPT) { /* this backup is whole: what is lost is a comparison */
-        bk_err_clear(err);
-        rc = BK_OK;
-    }
     missed_t missed = {b, tree->path, 0};
     (void)bk_dirset_each(&rest, note_missed, &missed);
     b->watch_missed += rest.marked;

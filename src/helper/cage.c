@@ -212,6 +212,16 @@ static void lower(__rlimit_resource_t what, rlim_t most)
     (void)setrlimit(what, &now);
 }
 
+int bk_cage_outer(void)
+{
+    const uint64_t rights = CHANGE | ADMIN | LEASE | FCAPS;
+    lower(RLIMIT_CORE, 0);
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        return -1;
+    limit_bounding_set(rights);
+    return limit_capabilities(rights);
+}
+
 int bk_cage_enter(const bk_roots_t *roots, bk_wire_for_t what)
 {
     int walls = 0;

@@ -1,5 +1,5 @@
 /*
- * helper/cage.h: what a conversation's process gives up before it listens to a worker: all
+ * helper/cage.h: what the helper's processes give up; that of a conversation, before it listens to a worker: all
  * capabilities but those for the files' owners and modes, new privileges, being looked into, every
  * path outside the roots (Landlock), system calls that no request needs (seccomp).
  *
@@ -12,7 +12,12 @@
 #include "helper/roots.h"
 
 /*
- * The first step.  Which of the walls stand: BK_WIRE_CAGE_… of protocol.h; -1 and errno when the
+ * For supervisor and agent, whose children get no more than they have: only capabilities that some
+ * conversation may need, no new ones by a program, not to be looked into.  0, or -1 and errno.
+ */
+int bk_cage_outer(void);
+/*
+ * The first step of a conversation.  Which of the walls stand: BK_WIRE_CAGE_… of protocol.h; -1 and errno when the
  * process could not even give up its capabilities.  What is left is what a conversation of that
  * kind may need with these roots: to change something only where a root may be placed or is a
  * database; for the status, nothing.

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "helper/agent.h"
+#include "helper/cage.h"
 #include "helper/guard.h"
 #include "helper/lock.h"
 #include "helper/wire.h"
@@ -347,7 +348,7 @@ int bk_supervise(int control, int broker)
     s->broker = broker;
     s->lock = s->line = -1;
     s->signals = bk_guard_signals(1);
-    int errnum = s->signals < 0 ? errno : serve(s);
+    int errnum = s->signals < 0 || bk_cage_outer() != 0 ? errno : serve(s);
     kill_agent(s);
     release(s);
     bk_roots_free(s->roots);
