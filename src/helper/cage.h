@@ -1,7 +1,8 @@
 /*
- * helper/cage.h: what the helper's processes give up; that of a conversation, before it listens to a worker: all
- * capabilities but those for the files' owners and modes, new privileges, being looked into, every
- * path outside the roots (Landlock), system calls that no request needs (seccomp).
+ * helper/cage.h: what the helper's processes give up, and most of all that of a conversation before
+ * it listens to a worker: all capabilities but those for the files' owners and modes, new
+ * privileges, being looked into, every path outside the roots (Landlock), system calls that no
+ * request needs (seccomp).
  *
  * What a kernel lacks is left out and told: the cage is the second wall, behind the checks of each
  * request.
