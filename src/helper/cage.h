@@ -18,10 +18,10 @@
  */
 int bk_cage_outer(void);
 /*
- * The first step of a conversation.  Which of the walls stand: BK_WIRE_CAGE_… of protocol.h; -1 and errno when the
- * process could not even give up its capabilities.  What is left is what a conversation of that
- * kind may need with these roots: to change something only where a root may be placed or is a
- * database; for the status, nothing.
+ * The first step of a conversation.  Which of the walls stand: BK_WIRE_CAGE_… of protocol.h; -1 and
+ * errno when the process could not even give up its capabilities.  What is left is what a
+ * conversation of that kind may need with these roots: to change something only where a root may be
+ * placed or is a database; for the status, nothing.
  */
 int bk_cage_enter(const bk_roots_t *roots, bk_wire_for_t what);
 /*
