@@ -154,7 +154,7 @@ sub any_transaction {
     my @at;
     for my $n (1 .. 40) {
         add_row($t);
-        sleep 0.03;
+        sleep 0.15;
         $at[$n] = time;
         sleep 0.01;
     }
