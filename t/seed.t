@@ -17,11 +17,15 @@ use Time::HiRes qw(time sleep);
 plan skip_all => 'only root may mount' if $> != 0;
 
 # One of the lines names /tmp/recovered_audio: in a mount namespace of its own that is nobody else's.
+my $audio = '/tmp/recovered_audio';
+my $owner = $$;
 if (!$ENV{NGX_BACKUP_MOUNTS}) {
-    plan skip_all => 'mounting is not permitted here' if system('unshare -m mount -t tmpfs none /tmp 2>/dev/null') != 0;
-    exec {'unshare'} 'env', '-m', 'env', 'NGX_BACKUP_MOUNTS=1', 'TMPDIR=/tmp', 'sh', '-c', 'mount -t tmpfs none /tmp && exec "$@"', 'sh', $^X, '-It/lib', $0
+    plan skip_all => 'mounting is not permitted here' if system('unshare -m mount -t tmpfs none /mnt 2>/dev/null') != 0;
+    exec {'unshare'} 'env', '-m', 'env', 'NGX_BACKUP_MOUNTS=1', 'sh', '-c', "mkdir -p $audio && mount -t tmpfs none $audio && exec \"\$@\"", 'sh', $^X,
+        '-It/lib', $0
         or die "unshare: $!";
 }
+END { local $?; system "umount -l $audio; rmdir $audio 2>/dev/null" if $ENV{NGX_BACKUP_MOUNTS} && $$ == $owner }
 
 my $tools = ($ENV{NGX_BACKUP_BUILD} // "$FindBin::Bin/../build") . '/tools';
 my $t = NgxBackup->new(user => 'www-data');
