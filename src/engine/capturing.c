@@ -402,12 +402,10 @@ static bk_rc_t check_room(const bk_capturing_t *c, bk_captured_t *one, bk_err_t 
         return BK_OK;
     one->room = bk_mono();
     bk_rc_t rc = bk_free_space(c->set->base_dir, &bytes, err);
-    if (rc == BK_OK && bytes < c->set->min_free)
-        rc = bk_err_set(err, BK_NO_SPACE,
-                        "database %s: %s has %llu MiB free, min_free wants %llu MiB: free some "
-                        "space, or lower min_free; what happens until then will be a gap",
-                        one->db->name, c->set->base_dir, (unsigned long long)(bytes >> 20),
-                        (unsigned long long)(c->set->min_free >> 20));
+    if (rc == BK_OK)
+        rc = bk_judge_space(c->set->base_dir, bytes, c->set->min_free, err);
+    if (rc == BK_NO_SPACE)
+        bk_err_wrap(err, "database %s: what happens from now on will be a gap", one->db->name);
     if (rc != BK_OK)
         let_go(one);
     return rc;

@@ -137,7 +137,7 @@ bk_rc_t bk_moments_open_stored(bk_repo_t *repo, const bk_history_item_t *item, b
 {
     stored_t *stored = calloc(1, sizeof *stored);
     if (stored == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "out of memory");
+        return bk_err_set(err, BK_NO_MEMORY, "read transactions: out of memory");
     stored->ctl = ctl;
     bk_rc_t rc = bk_history_open(repo, item, &stored->reader, ctl, err);
     if (rc != BK_OK) {

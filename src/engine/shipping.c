@@ -23,7 +23,7 @@
 #include "base/str.h"
 #include "engine/capturing_private.h"
 #include "engine/compact.h"
-#include "engine/moments.h"
+#include "engine/moments_private.h"
 
 #define LOCK_WAIT 1 /* s: a step is over by then, unless it reads the whole database */
 
@@ -207,17 +207,8 @@ static bk_rc_t ship_one(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *repo, 
 
 /* --- what is there already --- */
 
-static bk_rc_t read_stored(void *arg, uint64_t offset, void *out, size_t len, bk_err_t *err)
-{
-    return bk_history_read(arg, offset, out, len, NULL, err);
-}
-
-static void close_stored(void *arg)
-{
-    bk_history_close(arg);
-}
-
-static bk_rc_t digest_in(bk_txlog_t *log, uint64_t txid, uint64_t *digest, bool *found)
+/* What the database was after a transaction; not found: the segment does not tell. */
+static void digest_in(const bk_txlog_t *log, uint64_t txid, uint64_t *digest, bool *found)
 {
     uint64_t first = bk_txlog_info(log)->first;
     size_t count = bk_txlog_count(log);
@@ -225,32 +216,23 @@ static bk_rc_t digest_in(bk_txlog_t *log, uint64_t txid, uint64_t *digest, bool 
     if (*found)
         *digest = txid >= first ? bk_txlog_tx(log, (size_t)(txid - first))->after
                                 : bk_txlog_tx(log, 0)->before;
-    return BK_OK;
 }
 
-/* What the database was after the last transaction of a segment of the storage. */
+/* After the last one of a segment of the storage. */
 static bk_rc_t digest_stored(bk_repo_t *repo, const bk_history_item_t *item, uint64_t *digest,
                              bool *found, bk_ctl_t *ctl, bk_err_t *err)
 {
-    bk_history_reader_t *reader = NULL;
     bk_txlog_t *log = NULL;
-    bk_rc_t rc = bk_history_open(repo, item, &reader, ctl, err);
-    if (rc != BK_OK)
-        return rc;
-    bk_txlog_source_t source = {.read = read_stored,
-                                .close = close_stored,
-                                .arg = reader,
-                                .size = bk_history_length(reader)};
-    rc = bk_txlog_open(&source, &log, err);
+    bk_rc_t rc = bk_moments_open_stored(repo, item, ctl, &log, err);
     if (rc == BK_OK)
-        rc = digest_in(log, item->name.last, digest, found);
+        digest_in(log, item->name.last, digest, found);
     bk_txlog_free(log);
     return rc;
 }
 
 /* The same of the segments that are here; not found: they begin later, or there are none. */
-static bk_rc_t digest_here(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZE],
-                           uint64_t txid, uint64_t *digest, bool *found)
+static void digest_here(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZE], uint64_t txid,
+                        uint64_t *digest, bool *found)
 {
     struct dirent **names;
     char hex[2 * BK_EPOCH_SIZE + 1];
@@ -269,7 +251,6 @@ static bk_rc_t digest_here(const bk_captured_t *one, const uint8_t epoch[BK_EPOC
     }
     if (count >= 0)
         free(names);
-    return BK_OK;
 }
 
 /*
@@ -285,9 +266,9 @@ static bk_rc_t is_fork(const bk_captured_t *one, const bk_capture_state_t *state
     *fork = last->name.last > state->resumed;
     if (*fork)
         return BK_OK;
-    bk_rc_t rc = found ? BK_OK : digest_here(one, state->epoch, last->name.last, &here, &found);
-    if (rc == BK_OK && found)
-        rc = digest_stored(repo, last, &there, &stored, ctl, err);
+    if (!found)
+        digest_here(one, state->epoch, last->name.last, &here, &found);
+    bk_rc_t rc = found ? digest_stored(repo, last, &there, &stored, ctl, err) : BK_OK;
     *fork = rc == BK_OK && found && stored && here != there;
     return rc;
 }
