@@ -17,7 +17,6 @@
 #include "base/str.h"
 
 #define WAIT_MS      500
-#define FRESH        BK_SEC /* status and health ask one after the other, and more than once */
 #define SILENT_AFTER (10 * BK_SEC) /* a disk that sleeps needs some of that */
 
 struct bk_probe_s {
@@ -26,7 +25,6 @@ struct bk_probe_s {
     pthread_cond_t answered;
     unsigned refs; /* the owner and a look that is under way */
     int64_t asked; /* bk_now of the look that is under way, or 0 */
-    int64_t over;  /* bk_mono of the last answer; 0: there was none yet */
     bk_probe_answer_t last;
 };
 
@@ -100,7 +98,6 @@ static void *run(void *arg)
     answer.time = bk_now();
     pthread_mutex_lock(&probe->lock);
     probe->last = answer;
-    probe->over = bk_mono();
     probe->asked = 0;
     pthread_cond_broadcast(&probe->answered);
     pthread_mutex_unlock(&probe->lock);
@@ -131,7 +128,7 @@ static void start(bk_probe_t *probe)
 void bk_probe_look(bk_probe_t *probe, bk_probe_answer_t *answer)
 {
     pthread_mutex_lock(&probe->lock);
-    if (probe->asked == 0 && (probe->over == 0 || bk_mono() - probe->over >= FRESH)) {
+    if (probe->asked == 0) {
         struct timespec until;
         int failed = 0;
         clock_gettime(CLOCK_MONOTONIC, &until);

@@ -29,8 +29,7 @@ typedef struct {
 bk_rc_t bk_probe_new(const char *path, bk_probe_t **probe, bk_err_t *err);
 /* A look that is under way ends by itself, some time. */
 void bk_probe_free(bk_probe_t *probe);
-/* Waits for at most 500 ms, and not at all while an earlier look has no answer, or for an answer
- * of the last second. */
+/* Waits for at most 500 ms, and not at all while an earlier look has no answer. */
 void bk_probe_look(bk_probe_t *probe, bk_probe_answer_t *answer);
 
 #endif

@@ -321,25 +321,23 @@ static void check_last_job(bk_engine_t *engine, json_t *checks, verdict_t *worst
     bk_job_row_free(&row);
 }
 
-static void check_disk(bk_engine_t *engine, json_t *checks, verdict_t *worst)
+static void check_disk(const bk_engine_t *engine, const bk_probe_answer_t *answer, json_t *checks,
+                       verdict_t *worst)
 {
     uint64_t bytes = 0;
     bk_err_t why = {0};
-    bk_probe_answer_t storage = {0};
     const bk_set_t *set = engine->set;
-    if (engine->probe != NULL)
-        bk_probe_look(engine->probe, &storage);
     bk_free_space(set->base_dir, &bytes, NULL);
     bk_rc_t rc = bk_judge_space(set->base_dir, bytes, set->min_free, &why);
-    if (rc == BK_OK && storage.total > 0 && storage.there)
-        rc = bk_judge_space(bk_storage_config_get(&set->storages[0], "path"), storage.left,
+    if (rc == BK_OK && answer->total > 0 && answer->there)
+        rc = bk_judge_space(bk_storage_config_get(&set->storages[0], "path"), answer->left,
                             set->min_free, &why);
     add_check(checks, "disk:free", rc == BK_OK ? PASS : FAIL, json_integer((json_int_t)bytes), "By",
               why.text, worst);
 }
 
-static void check_storage(const bk_engine_t *engine, const json_t *summary, json_t *checks,
-                          verdict_t *worst)
+static void check_storage(const bk_engine_t *engine, const bk_probe_answer_t *answer,
+                          const json_t *summary, json_t *checks, verdict_t *worst)
 {
     const bk_storage_config_t *storage = &engine->set->storages[0];
     const char *path = bk_storage_config_get(storage, "path");
@@ -347,11 +345,9 @@ static void check_storage(const bk_engine_t *engine, const json_t *summary, json
     bool good = true;
     bk_fmt(name, sizeof name, "storage_%s:accessible", storage->name);
     if (engine->probe != NULL) {
-        bk_probe_answer_t answer;
-        bk_probe_look(engine->probe, &answer);
-        good = is_usable(&answer, summary);
-        bk_time_format(since, answer.silent);
-        if (answer.silent != 0)
+        good = is_usable(answer, summary);
+        bk_time_format(since, answer->silent);
+        if (answer->silent != 0)
             bk_fmt(text, sizeof text, "%s has not answered since %s: look at its disk or server",
                    path, since);
         else
@@ -451,8 +447,11 @@ bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
     json_t *checks = json_object();
     check_age(engine, summary, checks, &worst);
     check_last_job(engine, checks, &worst);
-    check_storage(engine, summary, checks, &worst);
-    check_disk(engine, checks, &worst);
+    bk_probe_answer_t storage = {0};
+    if (engine->probe != NULL)
+        bk_probe_look(engine->probe, &storage);
+    check_storage(engine, &storage, summary, checks, &worst);
+    check_disk(engine, &storage, checks, &worst);
     check_verified(engine, checks, &worst);
     check_snapshots(summary, checks, &worst);
     check_catalog(engine, checks, &worst);
