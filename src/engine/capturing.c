@@ -459,8 +459,8 @@ size_t bk_engine_captures(bk_engine_t *engine)
     return engine->capturing->count;
 }
 
-bk_rc_t bk_engine_capture_one(bk_engine_t *engine, size_t which, bool woken, unsigned *again,
-                              bk_err_t *err)
+bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigned *again,
+                          bk_err_t *err)
 {
     bk_capturing_t *c = engine->capturing;
     bk_captured_t *one = &c->list[which];
@@ -482,21 +482,6 @@ bk_rc_t bk_engine_capture_one(bk_engine_t *engine, size_t which, bool woken, uns
     }
     pthread_mutex_unlock(&one->lock);
     return rc;
-}
-
-bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_err_t *err)
-{
-    bk_rc_t result = BK_OK;
-    *again = WAIT_MOST;
-    for (size_t i = 0; i < engine->capturing->count; i++) {
-        unsigned wait;
-        bk_rc_t rc = bk_engine_capture_one(engine, i, woken, &wait, result == BK_OK ? err : NULL);
-        if (result == BK_OK)
-            result = rc;
-        if (wait < *again)
-            *again = wait;
-    }
-    return result;
 }
 
 /* --- status --- */

@@ -219,16 +219,15 @@ bool bk_engine_watched(bk_engine_t *engine);
 unsigned bk_engine_written(bk_engine_t *engine);
 
 /*
- * Owner only: take in what was committed to the databases that have a pitr_window, or to one of
- * them (0 to captures - 1; several threads, for several databases).  woken: something was written;
- * *again: call again after so many ms at the latest.  A failure is in the log and in the status,
- * and tried again.  [short], but for the first time: then it reads them whole.
+ * Owner only: take in what was committed to one of the databases that have a pitr_window, which: 0
+ * to captures - 1; several threads, for several databases.  woken: something was written; *again:
+ * call again after so many ms at the latest.  A failure is in the log and in the status, and tried
+ * again.  [short], but for the first time: then it reads all of it.
  * ship: what was sealed since, to the storage; every 10 s.  [job]
  */
 size_t bk_engine_captures(bk_engine_t *engine);
-bk_rc_t bk_engine_capture_one(bk_engine_t *engine, size_t which, bool woken, unsigned *again,
-                              bk_err_t *err);
-bk_rc_t bk_engine_capture(bk_engine_t *engine, bool woken, unsigned *again, bk_err_t *err);
+bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigned *again,
+                          bk_err_t *err);
 bk_rc_t bk_engine_ship(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err);
 /* Once, before the set is owned and the one who owns it lets go: nothing is missed in between. */
 void bk_engine_capture_hold(bk_engine_t *engine);

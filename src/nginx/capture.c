@@ -198,7 +198,7 @@ ngx_http_backup_capture_work(void *data)
     if (ngx_http_backup_engine(db->capture->bset, &engine, &err) == BK_OK
         && db->number < bk_engine_captures(engine))
     {
-        (void) bk_engine_capture_one(engine, db->number, db->written,
+        (void) bk_engine_capture(engine, db->number, db->written,
                                      &db->wait, &err);
     }
 }

@@ -2,43 +2,13 @@
  * t/unit/engine/capturing_test.c: what the owner of a set does with captures besides stepping them:
  * segments on their way to the storage, and everything that may be in the way of it.
  */
-#include "unit/engine/fixture.h"
+#include "unit/engine/captures.h"
 
 #include <dirent.h>
 
 #include "engine/capturing_private.h"
-#include "engine/moments.h"
-#include "sqlite/hashes.h"
-
-#define DAY_MS 86400000ull
 
 static const uint8_t OTHER[BK_EPOCH_SIZE] = {9};
-
-/* A set whose database is captured; a first backup is there, so that segments are shipped. */
-static fixture_t *captured(void)
-{
-    char id[BK_BACKUP_ID];
-    fixture_t *f = fixture_new(false);
-    f->set.dbs[0].pitr_window = 7 * DAY_MS;
-    open_engine(f);
-    back_up(f, "full", id);
-    return f;
-}
-
-static void capture(fixture_t *f)
-{
-    unsigned again;
-    bk_err_t err = {0};
-    OK(bk_engine_capture(f->engine, true, &again, &err), &err);
-}
-
-static void ship(fixture_t *f)
-{
-    bk_err_t err = {0};
-    bk_ctl_init(&f->ctl);
-    OK(bk_engine_ship(f->engine, &f->ctl, &err), &err);
-    bk_ctl_free(&f->ctl);
-}
 
 /* So that what was captured so far is sealed: the next owner goes on with the one that is open. */
 static void seal_all(fixture_t *f)
@@ -58,39 +28,6 @@ static void seal_all(fixture_t *f)
     }
     free(names);
     open_engine(f);
-}
-
-static unsigned stored(fixture_t *f, const uint8_t *epoch)
-{
-    bk_err_t err = {0};
-    bk_opened_t opened;
-    bk_history_list_t list;
-    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
-    OK(bk_history_list(opened.repo, "app.main", epoch, NULL, &list, &err), &err);
-    unsigned count = (unsigned)list.count;
-    bk_history_list_free(&list);
-    bk_engine_close_repo(&opened);
-    return count;
-}
-
-static void epoch_of(const fixture_t *f, uint8_t epoch[BK_EPOCH_SIZE])
-{
-    bk_hashes_t hashes;
-    bk_hashes_state_t state;
-    bk_err_t err = {0};
-    OK(bk_hashes_load(&hashes, &state, at(f, "base/wal/main/hashes"), &err), &err);
-    memcpy(epoch, state.epoch, BK_EPOCH_SIZE);
-    bk_hashes_free(&hashes);
-}
-
-static const char *segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE], uint64_t first,
-                           const char *ending)
-{
-    char hex[2 * BK_EPOCH_SIZE + 1], name[200];
-    bk_hex(hex, epoch, BK_EPOCH_SIZE);
-    bk_fmt(name, sizeof name, "base/wal/main/%s-%020llu.%s", hex, (unsigned long long)first,
-           ending);
-    return at(f, name);
 }
 
 static bk_txlog_writer_t *begin_segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE],
@@ -136,7 +73,7 @@ static void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
 static void an_open_segment_belongs_to_the_capture(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(false);
     bk_err_t err = {0};
     bk_txlog_t *log;
     capture(f);
@@ -157,7 +94,7 @@ static void an_open_segment_belongs_to_the_capture(void **state)
 static void what_a_dead_process_left_open_is_shipped(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(false);
     capture(f);
     bk_txlog_writer_t *writer = begin_segment(f, OTHER, 1);
     add_transaction(writer);
@@ -180,7 +117,7 @@ static void what_a_dead_process_left_open_is_shipped(void **state)
 static void a_former_owner_removes_nothing(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(false);
     uint8_t epoch[BK_EPOCH_SIZE];
     capture(f);
     epoch_of(f, epoch);
@@ -201,7 +138,7 @@ static void a_former_owner_removes_nothing(void **state)
 static void a_damaged_segment_is_set_aside(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(false);
     capture(f);
     for (unsigned i = 1; i <= 3; i++) {
         bk_err_t err = {0};
@@ -230,8 +167,7 @@ static void a_damaged_segment_is_set_aside(void **state)
 static void min_free_is_left_to_the_application(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
-    unsigned again;
+    fixture_t *f = captured(false);
     bk_err_t err = {0};
     uint8_t epoch[BK_EPOCH_SIZE];
     json_t *health;
@@ -245,7 +181,7 @@ static void min_free_is_left_to_the_application(void **state)
     f->set.min_free = 1ull << 62;
     for (unsigned i = 0; i < 3; i++) {
         bk_sleep_ms(i == 0 ? 1100 : 0); /* it is looked at once a second */
-        bk_rc_t rc = bk_engine_capture(f->engine, true, &again, &err);
+        bk_rc_t rc = step_all(f, &err);
         assert_int_equal(rc, i == 0 ? BK_NO_SPACE : BK_OK); /* not tried again at once */
     }
     json_t *one = capture_of(f);
@@ -275,7 +211,7 @@ static void min_free_is_left_to_the_application(void **state)
 static void a_step_that_hangs_is_told(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(false);
     capture(f);
     json_t *one = capture_of(f);
     assert_null(json_object_get(one, "problem"));
@@ -301,7 +237,7 @@ static void *step_on_a_thread(void *arg)
 {
     stepping_t *s = arg;
     unsigned again;
-    s->rc = bk_engine_capture_one(s->f->engine, s->which, true, &again, NULL);
+    s->rc = bk_engine_capture(s->f->engine, s->which, true, &again, NULL);
     atomic_store(&s->over, true);
     return NULL;
 }
@@ -315,10 +251,10 @@ static void a_locked_database_keeps_no_other_waiting(void **state)
     unsigned again;
     bk_err_t err = {0};
     json_t *answer;
-    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    f->set.dbs[0].pitr_window = 7 * DAY * 1000;
     bk_set_db_t *other = bk_set_add_db(&f->set, "other");
     other->path = text_at(f, "app/other.db");
-    other->pitr_window = 7 * DAY_MS;
+    other->pitr_window = 7 * DAY * 1000;
     other->busy_timeout = f->set.dbs[0].busy_timeout = 600000;
     sqlite3 *db = open_db(f, "app/other.db"), *locked = open_db(f, "app/app.db");
     sql(db, "PRAGMA journal_mode=WAL; CREATE TABLE t(v)");
@@ -328,9 +264,9 @@ static void a_locked_database_keeps_no_other_waiting(void **state)
     stepping_t s = {.f = f};
     assert_int_equal(pthread_create(&s.thread, NULL, step_on_a_thread, &s), 0);
     bk_sleep_ms(50);
-    OK(bk_engine_capture_one(f->engine, 1, true, &again, &err), &err);
+    OK(bk_engine_capture(f->engine, 1, true, &again, &err), &err);
     sql(db, "INSERT INTO t VALUES(1)");
-    OK(bk_engine_capture_one(f->engine, 1, true, &again, &err), &err);
+    OK(bk_engine_capture(f->engine, 1, true, &again, &err), &err);
     OK(bk_engine_detach(f->engine, "main", true, &answer, &err), &err);
     json_decref(answer);
     bk_engine_obey_detach(f->engine);
@@ -351,12 +287,12 @@ static void a_database_that_is_somebodys_alone_is_told(void **state)
     fixture_t *f = fixture_new(false);
     unsigned again;
     bk_err_t err = {0};
-    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    f->set.dbs[0].pitr_window = 7 * DAY * 1000;
     f->set.dbs[0].busy_timeout = 10;
     sqlite3 *locked = open_db(f, "app/app.db");
     sql(locked, "PRAGMA locking_mode=EXCLUSIVE; INSERT INTO jobs(name) VALUES('mine')");
     open_engine(f);
-    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_BUSY);
+    assert_int_equal(bk_engine_capture(f->engine, 0, true, &again, &err), BK_BUSY);
     assert_in_range(again, 1000, 10000);
     json_t *one = capture_of(f);
     assert_true(json_is_false(json_object_get(one, "capturing")));
@@ -377,14 +313,13 @@ static void a_rollback_journal_is_told(void **state)
 {
     (void)state;
     fixture_t *f = fixture_new(false);
-    unsigned again;
     bk_err_t err = {0};
-    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    f->set.dbs[0].pitr_window = 7 * DAY * 1000;
     sqlite3 *db = open_db(f, "app/app.db");
     sql(db, "PRAGMA journal_mode=DELETE");
     sqlite3_close(db);
     open_engine(f);
-    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_UNSUPPORTED);
+    assert_int_equal(step_all(f, &err), BK_UNSUPPORTED);
     json_t *one = capture_of(f);
     assert_true(json_is_false(json_object_get(one, "capturing")));
     assert_contains(text_of(one, "problem"), "journal mode delete");
@@ -452,7 +387,7 @@ static void moments_of_a_database_over_the_lock_page_come_back(void **state)
     char id[BK_BACKUP_ID];
     json_t *answer;
     bk_err_t err = {0};
-    f->set.dbs[0].pitr_window = 7 * DAY_MS;
+    f->set.dbs[0].pitr_window = 7 * DAY * 1000;
     sqlite3 *db = open_db(f, "app/app.db");
     sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=65536; VACUUM");
     uint32_t used = (uint32_t)number(db, "PRAGMA page_count");
@@ -502,7 +437,7 @@ static bool is_held(sqlite3 *db)
 static void a_hold_ends_with_the_hope_of_the_set(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(false);
     bk_engine_t *second;
     bk_err_t err = {0};
     sqlite3 *db = open_db(f, "app/app.db");
@@ -537,10 +472,11 @@ static void a_hold_ends_with_the_hope_of_the_set(void **state)
 /* base_dir as it was, below an application and a storage that went on. */
 static void keep_base(const fixture_t *f, bool back)
 {
-    char command[2200];
+    bk_err_t err = {0};
     const char *from = at(f, back ? "kept" : "base"), *to = at(f, back ? "base" : "kept");
-    bk_fmt(command, sizeof command, "rm -rf %s && cp -a %s %s", to, from, to);
-    assert_int_equal(system(command), 0);
+    if (back)
+        OK(bk_remove_tree(to, true, &err), &err);
+    test_copy_tree(from, to);
 }
 
 static bool has_warning(fixture_t *f)
@@ -557,7 +493,7 @@ static bool has_warning(fixture_t *f)
 static void an_older_base_dir_begins_an_epoch(void **state)
 {
     bool same_number = *(const bool *)*state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(false);
     uint8_t first[BK_EPOCH_SIZE], second[BK_EPOCH_SIZE];
     char id[BK_BACKUP_ID];
     sqlite3 *db = open_db(f, "app/app.db");

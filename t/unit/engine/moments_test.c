@@ -2,43 +2,14 @@
  * t/unit/engine/moments_test.c: which transaction a time means, and that no segment of any epoch is
  * lost on its way to the storage.
  */
-#include "unit/engine/fixture.h"
+#include "unit/engine/captures.h"
 
 #include <dirent.h>
 
 #include "engine/bases.h"
 #include "engine/compact.h"
-#include "engine/engine_private.h"
-#include "sqlite/hashes.h"
-
-#define DAY 86400LL
 
 static const uint8_t E1[BK_EPOCH_SIZE] = {1}, E2[BK_EPOCH_SIZE] = {2};
-
-static fixture_t *captured(void)
-{
-    char id[BK_BACKUP_ID];
-    fixture_t *f = fixture_new(true);
-    f->set.dbs[0].pitr_window = 7 * DAY * 1000;
-    open_engine(f);
-    back_up(f, "full", id);
-    return f;
-}
-
-static void capture(fixture_t *f)
-{
-    unsigned again;
-    bk_err_t err = {0};
-    OK(bk_engine_capture(f->engine, true, &again, &err), &err);
-}
-
-static const char *segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE], uint64_t first)
-{
-    char hex[2 * BK_EPOCH_SIZE + 1], name[200];
-    bk_hex(hex, epoch, BK_EPOCH_SIZE);
-    bk_fmt(name, sizeof name, "base/wal/main/%s-%020llu.tx", hex, (unsigned long long)first);
-    return at(f, name);
-}
 
 /* Transactions first..last, one a second from the time on. */
 static void write_segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE],
@@ -51,7 +22,7 @@ static void write_segment(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE]
     memcpy(info.epoch, epoch, BK_EPOCH_SIZE);
     uint8_t page[4096] = {0};
     OK(bk_mkdirs(at(f, "base/wal/main"), 0700, &err), &err);
-    OK(bk_txlog_create(segment(f, info.epoch, first), &info, &log, &err), &err);
+    OK(bk_txlog_create(segment(f, info.epoch, first, "tx"), &info, &log, &err), &err);
     for (uint64_t i = first; i <= last; i++, time += BK_SEC) {
         bk_tx_t tx = {.txid = i,
                       .page_count = 1,
@@ -83,7 +54,7 @@ static void list_of(bk_snapshot_list_t *list, bk_snapshot_t snapshots[2], bk_sna
 static void a_time_means_the_last_transaction_of_its_epoch(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     bk_err_t err = {0};
     bk_opened_t opened;
     bk_moments_t *moments;
@@ -133,7 +104,7 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
 static void a_hole_is_told(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     bk_err_t err = {0};
     bk_opened_t opened;
     bk_moments_t *moments;
@@ -153,42 +124,11 @@ static void a_hole_is_told(void **state)
     fixture_free(f);
 }
 
-static unsigned stored(fixture_t *f, const uint8_t *epoch)
-{
-    bk_err_t err = {0};
-    bk_opened_t opened;
-    bk_history_list_t list;
-    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
-    OK(bk_history_list(opened.repo, "app.main", epoch, NULL, &list, &err), &err);
-    unsigned count = (unsigned)list.count;
-    bk_history_list_free(&list);
-    bk_engine_close_repo(&opened);
-    return count;
-}
-
-static void ship(fixture_t *f)
-{
-    bk_err_t err = {0};
-    bk_ctl_init(&f->ctl);
-    OK(bk_engine_ship(f->engine, &f->ctl, &err), &err);
-    bk_ctl_free(&f->ctl);
-}
-
-static void epoch_of(const fixture_t *f, uint8_t epoch[BK_EPOCH_SIZE])
-{
-    bk_hashes_t hashes;
-    bk_hashes_state_t state;
-    bk_err_t err = {0};
-    OK(bk_hashes_load(&hashes, &state, at(f, "base/wal/main/hashes"), &err), &err);
-    memcpy(epoch, state.epoch, BK_EPOCH_SIZE);
-    bk_hashes_free(&hashes);
-}
-
 /* Its numbers go on from those of the one before. */
 static void an_epoch_after_another_is_shipped_as_well(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     uint8_t first[BK_EPOCH_SIZE], second[BK_EPOCH_SIZE];
     sqlite3 *db = open_db(f, "app/app.db");
     capture(f);
@@ -213,8 +153,8 @@ static void an_epoch_after_another_is_shipped_as_well(void **state)
     ship(f);
     assert_int_equal(stored(f, first), 1);
     assert_int_equal(stored(f, second), 2);
-    assert_int_equal(access(segment(f, first, 1), F_OK), -1);
-    assert_int_equal(access(segment(f, second, 3), F_OK), 0); /* newer than the hashes */
+    assert_int_equal(access(segment(f, first, 1, "tx"), F_OK), -1);
+    assert_int_equal(access(segment(f, second, 3, "tx"), F_OK), 0); /* newer than the hashes */
     sqlite3_close(db);
     fixture_free(f);
 }
@@ -223,11 +163,10 @@ static void an_epoch_after_another_is_shipped_as_well(void **state)
 static void nothing_is_removed_before_a_capture_began(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     uint8_t epoch[BK_EPOCH_SIZE];
     bk_err_t err = {0};
     bk_txlog_writer_t *log;
-    unsigned again;
     sqlite3 *db = open_db(f, "app/app.db");
     capture(f);
     epoch_of(f, epoch);
@@ -235,14 +174,14 @@ static void nothing_is_removed_before_a_capture_began(void **state)
     capture(f);
     sqlite3_close(db);
     close_engine(f);
-    OK(bk_txlog_reopen(segment(f, epoch, 1), &log, &err), &err);
+    OK(bk_txlog_reopen(segment(f, epoch, 1, "tx"), &log, &err), &err);
     OK(bk_txlog_seal(log, &err), &err);
     assert_int_equal(rename(at(f, "app"), at(f, "away")), 0);
     open_engine(f);
-    assert_int_equal(bk_engine_capture(f->engine, true, &again, &err), BK_NOT_FOUND);
+    assert_int_equal(step_all(f, &err), BK_NOT_FOUND);
     ship(f);
     assert_int_equal(stored(f, epoch), 1);
-    assert_int_equal(access(segment(f, epoch, 1), F_OK), 0);
+    assert_int_equal(access(segment(f, epoch, 1, "tx"), F_OK), 0);
     fixture_free(f);
 }
 
@@ -250,7 +189,7 @@ static void nothing_is_removed_before_a_capture_began(void **state)
 static void a_detached_database_is_let_go_of(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     bk_err_t err = {0};
     json_t *answer, *status;
     sqlite3 *db = open_db(f, "app/app.db");
@@ -353,7 +292,7 @@ static int64_t a_moment_later(void)
 static void a_cleanup_leaves_the_window_whole(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     char id[BK_BACKUP_ID];
     uint8_t epoch[BK_EPOCH_SIZE];
     sqlite3 *db = open_db(f, "app/app.db");
@@ -394,7 +333,7 @@ static void a_cleanup_leaves_the_window_whole(void **state)
 static void without_base_dir_the_last_transaction_is_told(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     bk_err_t err = {0};
     bk_opened_t opened;
     bk_point_t point;
@@ -454,7 +393,7 @@ static void assert_kept(fixture_t *f, int64_t since, const char *provisional, co
 static void each_epoch_of_a_window_keeps_a_backup(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     uint8_t current[BK_EPOCH_SIZE];
     const int64_t one = 1000 * BK_SEC, two = 2000 * BK_SEC;
     capture(f); /* so that these epochs are over */
@@ -477,7 +416,7 @@ static void each_epoch_of_a_window_keeps_a_backup(void **state)
 static void a_backup_that_a_window_begins_with_cannot_be_deleted(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     bk_err_t err = {0};
     char id[BK_BACKUP_ID], later[BK_BACKUP_ID], body[128];
     json_t *more;
@@ -505,7 +444,7 @@ static void a_backup_that_a_window_begins_with_cannot_be_deleted(void **state)
 static void what_was_captured_once_goes_with_retention(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     uint8_t epoch[BK_EPOCH_SIZE];
     sqlite3 *db = open_db(f, "app/app.db");
     capture(f);
@@ -662,7 +601,7 @@ static int set_up_merging(void **state)
 {
     bk_err_t err = {0};
     merging_t *w = calloc(1, sizeof *w);
-    w->f = captured();
+    w->f = captured(true);
     OK(bk_engine_open_repo(w->f->engine, false, NULL, &w->opened, &err), &err);
     bk_ctl_init(&w->f->ctl);
     *state = w;
@@ -791,7 +730,7 @@ static const char *status_of(json_t *job, const char *name)
 static void a_moment_with_damage_is_not_valid(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     bk_err_t err = {0};
     bk_opened_t opened;
     bk_history_list_t list;
@@ -830,7 +769,7 @@ static void a_moment_with_damage_is_not_valid(void **state)
 static void what_is_required_holds_before_a_recovery(void **state)
 {
     (void)state;
-    fixture_t *f = captured();
+    fixture_t *f = captured(true);
     bk_err_t err = {0};
     sqlite3 *db = open_db(f, "app/app.db");
     OK(bk_set_add_text(&f->set.dbs[0].checks, "SELECT count(*) = 500 FROM jobs", &err), &err);

@@ -3,9 +3,7 @@
  * files as of the backup before it; asked in SQL, proved, recovered; and what is not there is told
  * before a job is made of it.
  */
-#include "unit/engine/fixture.h"
-
-#include "engine/engine_private.h"
+#include "unit/engine/captures.h"
 
 typedef struct {
     fixture_t *f;
@@ -13,17 +11,11 @@ typedef struct {
     bk_err_t err;
 } world_t;
 
-static void capture(world_t *w)
-{
-    unsigned again;
-    OK(bk_engine_capture(w->f->engine, true, &again, &w->err), &w->err);
-}
-
 static void add_row(world_t *w, sqlite3 *main, sqlite3 *other, unsigned n)
 {
     sql(main, "INSERT INTO jobs(name) VALUES('new')");
     sql(other, "INSERT INTO jobs(name) VALUES('new')");
-    capture(w);
+    capture(w->f);
     bk_sleep_ms(3);
     w->times[n] = bk_now();
     bk_sleep_ms(3);
@@ -43,7 +35,7 @@ static int set_up_world(void **state)
     bk_set_add_db(&f->set, "plain")->path = text_at(f, "app/plain.db");
     f->set.dbs[0].pitr_window = f->set.dbs[1].pitr_window = 86400000;
     open_engine(f);
-    capture(w);
+    capture(w->f);
     sqlite3 *main = open_db(f, "app/app.db");
     back_up(f, "full", id);
     for (unsigned n = 1; n <= 15; n++) {
@@ -55,7 +47,7 @@ static int set_up_world(void **state)
         if (n == 5 || n == 10)
             back_up(f, "incremental", id);
     }
-    capture(w);
+    capture(w->f);
     sqlite3_close(main);
     sqlite3_close(made);
     sqlite3_close(plain);
@@ -199,7 +191,7 @@ static void a_time_that_nobody_looked_at_is_refused(void **state)
     bk_sleep_ms(5);
     w->times[16] = bk_now();
     bk_sleep_ms(5);
-    capture(w); /* looks, and finds nothing */
+    capture(w->f); /* looks, and finds nothing */
     assert_int_equal(ask(w, at_time(w, 16), "main", "SELECT count(*) FROM jobs"), 515);
     close_engine(f);
     bk_sleep_ms(5);
@@ -235,7 +227,6 @@ static void sets_share_a_storage_but_no_moments(void **state)
     world_t *w = *state;
     fixture_t *g = calloc(1, sizeof *g);
     char id[BK_BACKUP_ID], storage[1024];
-    unsigned again;
     bk_strcpy(storage, sizeof storage, at(w->f, "storage"));
     OK(bk_engine_ship(w->f->engine, &w->f->ctl, &w->err), &w->err);
     g->dir = test_dir();
@@ -245,23 +236,23 @@ static void sets_share_a_storage_but_no_moments(void **state)
     assert_non_null(g->set.name = bk_strdup("second"));
     g->set.dbs[0].pitr_window = 86400000;
     open_engine(g);
-    OK(bk_engine_capture(g->engine, true, &again, &w->err), &w->err);
+    OK(step_all(g, &w->err), &w->err);
     back_up(g, "full", id);
     sqlite3 *db = open_db(g, "app/app.db");
     sql(db, "DELETE FROM jobs WHERE id > 7");
     sqlite3_close(db);
-    OK(bk_engine_capture(g->engine, true, &again, &w->err), &w->err);
+    OK(step_all(g, &w->err), &w->err);
     bk_ctl_init(&g->ctl);
     OK(bk_engine_ship(g->engine, &g->ctl, &w->err), &w->err);
     close_engine(g);
     open_engine(g); /* so that it is sealed, and on the storage */
-    OK(bk_engine_capture(g->engine, true, &again, &w->err), &w->err);
+    OK(step_all(g, &w->err), &w->err);
     OK(bk_engine_ship(g->engine, &g->ctl, &w->err), &w->err);
     const char *count = "SELECT count(*) FROM jobs";
     assert_int_equal(ask(w, json_pack("{si}", "transaction", 1), "main", count), 501);
     assert_int_equal(ask(w, at_time(w, 15), "main", count), 515);
     w->times[16] = bk_now();
-    capture(w);
+    capture(w->f);
     assert_int_equal(ask(w, at_time(w, 16), "main", count), 515);
     world_t other = {.f = g};
     assert_int_equal(ask(&other, json_pack("{si}", "transaction", 1), "main", count), 7);
@@ -298,15 +289,15 @@ static void what_is_shipped_meanwhile_is_read_from_there(void **state)
     OK(bk_point_find(opened.repo, &wish, &f->ctl, &point, &w->err), &w->err);
     close_engine(f);
     open_engine(f); /* which seals what was open */
-    capture(w);
+    capture(w->f);
     OK(bk_engine_ship(f->engine, &f->ctl, &w->err), &w->err);
     sqlite3 *db = open_db(f, "app/app.db");
     for (unsigned i = 0; i < 2; i++) {
         sql(db, "INSERT INTO jobs(name) VALUES('later')");
-        capture(w);
+        capture(w->f);
         close_engine(f);
         open_engine(f);
-        capture(w);
+        capture(w->f);
         OK(bk_engine_ship(f->engine, &f->ctl, &w->err), &w->err);
     }
     sqlite3_close(db);
@@ -384,7 +375,7 @@ static void a_timeline_tells_gaps_and_epochs(void **state)
     sql(db, "INSERT INTO jobs(name) VALUES('unseen'); INSERT INTO jobs(name) VALUES('unseen');"
             "PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO jobs(name) VALUES('unseen')");
     open_engine(f);
-    capture(w);
+    capture(w->f);
     json_t *answer = timeline(w, "main", NULL, 1);
     json_t *one = json_array_get(json_object_get(answer, "databases"), 0);
     json_t *gap = json_array_get(json_object_get(one, "gaps"), 0);
@@ -409,9 +400,9 @@ static void a_timeline_tells_gaps_and_epochs(void **state)
     close_engine(f);
     sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=1024; VACUUM; PRAGMA journal_mode=WAL");
     open_engine(f);
-    capture(w);
+    capture(w->f);
     sql(db, "INSERT INTO jobs(name) VALUES('seen')");
-    capture(w);
+    capture(w->f);
     sqlite3_close(db);
     answer = timeline(w, "main", NULL, 500);
     one = json_array_get(json_object_get(answer, "databases"), 0);
