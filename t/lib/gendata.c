@@ -85,9 +85,9 @@ static size_t text(char *out, size_t words)
     size_t len = 0;
     for (size_t i = 0; i < words; i++) {
         uint64_t r = next();
-        len += (size_t)sprintf(out + len, "%s%s", word[r % 28], i % 13 == 12 ? ".\n" : " ");
+        len += (size_t)snprintf(out + len, 32, "%s%s", word[r % 28], i % 13 == 12 ? ".\n" : " ");
         if (r >> 60 == 0)
-            len += (size_t)sprintf(out + len, "%llx ", (unsigned long long)(r & 0xffffff));
+            len += (size_t)snprintf(out + len, 32, "%llx ", (unsigned long long)(r & 0xffffff));
     }
     return len;
 }

@@ -90,6 +90,39 @@ static inline void test_give(const char *dir, uid_t owner)
     test_visit(dir, test_give_one, &owner);
 }
 
+typedef struct {
+    const char *from, *to;
+} test_copy_t;
+
+static inline void test_copy_one(void *arg, const char *path, const struct stat *st)
+{
+    const test_copy_t *copy = arg;
+    char to[4400], bytes[65536];
+    snprintf(to, sizeof to, "%s%s", copy->to, path + strlen(copy->from));
+    if (S_ISDIR(st->st_mode)) {
+        assert_int_equal(mkdir(to, st->st_mode & 07777), 0);
+        return;
+    }
+    assert_true(S_ISREG(st->st_mode));
+    int in = open(path, O_RDONLY | O_CLOEXEC);
+    int out = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, st->st_mode & 07777);
+    assert_true(in >= 0 && out >= 0);
+    for (ssize_t got; (got = read(in, bytes, sizeof bytes)) != 0;)
+        assert_true(got > 0 && write(out, bytes, (size_t)got) == got);
+    close(in);
+    close(out);
+}
+
+/* Directories and files with their modes, to a name that is not there. */
+static inline void test_copy_tree(const char *from, const char *to)
+{
+    struct stat st;
+    test_copy_t copy = {from, to};
+    assert_int_equal(stat(from, &st), 0);
+    assert_int_equal(mkdir(to, st.st_mode & 07777), 0);
+    test_visit(from, test_copy_one, &copy);
+}
+
 /* Write over a file that may be read-only. */
 static inline void test_spoil(const char *path, off_t at, const char *text)
 {

@@ -82,7 +82,7 @@ static void merging_keeps_every_member(void **state)
     for (unsigned i = 0; i < 3000; i++) {
         snprintf(path, sizeof path, "dir%u/sub%u", i % 7, i);
         assert_true(bk_dirset_has(&a, path));
-        strcat(path, "/below");
+        snprintf(path, sizeof path, "dir%u/sub%u/below", i % 7, i);
         assert_true(bk_dirset_has(&a, path) == (i % 5 == 0));
     }
     bk_dirset_free(&a);

@@ -55,7 +55,7 @@ static void a_name_may_be_any_bytes(void **state)
         put_text(at(w, names[i]), names[i]);
         snprintf(name, sizeof name, "dir %s", names[i]);
         assert_int_equal(mkdir(at(w, name), 0755), 0);
-        strcat(name, "/x");
+        snprintf(name, sizeof name, "dir %s/x", names[i]);
         put_text(at(w, name), "below");
     }
     put_text(at(w, longest), "long");
@@ -383,12 +383,12 @@ static void without_xattrs_none_are_kept(void **state)
 static void a_deep_tree_comes_back(void **state)
 {
     world_t *w = world(state);
-    char path[2048] = "";
+    char path[2048] = "d";
+    size_t len = 1;
     for (unsigned i = 0; i < 300; i++) {
-        strcat(path, i == 0 ? "d" : "/d");
         assert_int_equal(mkdir(at(w, path), 0755), 0);
+        len += (size_t)snprintf(path + len, sizeof path - len, i < 299 ? "/d" : "/leaf");
     }
-    strcat(path, "/leaf");
     put_text(at(w, path), "deep");
     round_trip(w);
     assert_text(out(w, path), "deep");
@@ -402,7 +402,7 @@ static void a_directory_of_many_names_comes_back(void **state)
         snprintf(name, sizeof name, "f%u", i * 7919u);
         if (i % 1000 == 7) {
             assert_int_equal(mkdir(at(w, name), 0755), 0);
-            strcat(name, "/in");
+            snprintf(name, sizeof name, "f%u/in", i * 7919u);
         }
         put_bytes(at(w, name), name, strlen(name));
     }

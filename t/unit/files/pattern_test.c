@@ -166,7 +166,7 @@ static void stars_do_not_explode(void **state)
     char pattern_text[1025] = "", path[4096];
     for (size_t i = 0; i < 511; i++)
         memcpy(pattern_text + 2 * i, "a*", 3);
-    strcpy(pattern_text + 1022, "b");
+    memcpy(pattern_text + 1022, "b", 2);
     memset(path, 'a', sizeof path);
     bk_pattern_t *pattern = compile(pattern_text);
     assert_false(bk_pattern_match(pattern, path, sizeof path, false));
@@ -175,7 +175,7 @@ static void stars_do_not_explode(void **state)
     pattern_text[0] = '\0';
     for (size_t i = 0; i < 200; i++)
         memcpy(pattern_text + 5 * i, "**/a/", 6);
-    strcpy(pattern_text + 1000, "b");
+    memcpy(pattern_text + 1000, "b", 2);
     for (size_t i = 0; i < sizeof path; i++)
         path[i] = i % 2 == 0 ? 'a' : '/';
     pattern = compile(pattern_text);

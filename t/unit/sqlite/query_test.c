@@ -1,6 +1,7 @@
 /*
  * t/unit/sqlite/query_test.c: SQL on an image reads, and does nothing else, however it is put.
  */
+#include "base/buf.h"
 #include "sqlite/query.h"
 
 #include "sqlite/connect.h"
@@ -200,31 +201,39 @@ static void everything_is_bounded(void **state)
     end(&w);
 }
 
-/* Words of SQL in any order: whatever is accepted has changed no byte of the file. */
+/* SELECT 1 and what, so many times. */
+static bk_rc_t ask_wide(world_t *w, unsigned times, const char *what)
+{
+    bk_buf_t sql;
+    bk_buf_init(&sql, 1u << 20);
+    bk_buf_printf(&sql, "SELECT 1");
+    for (unsigned i = 0; i < times; i++)
+        bk_buf_printf(&sql, ", %s", what);
+    assert_true(bk_buf_ok(&sql));
+    bk_rc_t rc = ask(w, bk_buf_str(&sql));
+    bk_buf_free(&sql);
+    return rc;
+}
+
 /* Values are made one after the other before a row is there: they are counted on the way. */
 static void a_row_of_large_values_takes_no_gigabytes(void **state)
 {
     (void)state;
     world_t w;
-    char sql[16384] = "SELECT 1";
     start(&w);
-    for (unsigned i = 0; i < 400; i++)
-        strcat(sql, ", randomblob(4000000)");
     (void)sqlite3_memory_highwater(1);
     int64_t before = sqlite3_memory_used();
-    assert_int_equal(ask(&w, sql), BK_TOO_LARGE);
+    assert_int_equal(ask_wide(&w, 400, "randomblob(4000000)"), BK_TOO_LARGE);
     assert_non_null(strstr(w.err.text, "a value of more than"));
     assert_true(sqlite3_memory_highwater(0) - before < 256 << 20);
-    strcpy(sql, "SELECT 1");
-    for (unsigned i = 0; i < 600; i++)
-        strcat(sql, ", 1");
-    assert_int_equal(ask(&w, sql), BK_INVALID);
+    assert_int_equal(ask_wide(&w, 600, "1"), BK_INVALID);
     /* A cell that does not fit is not made, so the row ends there. */
     w.how.max_bytes = 100000;
     rows_are(&w, "VALUES(1, 1), (2, zeroblob(60000))", "[[1,1]]");
     end(&w);
 }
 
+/* Words of SQL in any order: whatever is accepted has changed no byte of the file. */
 static void no_order_of_words_writes(void **state)
 {
     static const char *const words[] = {
@@ -273,19 +282,20 @@ static void no_order_of_words_writes(void **state)
     uint64_t seed = 20240607, accepted = 0;
     uint8_t before[65536 * 4], after[sizeof before];
     size_t got[2];
+    bk_buf_t text;
     (void)state;
     start(&w);
+    bk_buf_init(&text, 4096);
     int fd = open(w.file, O_RDONLY | O_CLOEXEC);
     OK(bk_pread_all(fd, before, sizeof before, 0, &got[0], w.file, &w.err), &w.err);
     for (int i = 0; i < 1500; i++) {
-        char sql[400] = "";
+        bk_buf_reset(&text);
         size_t count = 1 + test_random(&seed) % 8;
         if (test_random(&seed) % 2)
-            strcat(sql, "SELECT ");
-        for (size_t n = 0; n < count; n++) {
-            strcat(sql, words[test_random(&seed) % (sizeof words / sizeof *words)]);
-            strcat(sql, " ");
-        }
+            bk_buf_printf(&text, "SELECT ");
+        for (size_t n = 0; n < count; n++)
+            bk_buf_printf(&text, "%s ", words[test_random(&seed) % (sizeof words / sizeof *words)]);
+        const char *sql = bk_buf_str(&text);
         bk_rc_t rc = ask(&w, sql);
         accepted += rc == BK_OK;
         if (rc != BK_OK && rc != BK_FORBIDDEN && rc != BK_INVALID)
@@ -295,6 +305,7 @@ static void no_order_of_words_writes(void **state)
     OK(bk_pread_all(fd, after, sizeof after, 0, &got[1], w.file, &w.err), &w.err);
     assert_int_equal(got[0], got[1]);
     assert_memory_equal(before, after, got[0]);
+    bk_buf_free(&text);
     close(fd);
     end(&w);
 }
