@@ -30,15 +30,24 @@ my $next = time;
 while ($running) {
     if ($select->can_read(0.2)) {
         my $client = $server->accept or next;
-        eval { answer($client); 1 } or print {$client} "HTTP/1.0 500 Error\r\nContent-Length: 0\r\n\r\n";
+        attempt(sub { answer($client) }) or print {$client} "HTTP/1.0 500 Error\r\nContent-Length: 0\r\n\r\n";
         close $client;
     }
     if (time >= $next) {
-        eval { transcribe(); 1 } or warn "transcribe: $@";
+        attempt(\&transcribe);
         $next = time + 1;
     }
 }
 $db->disconnect;
+
+# What fails leaves no transaction open, which would keep everybody else from writing: a recovery, too.
+sub attempt {
+    my ($code) = @_;
+    return 1 if eval { $code->(); 1 };
+    warn $@;
+    eval { $db->rollback } unless $db->{AutoCommit};
+    return;
+}
 
 sub connect_database {
     my $handle = DBI->connect("dbi:SQLite:dbname=$dir/app.db", '', '', { RaiseError => 1, PrintError => 0, AutoCommit => 1 });
