@@ -158,7 +158,7 @@ rejects('token file open to everybody', 'open to everybody',
 }
 
 SKIP: {
-    skip 'not root', 4 unless $> == 0;
+    skip 'not root', 5 unless $> == 0;
     my $o = NgxBackup->new(user => 'www-data');
     chown 0, 0, "$o->{dir}/backups";
     my ($ok, $said) = $o->check;
@@ -168,6 +168,14 @@ SKIP: {
     chmod 0775, "$o->{dir}/backups";
     chown 0, (getpwnam 'www-data')[3], "$o->{dir}/backups";
     ok(($o->check)[0], 'accepted: base_dir of a group of the workers');
+    my $set = $o->set_conf;
+    $o->write('closed/state/note', '');
+    chown +(getpwnam 'www-data')[2, 3], "$o->{dir}/closed/state";
+    chmod 0700, "$o->{dir}/closed";
+    $o->{set} = $set =~ s{base_dir \S+;}{base_dir $o->{dir}/closed/state;}r;
+    ($ok, $said) = $o->check;
+    like($said, qr/cannot write to "\S+state", since it may not enter "\S+closed": chmod o\+x/, 'nor below a directory that is closed to them');
+    $o->{set} = undef;
     rmdir "$o->{dir}/backups";
     $o->start;
     $o->wait_until(20, 'status', sub { $o->get('/status')->{status} == 200 });

@@ -11,7 +11,6 @@
 #include <grp.h>
 #include <sys/fsuid.h>
 #include <sys/stat.h>
-#include <sys/xattr.h>
 
 #include "base/publish.h"
 #include "base/str.h"
@@ -20,38 +19,112 @@
 #define NGX_HTTP_BACKUP_GROUPS  256
 
 
-/* Whether the workers, with all the groups they get, can write there. */
+/*
+ * The identity of the workers, for files alone: the kernel knows modes, groups,
+ * access control lists and what lies above.  It is the caller's own, and root
+ * is back before anybody else could see it.
+ */
 
-static ngx_uint_t
-ngx_http_backup_writable(ngx_core_conf_t *ccf, const char *path,
-    struct stat *st)
+typedef struct {
+    int    n;
+    gid_t  groups[NGX_HTTP_BACKUP_GROUPS];
+} ngx_http_backup_groups_t;
+
+
+static ngx_int_t
+ngx_http_backup_become(ngx_core_conf_t *ccf, ngx_http_backup_groups_t *saved)
 {
-    int    i, n;
+    int    n;
     gid_t  groups[NGX_HTTP_BACKUP_GROUPS];
 
-    if (ccf->user == 0 || (st->st_mode & S_IWOTH)) {
-        return 1;
-    }
-
-    if (st->st_uid == ccf->user) {
-        return (st->st_mode & S_IWUSR) ? 1 : 0;
-    }
-
-    /* an access control list has the last word, and only the kernel reads it */
-
-    if (getxattr(path, "system.posix_acl_access", NULL, 0) > 0) {
-        return 1;
-    }
-
     n = NGX_HTTP_BACKUP_GROUPS;
+    saved->n = getgroups(NGX_HTTP_BACKUP_GROUPS, saved->groups);
 
-    if (getgrouplist(ccf->username, ccf->group, groups, &n) == -1) {
+    if (saved->n == -1
+        || getgrouplist(ccf->username, ccf->group, groups, &n) == -1
+        || setgroups(n, groups) == -1)
+    {
+        return NGX_ERROR;
+    }
+
+    (void) setfsgid(ccf->group);
+    (void) setfsuid(ccf->user);
+
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_backup_return(ngx_http_backup_groups_t *saved)
+{
+    (void) setfsuid(geteuid());
+    (void) setfsgid(getegid());
+    (void) setgroups(saved->n, saved->groups);
+}
+
+
+static ngx_uint_t
+ngx_http_backup_writable(ngx_core_conf_t *ccf, const char *path)
+{
+    ngx_uint_t                denied;
+    ngx_http_backup_groups_t  saved;
+
+    if (ngx_http_backup_become(ccf, &saved) != NGX_OK) {
         return 1;
     }
 
-    for (i = 0; i < n; i++) {
-        if (groups[i] == st->st_gid) {
-            return (st->st_mode & S_IWGRP) ? 1 : 0;
+    denied = (faccessat(AT_FDCWD, path, R_OK|W_OK|X_OK, AT_EACCESS) == -1
+              && ngx_errno == NGX_EACCES);
+
+    ngx_http_backup_return(&saved);
+
+    return !denied;
+}
+
+
+/* 0, or why they could not. */
+
+static ngx_err_t
+ngx_http_backup_open_as(ngx_core_conf_t *ccf, const char *path, int flags)
+{
+    int                       fd;
+    ngx_err_t                 err;
+    ngx_http_backup_groups_t  saved;
+
+    if (ngx_http_backup_become(ccf, &saved) != NGX_OK) {
+        return 0;
+    }
+
+    fd = open(path, flags|O_CLOEXEC|O_NOCTTY|O_NONBLOCK);
+    err = (fd == -1) ? ngx_errno : 0;
+
+    ngx_http_backup_return(&saved);
+
+    if (fd != -1) {
+        (void) close(fd);
+    }
+
+    return err;
+}
+
+
+/* The first directory on the way that they may not enter, into above. */
+
+static ngx_uint_t
+ngx_http_backup_closed(ngx_core_conf_t *ccf, const char *path,
+    char above[NGX_MAX_PATH])
+{
+    const char  *p;
+
+    for (p = strchr(path + 1, '/'); p; p = strchr(p + 1, '/')) {
+
+        /* its "." is found by whoever may enter it */
+
+        if (bk_fmt(above, NGX_MAX_PATH, "%.*s/.", (int) (p - path), path)
+            && ngx_http_backup_open_as(ccf, above, O_PATH) == NGX_EACCES)
+        {
+            above[p - path] = '\0';
+            return 1;
         }
     }
 
@@ -72,6 +145,7 @@ ngx_int_t
 ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
     const char *path, ngx_uint_t required)
 {
+    char              above[NGX_MAX_PATH];
     bk_rc_t           rc;
     bk_err_t          err;
     struct stat       st;
@@ -101,15 +175,25 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
     }
 
     if (stat(path, &st) == 0) {
-        if (!ngx_http_backup_writable(ccf, path, &st)) {
+        if (ngx_http_backup_writable(ccf, path)) {
+            return NGX_OK;
+        }
+
+        if (ngx_http_backup_closed(ccf, path, above)) {
+            ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
+                          "backup \"%V\": the workers' user \"%s\" cannot "
+                          "write to \"%s\", since it may not enter \"%s\": "
+                          "chmod o+x that, or choose another directory",
+                          name, ccf->username, path, above);
+
+        } else {
             ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
                           "backup \"%V\": the workers' user \"%s\" cannot "
                           "write to \"%s\": chown it",
                           name, ccf->username, path);
-            return NGX_ERROR;
         }
 
-        return NGX_OK;
+        return NGX_ERROR;
     }
 
     if (ngx_test_config) {
@@ -133,51 +217,6 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
 
 
 /*
- * Open as the workers will: the kernel knows modes, groups, access control
- * lists and what lies above.  The identity is that for files alone, and the
- * caller's own: it is root again before anybody else could see it.
- */
-
-static ngx_err_t
-ngx_http_backup_open_as(ngx_core_conf_t *ccf, const char *path, int flags)
-{
-    int        fd, n, nsaved;
-    gid_t      groups[NGX_HTTP_BACKUP_GROUPS], saved[NGX_HTTP_BACKUP_GROUPS];
-    ngx_err_t  err;
-
-    n = NGX_HTTP_BACKUP_GROUPS;
-    nsaved = getgroups(NGX_HTTP_BACKUP_GROUPS, saved);
-
-    if (nsaved == -1
-        || getgrouplist(ccf->username, ccf->group, groups, &n) == -1
-        || setgroups(n, groups) == -1)
-    {
-        return 0;
-    }
-
-    (void) setfsgid(ccf->group);
-    (void) setfsuid(ccf->user);
-
-    err = 0;
-    fd = open(path, flags|O_CLOEXEC|O_NOCTTY|O_NONBLOCK);
-
-    if (fd == -1) {
-        err = ngx_errno;
-    }
-
-    (void) setfsuid(geteuid());
-    (void) setfsgid(getegid());
-    (void) setgroups(nsaved, saved);
-
-    if (fd != -1) {
-        (void) close(fd);
-    }
-
-    return err;
-}
-
-
-/*
  * The configuration was read by root, who can read all: what the workers
  * cannot is found here, and not by each backup.
  */
@@ -186,7 +225,6 @@ static ngx_int_t
 ngx_http_backup_secret(ngx_cycle_t *cycle, ngx_str_t *name, const char *path)
 {
     char              above[NGX_MAX_PATH];
-    const char       *p;
     struct stat       st;
     ngx_err_t         err;
     ngx_core_conf_t  *ccf;
@@ -199,22 +237,13 @@ ngx_http_backup_secret(ngx_cycle_t *cycle, ngx_str_t *name, const char *path)
         return NGX_OK;
     }
 
-    for (p = strchr(path + 1, '/'); p; p = strchr(p + 1, '/')) {
-
-        /* its "." is found by whoever may enter it */
-
-        if (bk_fmt(above, sizeof(above), "%.*s/.", (int) (p - path), path)
-            && ngx_http_backup_open_as(ccf, above, O_PATH) == NGX_EACCES)
-        {
-            above[p - path] = '\0';
-
-            ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
-                          "backup \"%V\": the workers' user \"%s\" cannot "
-                          "read \"%s\", since it may not enter \"%s\": "
-                          "chgrp that to a group of this user and chmod g+x it",
-                          name, ccf->username, path, above);
-            return NGX_ERROR;
-        }
+    if (ngx_http_backup_closed(ccf, path, above)) {
+        ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
+                      "backup \"%V\": the workers' user \"%s\" cannot "
+                      "read \"%s\", since it may not enter \"%s\": "
+                      "chgrp that to a group of this user and chmod g+x it",
+                      name, ccf->username, path, above);
+        return NGX_ERROR;
     }
 
     if (stat(path, &st) == 0 && st.st_uid == ccf->user) {
