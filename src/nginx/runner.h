@@ -10,7 +10,7 @@
 #include "nginx/module.h"
 
 
-#define NGX_HTTP_BACKUP_IDLE_PUB   5000     /* ms between status, without a job */
+#define NGX_HTTP_BACKUP_IDLE_PUB   5000     /* ms, without a job */
 #define NGX_HTTP_BACKUP_RESYNC     60000    /* ms after a failed sync */
 
 
