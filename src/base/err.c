@@ -101,6 +101,8 @@ static void describe(bk_err_t *err, bk_rc_t rc, int sys, const char *fmt, va_lis
     if (sys != 0) {
         char reason[128];
         cut |= append_text(raw, ": ", strerror_r(sys, reason, sizeof reason));
+        if (sys == EROFS)
+            cut |= append_text(raw, "; ", "mount it writable");
     }
     err->rc = rc;
     err->sys = sys;

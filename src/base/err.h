@@ -75,7 +75,7 @@ bk_rc_t bk_err_set(bk_err_t *err, bk_rc_t rc, const char *fmt, ...)
 /*
  * The same for a failed system call: appends ": " and the errno's text, and picks the rc by errno
  * (ENOSPC and EDQUOT NO_SPACE, EACCES/EPERM/EROFS DENIED, ENOENT/ENOTDIR NOT_FOUND, EEXIST EXISTS,
- * ENOMEM NO_MEMORY, else IO).
+ * ENOMEM NO_MEMORY, else IO).  EROFS always has the same remedy, which is put behind it.
  */
 bk_rc_t bk_err_sys(bk_err_t *err, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

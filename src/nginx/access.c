@@ -63,26 +63,26 @@ ngx_http_backup_return(ngx_http_backup_groups_t *saved)
 }
 
 
-static ngx_uint_t
-ngx_http_backup_writable(ngx_core_conf_t *ccf, const char *path)
+/* Each gives 0, or why they could not. */
+
+static ngx_err_t
+ngx_http_backup_write_as(ngx_core_conf_t *ccf, const char *path)
 {
-    ngx_uint_t                denied;
+    ngx_err_t                 err;
     ngx_http_backup_groups_t  saved;
 
     if (ngx_http_backup_become(ccf, &saved) != NGX_OK) {
-        return 1;
+        return 0;
     }
 
-    denied = (faccessat(AT_FDCWD, path, R_OK|W_OK|X_OK, AT_EACCESS) == -1
-              && ngx_errno == NGX_EACCES);
+    err = (faccessat(AT_FDCWD, path, R_OK|W_OK|X_OK, AT_EACCESS) == -1)
+          ? ngx_errno : 0;
 
     ngx_http_backup_return(&saved);
 
-    return !denied;
+    return err;
 }
 
-
-/* 0, or why they could not. */
 
 static ngx_err_t
 ngx_http_backup_open_as(ngx_core_conf_t *ccf, const char *path, int flags)
@@ -135,10 +135,10 @@ ngx_http_backup_closed(ngx_core_conf_t *ccf, const char *path,
 /*
  * Directories that root must make, since workers cannot.  What lies above
  * them must be there: made here, it would be root's, and take the place of a
- * disk that is not mounted.  A storage's disk may come later (not required):
- * it must not keep the server from starting.  What is there is left alone: to
- * change the owner of a directory that was named by mistake would be worse
- * than a clear message.
+ * disk that is not mounted.  A storage's disk may come later (not required),
+ * and any disk may have become read-only: neither must keep the server from
+ * starting.  What is there is left alone: to change the owner of a directory
+ * that was named by mistake would be worse than a clear message.
  */
 
 ngx_int_t
@@ -148,6 +148,7 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
     char              above[NGX_MAX_PATH];
     bk_rc_t           rc;
     bk_err_t          err;
+    ngx_err_t         denied;
     struct stat       st;
     ngx_core_conf_t  *ccf;
 
@@ -175,7 +176,16 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
     }
 
     if (stat(path, &st) == 0) {
-        if (ngx_http_backup_writable(ccf, path)) {
+        denied = ngx_http_backup_write_as(ccf, path);
+
+        if (denied == EROFS) {
+            ngx_log_error(NGX_LOG_WARN, cycle->log, denied,
+                          "backup \"%V\": \"%s\" cannot be written: mount it "
+                          "writable; until then backups fail", name, path);
+            return NGX_OK;
+        }
+
+        if (denied != NGX_EACCES) {
             return NGX_OK;
         }
 

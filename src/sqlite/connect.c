@@ -59,11 +59,12 @@ bk_rc_t bk_db_error(sqlite3 *db, int code, const char *path, const char *operati
 static bk_rc_t check_right(const char *database, const char *path, int how, const char *what,
                            bk_err_t *err)
 {
-    if (bk_db_access(path, how) == 0 || errno == ENOENT)
+    int errnum = bk_db_access(path, how) == 0 ? 0 : errno;
+    if (errnum == 0 || errnum == ENOENT)
         return BK_OK;
-    bk_rc_t rc = bk_err_sys(err, errno, "database %s: this process (user %u) needs to %s %s",
+    bk_rc_t rc = bk_err_sys(err, errnum, "database %s: this process (user %u) needs to %s %s",
                             database, (unsigned)geteuid(), what, path);
-    if (rc == BK_DENIED)
+    if (rc == BK_DENIED && errnum != EROFS)
         bk_err_remedy(err, "%s",
                       bk_db_is_helped(database)
                           ? "the privileged helper could not give it either: see the error log"

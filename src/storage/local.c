@@ -126,9 +126,7 @@ static bk_rc_t result(const local_t *local, const char *name, bk_rc_t rc, bk_err
     }
     if (rc == BK_NO_SPACE)
         bk_err_remedy(err, "free space on %s or remove old backups", local->path);
-    else if (err->sys == EROFS)
-        bk_err_remedy(err, "mount %s writable", local->path);
-    else if (rc == BK_DENIED)
+    else if (rc == BK_DENIED && err->sys != EROFS)
         bk_err_remedy(err, "give this process's user access to %s and all below it", local->path);
     return rc;
 }

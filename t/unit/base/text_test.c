@@ -362,6 +362,8 @@ static void a_failed_call_is_told_by_its_errno(void **state)
     }
     bk_err_sys(&err, ENOSPC, "write %s", "a/b");
     assert_string_equal(err.text, "write a/b: No space left on device");
+    bk_err_sys(&err, EROFS, "write %s", "a/b");
+    assert_string_equal(err.text, "write a/b: Read-only file system; mount it writable");
     bk_err_clear(&err);
     assert_int_equal(err.rc, BK_OK);
     assert_int_equal(err.sys, 0);
