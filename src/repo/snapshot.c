@@ -75,21 +75,15 @@ static json_t *tree_json(const bk_snapshot_tree_t *tree)
 
 static json_t *db_json(const bk_snapshot_db_t *db)
 {
-    char digest[17], epoch[2 * BK_EPOCH_SIZE + 1];
+    char digest[17];
     snprintf(digest, sizeof digest, "%016llx", (unsigned long long)db->digest);
-    json_t *object = json_pack(
-        "{so so so sI si sI sI sI ss so sI sI sI sI}", "name", text_json(db->name), "path",
-        text_json(db->path), "map", id_json(&db->map.root), "blocks", (json_int_t)db->map.count,
-        "depth", (int)db->map.depth, "page_size", (json_int_t)db->page_size, "block_size",
-        (json_int_t)db->block_size, "page_count", (json_int_t)db->page_count, "digest", digest,
-        "journal", text_json(db->journal), "instant", (json_int_t)db->instant, "uid",
-        (json_int_t)db->uid, "gid", (json_int_t)db->gid, "mode", (json_int_t)db->mode);
-    if (db->captured && object != NULL) {
-        bk_hex(epoch, db->epoch, BK_EPOCH_SIZE);
-        json_object_set_new(object, "epoch", json_string(epoch));
-        json_object_set_new(object, "transaction", json_integer((json_int_t)db->transaction));
-    }
-    return object;
+    return json_pack("{so so so sI si sI sI sI ss so sI sI sI sI}", "name", text_json(db->name),
+                     "path", text_json(db->path), "map", id_json(&db->map.root), "blocks",
+                     (json_int_t)db->map.count, "depth", (int)db->map.depth, "page_size",
+                     (json_int_t)db->page_size, "block_size", (json_int_t)db->block_size,
+                     "page_count", (json_int_t)db->page_count, "digest", digest, "journal",
+                     text_json(db->journal), "instant", (json_int_t)db->instant, "uid",
+                     (json_int_t)db->uid, "gid", (json_int_t)db->gid, "mode", (json_int_t)db->mode);
 }
 
 static json_t *or_empty(json_t *value, json_t *empty)
@@ -239,11 +233,6 @@ static void take_db(const json_t *object, bk_snapshot_db_t *db, take_t *take)
     db->uid = (uint32_t)take_number(object, "uid", UINT32_MAX, take);
     db->gid = (uint32_t)take_number(object, "gid", UINT32_MAX, take);
     db->mode = (uint32_t)take_number(object, "mode", 07777, take);
-    db->captured = json_object_get(object, "epoch") != NULL;
-    if (db->captured) {
-        take_hex(object, "epoch", db->epoch, BK_EPOCH_SIZE, take);
-        db->transaction = take_number(object, "transaction", INT64_MAX, take);
-    }
     /* A restore computes places in the image from these: they have to go together. */
     if (!is_power(db->page_size, 512, 65536))
         complain(take, "page_size");

@@ -7,7 +7,6 @@
 
 #include <jansson.h>
 
-#include "repo/history.h"
 #include "repo/map.h"
 #include "repo/repo.h"
 
@@ -31,9 +30,6 @@ typedef struct {
     char *journal;   /* "wal", "delete", ... */
     int64_t instant; /* ns: the image is the database as committed at this moment */
     uint32_t uid, gid, mode; /* of the main file */
-    bool captured; /* the image is what transaction left behind; else the next two are 0 */
-    uint8_t epoch[BK_EPOCH_SIZE];
-    uint64_t transaction; /* 0: where the epoch begins */
 } bk_snapshot_db_t;
 
 typedef struct {
