@@ -129,7 +129,9 @@ static bk_rc_t prove(bk_job_t *job, const bk_point_t *point, const bk_snapshot_d
     char image[PATH_MAX];
     if (!bk_fmt(image, sizeof image, "%s/%s-%s.db", job->engine->scratch_dir, job->id, db->name))
         return bk_err_set(err, BK_CONFIG, "base_dir: the path is too long");
-    bk_rc_t rc = bk_point_image(point, db, image, true, job->team, err);
+    bk_rc_t rc = bk_point_image(point, db, image, job->team, err);
+    if (rc == BK_OK)
+        rc = bk_db_check_file(image, job->ctl, err);
     if (rc == BK_OK)
         rc = bk_db_check_references(image, orphans, job->ctl, err);
     if (rc == BK_OK && facts != NULL)

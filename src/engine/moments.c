@@ -18,8 +18,7 @@
 #include "sqlite/dump.h"
 #include "sqlite/replay.h"
 
-#define CHECK_WHOLE (5ull << 30) /* bytes, from which SQLite's quick check has to do */
-#define NAME_LEN    (2 * BK_EPOCH_SIZE + 1 + 20 + 3)
+#define NAME_LEN (2 * BK_EPOCH_SIZE + 1 + 20 + 3)
 
 /* --- the list --- */
 
@@ -597,12 +596,12 @@ static bk_rc_t bring_forward(const bk_moment_t *moment, bk_replay_t *image, bk_e
     return rc;
 }
 
-bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bool check, bk_team_t *team,
+bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bk_team_t *team,
                          bk_err_t *err)
 {
     const bk_moments_t *m = moment->of;
     const bk_snapshot_db_t *from = moment->from;
-    bk_rc_t rc = bk_db_materialise(m->repo, from, file, false, team, m->ctl, err);
+    bk_rc_t rc = bk_db_materialise(m->repo, from, file, team, m->ctl, err);
     if (rc != BK_OK)
         return rc;
     bk_replay_t image = {.fd = open(file, O_RDWR | O_CLOEXEC | O_NOFOLLOW),
@@ -614,12 +613,8 @@ bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bool check
         rc = bk_err_sys(err, errno, "open %s", file);
     if (rc == BK_OK)
         rc = bring_forward(moment, &image, err);
-    if (rc == BK_OK && fsync(image.fd) != 0)
-        rc = bk_err_sys(err, errno, "flush %s", file);
     if (image.fd >= 0)
         close(image.fd);
-    if (rc == BK_OK && check)
-        rc = bk_db_check_file(file, image.page_count * image.page_size < CHECK_WHOLE, m->ctl, err);
     if (rc != BK_OK)
         unlink(file);
     return rc;

@@ -395,11 +395,11 @@ json_t *bk_point_instant(const bk_point_t *point, const bk_snapshot_db_t *db)
 }
 
 bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, const char *file,
-                       bool check, bk_team_t *team, bk_err_t *err)
+                       bk_team_t *team, bk_err_t *err)
 {
     const bk_point_past_t *past = past_of(point, db);
-    return past != NULL ? bk_moments_image(&past->moment, file, check, team, err)
-                        : bk_db_materialise(point->repo, db, file, check, team, point->ctl, err);
+    return past != NULL ? bk_moments_image(&past->moment, file, team, err)
+                        : bk_db_materialise(point->repo, db, file, team, point->ctl, err);
 }
 
 static bk_rc_t base_page(void *arg, uint64_t pgno, uint8_t *out, bk_err_t *err)

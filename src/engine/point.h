@@ -56,9 +56,9 @@ void bk_point_describe(const bk_point_t *point, json_t *result);
 bk_rc_t bk_point_backup(const bk_snapshot_list_t *list, const char *set, const char *id,
                         const bk_snapshot_t **found, bk_err_t *err);
 
-/* A database of the snapshot as a new file (mode 0600), proved as bk_db_materialise does. */
+/* A database of the snapshot as a new file (mode 0600), as bk_db_materialise writes it. */
 bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, const char *file,
-                       bool check, bk_team_t *team, bk_err_t *err);
+                       bk_team_t *team, bk_err_t *err);
 
 /* By its name.  BK_NOT_FOUND. */
 bk_rc_t bk_point_database(const bk_point_t *point, const char *name, const bk_snapshot_db_t **db,

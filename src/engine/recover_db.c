@@ -272,6 +272,29 @@ static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ct
     return rc;
 }
 
+/* A lane's work, while another checks what it flushes. */
+static bk_rc_t flush_image(void *arg, bk_err_t *err)
+{
+    const char *image = arg;
+    int fd = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return bk_err_sys(err, errno, "open %s", image);
+    bk_rc_t rc = fsync(fd) == 0 ? BK_OK : bk_err_sys(err, errno, "fsync %s", image);
+    close(fd);
+    return rc;
+}
+
+/* The disk is busy with the one, the processor with the other. */
+static bk_rc_t check_and_flush(char *image, bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bk_group_t group;
+    bk_group_init(&group);
+    bk_team_submit(team, &group, flush_image, image, 0);
+    bk_rc_t rc = bk_db_check_file(image, ctl, err);
+    bk_rc_t flushed = bk_team_wait(team, &group, rc == BK_OK ? err : NULL);
+    return rc != BK_OK ? rc : flushed;
+}
+
 static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *result,
                                 bk_ctl_t *ctl, bk_err_t *err)
 {
@@ -284,7 +307,9 @@ static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *r
     bk_rc_t rc = check_place(place, err);
     bool skip = rc == BK_OK && is_kept(place);
     if (rc == BK_OK && !skip) {
-        rc = bk_point_image(options->point, db, image, options->check, team, err);
+        rc = bk_point_image(options->point, db, image, team, err);
+        if (rc == BK_OK && options->check)
+            rc = check_and_flush(image, team, ctl, err);
         /* Somebody may have opened what is there in the meantime. */
         if (rc == BK_OK)
             rc = check_place(place, err);

@@ -16,6 +16,7 @@
 #include "engine/cleanup.h"
 #include "engine/engine_private.h"
 #include "engine/recover.h"
+#include "sqlite/dump.h"
 #include "sqlite/opening.h"
 #include "sqlite/recover.h"
 
@@ -189,7 +190,9 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
     bk_ctl_phase(job->ctl, "database");
     bk_ctl_current(job->ctl, db->name);
     bk_fmt(image, sizeof image, "%s/%s-%s.db", r->options.scratch, job->id, db->name);
-    bk_rc_t rc = bk_point_image(&r->point, db, image, true, job->team, err);
+    bk_rc_t rc = bk_point_image(&r->point, db, image, job->team, err);
+    if (rc == BK_OK)
+        rc = bk_db_check_file(image, job->ctl, err);
     if (rc == BK_OK && r->options.check)
         rc = bk_check_required(target, image, job->ctl, err);
     if (rc == BK_OK) {

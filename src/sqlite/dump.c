@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -282,8 +283,6 @@ static bk_rc_t write_image(image_t *image, bk_repo_t *repo, bk_team_t *team, bk_
         rc = bk_err_set(err, BK_CORRUPT,
                         "database %s: the digest of the restored pages differs from the backup's",
                         db->name);
-    if (rc == BK_OK && fsync(image->fd) != 0)
-        rc = bk_err_sys(err, errno, "fsync %s", image->file);
     free(refs);
     free(wants);
     free(zeros);
@@ -309,7 +308,7 @@ static bk_rc_t check_room(const bk_snapshot_db_t *db, const char *file, bk_err_t
     return rc;
 }
 
-bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file, bool check,
+bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file,
                           bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
 {
     image_t image = {.file = file, .db = db, .ctl = ctl};
@@ -318,18 +317,15 @@ bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const cha
         rc = check_room(db, file, err);
     if (rc != BK_OK)
         return rc;
-    uint64_t bytes = db->page_count * db->page_size;
     image.lock_page = bk_db_lock_page(db->page_size);
     image.fd = bk_openat(AT_FDCWD, file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
     if (image.fd < 0)
         return bk_err_sys(err, errno, "make %s", file);
     atomic_init(&image.digest, 0);
     if (ctl != NULL)
-        atomic_fetch_add(&ctl->bytes_total, bytes);
+        atomic_fetch_add(&ctl->bytes_total, db->page_count * db->page_size);
     rc = write_image(&image, repo, team, err);
     close(image.fd);
-    if (rc == BK_OK && check && db->page_count > 0)
-        rc = bk_db_check_file(file, bytes < FULL_CHECK_BYTES, ctl, err);
     if (rc != BK_OK)
         unlink(file);
     return rc;
@@ -340,13 +336,19 @@ static int keep_going(void *arg)
     return bk_ctl_check(arg, NULL) != BK_OK;
 }
 
-bk_rc_t bk_db_check_file(const char *file, bool full, bk_ctl_t *ctl, bk_err_t *err)
+bk_rc_t bk_db_check_file(const char *file, bk_ctl_t *ctl, bk_err_t *err)
 {
     sqlite3 *db;
     sqlite3_stmt *statement = NULL;
+    struct stat st;
+    if (stat(file, &st) != 0)
+        return bk_err_sys(err, errno, "check %s", file);
+    if (st.st_size == 0)
+        return BK_OK;
     bk_rc_t rc = bk_db_open_image(file, &db, err);
     if (rc != BK_OK)
         return rc;
+    bool full = (uint64_t)st.st_size < FULL_CHECK_BYTES;
     sqlite3_progress_handler(db, 100000, keep_going, ctl);
     int code = sqlite3_prepare_v2(db, full ? "PRAGMA integrity_check(1)" : "PRAGMA quick_check(1)",
                                   -1, &statement, NULL);

@@ -133,7 +133,7 @@ static bk_rc_t materialise(bk_team_t *team, void *arg, bk_err_t *err)
     char file[4200];
     snprintf(file, sizeof file, "%s/base.db", j->scratch);
     unlink(file);
-    bk_rc_t rc = bk_db_materialise(j->repo, j->from, file, true, team, &j->ctl, err);
+    bk_rc_t rc = bk_db_materialise(j->repo, j->from, file, team, &j->ctl, err);
     FILE *in = rc == BK_OK ? fopen(file, "r") : NULL;
     j->page_size = j->from->page_size;
     j->pages = j->room_pages = j->hash = 0;

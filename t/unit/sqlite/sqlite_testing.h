@@ -100,10 +100,14 @@ static inline bk_rc_t dump_main(bk_team_t *team, void *arg, bk_err_t *err)
                       &job->f->ctl, err);
 }
 
+/* As its callers do: what does not pass the check is of no use. */
 static inline bk_rc_t materialise_main(bk_team_t *team, void *arg, bk_err_t *err)
 {
     job_t *job = arg;
-    return bk_db_materialise(job->f->repo, job->db, job->file, true, team, &job->f->ctl, err);
+    bk_rc_t rc = bk_db_materialise(job->f->repo, job->db, job->file, team, &job->f->ctl, err);
+    if (rc == BK_OK && (rc = bk_db_check_file(job->file, &job->f->ctl, err)) != BK_OK)
+        unlink(job->file);
+    return rc;
 }
 
 static inline void free_db(bk_snapshot_db_t *db)
