@@ -184,8 +184,7 @@ typedef struct {
     cli_offline_t *offline;
     bk_recover_options_t options;
     bk_root_t *target;
-    const char *below;      /* of target; "" but in a dry run into what is not there yet */
-    char scratch[PATH_MAX]; /* below the target; "" when there is none */
+    const char *below; /* of target; "" but in a dry run into what is not there yet */
     json_t *result;
     bk_ctl_t *ctl;
     atomic_bool done;
@@ -255,24 +254,6 @@ static int read_point(const cli_t *cli, bk_point_wish_t *wish)
     return EXIT_OK;
 }
 
-/* Images of databases are built where they are going to be: the room is measured there, and they
- * need not be copied.  No file of a backup has such a name. */
-static bk_rc_t make_scratch(recover_t *recover, bk_err_t *err)
-{
-    char *path = recover->scratch;
-    if (!bk_fmt(path, sizeof recover->scratch, "%s/.ngx-backup-XXXXXX",
-                recover->cli->value[OPT_TARGET]))
-        return bk_err_set(err, BK_INVALID, "%s: the path is too long",
-                          recover->cli->value[OPT_TARGET]);
-    if (mkdtemp(path) == NULL) {
-        bk_rc_t rc = bk_err_sys(err, errno, "%s: make a directory for images", path);
-        *path = '\0';
-        return rc;
-    }
-    recover->options.scratch = path;
-    return BK_OK;
-}
-
 static int recover_point(recover_t *recover, bk_err_t *err)
 {
     const cli_t *cli = recover->cli;
@@ -290,12 +271,8 @@ static int recover_point(recover_t *recover, bk_err_t *err)
                  ? bk_root_open_nearest(cli->value[OPT_TARGET], NULL, recover->ctl,
                                         &recover->target, &recover->below, err)
                  : bk_root_open(cli->value[OPT_TARGET], true, &recover->target, err);
-    if (rc == BK_OK && !o->dry_run)
-        rc = make_scratch(recover, err);
     if (rc == BK_OK)
         rc = run_recovery(recover, err);
-    if (recover->scratch[0] != '\0')
-        bk_remove_tree(recover->scratch, true, NULL);
     code = rc == BK_OK ? print_recovery(recover, &point) : cli_fail(err);
     bk_root_close(recover->target);
     bk_point_close(&point);

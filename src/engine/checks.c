@@ -16,8 +16,8 @@
 #include "engine/readback.h"
 #include "files/fsaccess.h"
 #include "repo/verify.h"
+#include "sqlite/check.h"
 #include "sqlite/connect.h"
-#include "sqlite/dump.h"
 #include "sqlite/opening.h"
 #include "sqlite/query.h"
 

@@ -596,26 +596,15 @@ static bk_rc_t bring_forward(const bk_moment_t *moment, bk_replay_t *image, bk_e
     return rc;
 }
 
-bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bk_team_t *team,
+bk_rc_t bk_moments_image(const bk_moment_t *moment, int fd, const char *file, bk_team_t *team,
                          bk_err_t *err)
 {
-    const bk_moments_t *m = moment->of;
     const bk_snapshot_db_t *from = moment->from;
-    bk_rc_t rc = bk_db_materialise(m->repo, from, file, team, m->ctl, err);
-    if (rc != BK_OK)
-        return rc;
-    bk_replay_t image = {.fd = open(file, O_RDWR | O_CLOEXEC | O_NOFOLLOW),
+    bk_replay_t image = {.fd = fd,
                          .path = file,
                          .page_size = from->page_size,
                          .page_count = from->page_count,
                          .digest = from->digest};
-    if (image.fd < 0)
-        rc = bk_err_sys(err, errno, "open %s", file);
-    if (rc == BK_OK)
-        rc = bring_forward(moment, &image, err);
-    if (image.fd >= 0)
-        close(image.fd);
-    if (rc != BK_OK)
-        unlink(file);
-    return rc;
+    bk_rc_t rc = bk_db_materialise(moment->of->repo, from, fd, file, team, moment->of->ctl, err);
+    return rc == BK_OK ? bring_forward(moment, &image, err) : rc;
 }

@@ -55,9 +55,9 @@ bk_rc_t bk_moments_at(bk_moments_t *moments, int64_t time, const bk_snapshot_lis
                       bk_moment_t *moment, bk_err_t *err);
 bk_rc_t bk_moments_number(bk_moments_t *moments, uint64_t txid, const bk_snapshot_list_t *list,
                           bk_moment_t *moment, bk_err_t *err);
-/* Write the database as of then to a new file, as bk_db_materialise does: its digest is what the
- * transaction left behind. */
-bk_rc_t bk_moments_image(const bk_moment_t *moment, const char *file, bk_team_t *team,
+/* Write the database as of then into an empty file, as bk_db_materialise does: its digest is what
+ * the transaction left behind. */
+bk_rc_t bk_moments_image(const bk_moment_t *moment, int fd, const char *file, bk_team_t *team,
                          bk_err_t *err);
 /* The transactions since the backup.  page, with arg, reads the backup's pages; moment, and what it
  * is of, stay until bk_past_free. */

@@ -4,10 +4,14 @@
  */
 #include "engine/point.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/publish.h"
 #include "base/str.h"
 #include "engine/bases.h"
 #include "sqlite/dump.h"
@@ -394,12 +398,25 @@ json_t *bk_point_instant(const bk_point_t *point, const bk_snapshot_db_t *db)
     return past_of(point, db) != NULL ? bk_json_moment(db->instant) : bk_json_time(db->instant);
 }
 
+bk_rc_t bk_point_write(const bk_point_t *point, const bk_snapshot_db_t *db, int fd,
+                       const char *file, bk_team_t *team, bk_err_t *err)
+{
+    const bk_point_past_t *past = past_of(point, db);
+    return past != NULL ? bk_moments_image(&past->moment, fd, file, team, err)
+                        : bk_db_materialise(point->repo, db, fd, file, team, point->ctl, err);
+}
+
 bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, const char *file,
                        bk_team_t *team, bk_err_t *err)
 {
-    const bk_point_past_t *past = past_of(point, db);
-    return past != NULL ? bk_moments_image(&past->moment, file, team, err)
-                        : bk_db_materialise(point->repo, db, file, team, point->ctl, err);
+    int fd = bk_openat(AT_FDCWD, file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return bk_err_sys(err, errno, "make %s", file);
+    bk_rc_t rc = bk_point_write(point, db, fd, file, team, err);
+    close(fd);
+    if (rc != BK_OK)
+        unlink(file);
+    return rc;
 }
 
 static bk_rc_t base_page(void *arg, uint64_t pgno, uint8_t *out, bk_err_t *err)

@@ -56,7 +56,10 @@ void bk_point_describe(const bk_point_t *point, json_t *result);
 bk_rc_t bk_point_backup(const bk_snapshot_list_t *list, const char *set, const char *id,
                         const bk_snapshot_t **found, bk_err_t *err);
 
-/* A database of the snapshot as a new file (mode 0600), as bk_db_materialise writes it. */
+/* A database of the snapshot into an empty file, as bk_db_materialise does. */
+bk_rc_t bk_point_write(const bk_point_t *point, const bk_snapshot_db_t *db, int fd,
+                       const char *file, bk_team_t *team, bk_err_t *err);
+/* The same into a new file (mode 0600), for SQLite to work on; removed when that fails. */
 bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, const char *file,
                        bk_team_t *team, bk_err_t *err);
 

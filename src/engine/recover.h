@@ -27,7 +27,6 @@ typedef struct {
     bk_overwrite_t overwrite;
     bool delete_extra, owners, dry_run, check;
     const char *job;
-    const char *scratch; /* directory for images while they are proved */
     bool alone;          /* nobody else recovers there now: temporaries are leftovers */
     bk_helper_t *helper; /* who places files, so that owners come back; NULL: own rights */
 } bk_recover_options_t;

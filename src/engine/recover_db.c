@@ -1,13 +1,12 @@
 /*
  * engine/recover_db.c: databases of a backup into a directory, each proved first and then given its
  * name: with own rights, or through the privileged helper when it places there.  Touches the target
- * directory and the scratch directory.
+ * directory.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,9 +19,8 @@
 #include "engine/recover.h"
 #include "files/placeat.h"
 #include "files/walk.h"
-#include "sqlite/dump.h"
+#include "sqlite/check.h"
 
-#define COPY_STEP   (1u << 20)
 #define ASIDE_TRIES 100u
 
 /* The name of a database below a target: the last part of its path unless something else has it. */
@@ -144,43 +142,8 @@ static bk_rc_t own(int fd, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
                : bk_err_sys(err, errno, "set the mode of %s/%s", place->where, place->name);
 }
 
-static bk_rc_t copy_bytes(int from, int to, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_rc_t rc = BK_OK;
-    size_t got = 1;
-    uint8_t *buffer = malloc(COPY_STEP);
-    if (buffer == NULL)
-        return bk_err_set(err, BK_NO_MEMORY, "recover database %s: out of memory", place->db->name);
-    while (rc == BK_OK && got > 0) {
-        rc = bk_ctl_check(ctl, err);
-        if (rc == BK_OK)
-            rc = bk_read_all(from, buffer, COPY_STEP, &got, place->db->name, err);
-        if (rc == BK_OK)
-            rc = bk_write_all(to, buffer, got, place->name, err);
-    }
-    free(buffer);
-    return rc;
-}
-
-static bk_rc_t copy_image(int from, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
-{
-    bk_publish_t pub;
-    bk_rc_t rc = bk_publish_open(&pub, place->at.fd, place->name, 0600, err);
-    if (rc != BK_OK)
-        return rc;
-    rc = copy_bytes(from, pub.fd, place, ctl, err);
-    if (rc == BK_OK)
-        rc = own(pub.fd, place, ctl, err);
-    if (rc == BK_OK)
-        rc = make_way(place, err);
-    if (rc == BK_OK)
-        return bk_publish_commit(&pub, false, err);
-    bk_publish_abort(&pub);
-    return rc;
-}
-
-/* Owner and mode of the temporary, through the helper. */
-static int own_helped(const place_t *place, const char *temporary, bk_ctl_t *ctl)
+/* The same of the temporary, through the helper. */
+static bk_rc_t own_helped(const place_t *place, const char *temporary, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_helper_result_t result;
     bk_helper_op_t op = {.call = BK_WIRE_META,
@@ -192,10 +155,12 @@ static int own_helped(const place_t *place, const char *temporary, bk_ctl_t *ctl
     int errnum = bk_at_batch(&place->at, &op, 1, &result);
     if (errnum == 0 && (result.refused & BK_WIRE_REFUSED_OWNER) != 0)
         bk_ctl_note(ctl, "the owner of %s/%s could not be set", place->where, place->name);
-    return errnum != 0 ? errnum : result.error;
+    if (errnum == 0)
+        errnum = result.error;
+    return errnum == 0 ? BK_OK : failed(place, errnum, "set owner and mode of", err);
 }
 
-/* fsync of the directory, by a descriptor that the helper gives. */
+/* fsync of the directory; through the helper, by a descriptor that it gives. */
 static bk_rc_t sync_dir(const place_t *place, bk_err_t *err)
 {
     int fd;
@@ -207,121 +172,106 @@ static bk_rc_t sync_dir(const place_t *place, bk_err_t *err)
     return rc;
 }
 
-/* The helper makes the file, so it is always a copy.  A leftover has the same name. */
-static bk_rc_t place_helped(int from, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
-{
-    char temporary[64];
-    int fd = -1;
-    bk_fmt(temporary, sizeof temporary, BK_FILES_TEMPORARY "%016llx",
-           (unsigned long long)XXH3_64bits(place->name, strlen(place->name)));
-    int errnum = bk_at_unlink(&place->at, temporary, 0);
-    if (errnum == 0 || errnum == ENOENT)
-        errnum = bk_at_create(&place->at, temporary, &fd);
-    if (errnum != 0)
-        return failed(place, errnum, "make a temporary file for", err);
-    bk_rc_t rc = copy_bytes(from, fd, place, ctl, err);
-    if (rc == BK_OK && (errnum = own_helped(place, temporary, ctl)) != 0)
-        rc = failed(place, errnum, "set owner and mode of", err);
-    if (rc == BK_OK && fsync(fd) != 0)
-        rc = failed(place, errno, "fsync", err);
-    close(fd);
-    if (rc == BK_OK)
-        rc = make_way(place, err);
-    if (rc == BK_OK && (errnum = bk_at_rename(&place->at, temporary, place->name, 0)) != 0)
-        rc = failed(place, errnum, "give its name to", err);
-    if (rc != BK_OK) {
-        place->at.road->ctl = NULL; /* also when the job was stopped */
-        bk_at_unlink(&place->at, temporary, 0);
-        return rc;
-    }
-    return sync_dir(place, err);
-}
+/* --- the image --- */
 
-static bool same_device(int a, int b)
-{
-    struct stat st_a, st_b;
-    return fstat(a, &st_a) == 0 && fstat(b, &st_b) == 0 && st_a.st_dev == st_b.st_dev;
-}
+typedef struct {
+    const place_t *place;
+    int fd;
+    char temporary[NAME_MAX + 1]; /* its name until it has the database's */
+} image_t;
 
-/* The proved image under its name: the file itself, or a copy when it lies on another file system.
+/*
+ * It is made where it is going to be: the room is measured there, and it need not be copied.  Of a
+ * job that was killed, and goes on, a leftover has the same name.
  */
-static bk_rc_t place_own(const char *image, int from, const place_t *place, bk_ctl_t *ctl,
-                         bk_err_t *err)
+static bk_rc_t make_image(image_t *image, bk_err_t *err)
 {
-    bk_rc_t rc = own(from, place, ctl, err);
-    if (rc == BK_OK && fsync(from) != 0)
-        rc = bk_err_sys(err, errno, "fsync %s", image);
-    if (rc != BK_OK)
-        return rc;
-    if (!same_device(from, place->at.fd))
-        return copy_image(from, place, ctl, err);
-    rc = make_way(place, err);
-    if (rc == BK_OK && renameat(AT_FDCWD, image, place->at.fd, place->name) != 0)
-        rc = failed(place, errno, "give its name to", err);
-    return rc == BK_OK ? sync_dir(place, err) : rc;
-}
-
-static bk_rc_t place_image(const char *image, const place_t *place, bk_ctl_t *ctl, bk_err_t *err)
-{
-    int from = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (from < 0)
-        return bk_err_sys(err, errno, "open %s", image);
-    bk_rc_t rc = bk_at_helped(&place->at) ? place_helped(from, place, ctl, err)
-                                          : place_own(image, from, place, ctl, err);
-    close(from);
-    return rc;
+    const place_t *place = image->place;
+    const char *job = place->options->job;
+    XXH64_hash_t seed = XXH3_64bits(job, strlen(job));
+    int errnum = EEXIST;
+    for (unsigned tries = 0; tries < ASIDE_TRIES && errnum == EEXIST; tries++) {
+        bk_fmt(image->temporary, sizeof image->temporary, BK_FILES_TEMPORARY "%016llx",
+               (unsigned long long)XXH3_64bits_withSeed(place->name, strlen(place->name),
+                                                        seed + tries));
+        if (place->options->alone)
+            bk_at_unlink(&place->at, image->temporary, 0);
+        errnum = bk_at_create(&place->at, image->temporary, &image->fd);
+    }
+    return errnum == 0 ? BK_OK : failed(place, errnum, "make a temporary file for", err);
 }
 
 /* A lane's work, while another checks what it flushes. */
 static bk_rc_t flush_image(void *arg, bk_err_t *err)
 {
-    const char *image = arg;
-    int fd = open(image, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return bk_err_sys(err, errno, "open %s", image);
-    bk_rc_t rc = fsync(fd) == 0 ? BK_OK : bk_err_sys(err, errno, "fsync %s", image);
-    close(fd);
-    return rc;
+    const image_t *image = arg;
+    return fsync(image->fd) == 0 ? BK_OK : failed(image->place, errno, "fsync", err);
 }
 
-/* The disk is busy with the one, the processor with the other. */
-static bk_rc_t check_and_flush(char *image, bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t fill_image(image_t *image, bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_group_t group;
+    const place_t *place = image->place;
+    bk_rc_t rc =
+        bk_point_write(place->options->point, place->db, image->fd, place->name, team, err);
+    if (rc == BK_OK)
+        rc = bk_at_helped(&place->at) ? own_helped(place, image->temporary, ctl, err)
+                                      : own(image->fd, place, ctl, err);
+    if (rc != BK_OK)
+        return rc;
+    /* The disk is busy with the one, the processor with the other. */
     bk_group_init(&group);
     bk_team_submit(team, &group, flush_image, image, 0);
-    bk_rc_t rc = bk_db_check_file(image, ctl, err);
+    if (place->options->check)
+        rc = bk_db_check(image->fd, place->name, ctl, err);
     bk_rc_t flushed = bk_team_wait(team, &group, rc == BK_OK ? err : NULL);
     return rc != BK_OK ? rc : flushed;
+}
+
+/* Somebody may have opened what is there in the meantime. */
+static bk_rc_t name_image(const image_t *image, bk_err_t *err)
+{
+    const place_t *place = image->place;
+    bk_rc_t rc = check_place(place, err);
+    if (rc == BK_OK)
+        rc = make_way(place, err);
+    if (rc != BK_OK)
+        return rc;
+    int errnum = bk_at_rename(&place->at, image->temporary, place->name, 0);
+    return errnum == 0 ? sync_dir(place, err) : failed(place, errnum, "give its name to", err);
+}
+
+static bk_rc_t write_database(const place_t *place, bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
+{
+    image_t image = {.place = place, .fd = -1};
+    bk_rc_t rc = make_image(&image, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = fill_image(&image, team, ctl, err);
+    if (rc == BK_OK)
+        rc = name_image(&image, err);
+    close(image.fd);
+    if (rc != BK_OK) {
+        place->at.road->ctl = NULL; /* also when the job was stopped */
+        bk_at_unlink(&place->at, image.temporary, 0);
+    }
+    return rc;
 }
 
 static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *result,
                                 bk_ctl_t *ctl, bk_err_t *err)
 {
-    char image[PATH_MAX];
-    const bk_recover_options_t *options = place->options;
-    const bk_snapshot_db_t *db = place->db;
-    bk_ctl_current(ctl, db->name);
-    if (!bk_fmt(image, sizeof image, "%s/%s-%s.db", options->scratch, options->job, db->name))
-        return bk_err_set(err, BK_CONFIG, "%s: the path is too long", options->scratch);
+    bk_ctl_current(ctl, place->db->name);
     bk_rc_t rc = check_place(place, err);
     bool skip = rc == BK_OK && is_kept(place);
-    if (rc == BK_OK && !skip) {
-        rc = bk_point_image(options->point, db, image, team, err);
-        if (rc == BK_OK && options->check)
-            rc = check_and_flush(image, team, ctl, err);
-        /* Somebody may have opened what is there in the meantime. */
-        if (rc == BK_OK)
-            rc = check_place(place, err);
-        if (rc == BK_OK)
-            rc = place_image(image, place, ctl, err);
-        unlink(image);
-    }
+    if (rc == BK_OK && !skip)
+        rc = write_database(place, team, ctl, err);
     if (rc == BK_OK)
         json_array_append_new(bk_recover_list(result, "databases"),
-                              json_pack("{ss so so ss}", "name", db->name, "file",
+                              json_pack("{ss so so ss}", "name", place->db->name, "file",
                                         bk_json_name(place->name, strlen(place->name)),
-                                        "recovery_point", bk_point_instant(options->point, db),
+                                        "recovery_point",
+                                        bk_point_instant(place->options->point, place->db),
                                         "action", skip ? "skipped" : "written"));
     return rc;
 }

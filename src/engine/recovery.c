@@ -16,7 +16,7 @@
 #include "engine/cleanup.h"
 #include "engine/engine_private.h"
 #include "engine/recover.h"
-#include "sqlite/dump.h"
+#include "sqlite/check.h"
 #include "sqlite/opening.h"
 #include "sqlite/recover.h"
 
@@ -63,7 +63,6 @@ static bk_rc_t read_request(recovery_t *r, bk_err_t *err)
     check = json_object_get(body, "verify");
     o->check = check == NULL || !json_is_false(check);
     o->job = r->job->id;
-    o->scratch = r->job->engine->scratch_dir;
     if (overwrite != NULL)
         bk_overwrite_parse(overwrite, &o->overwrite);
     json_array_foreach((json_t *)(uintptr_t)patterns, i, item)
@@ -189,7 +188,7 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
     bk_db_method_t method = BK_DB_LIVE;
     bk_ctl_phase(job->ctl, "database");
     bk_ctl_current(job->ctl, db->name);
-    bk_fmt(image, sizeof image, "%s/%s-%s.db", r->options.scratch, job->id, db->name);
+    bk_fmt(image, sizeof image, "%s/%s-%s.db", job->engine->scratch_dir, job->id, db->name);
     bk_rc_t rc = bk_point_image(&r->point, db, image, job->team, err);
     if (rc == BK_OK)
         rc = bk_db_check_file(image, job->ctl, err);

@@ -211,11 +211,8 @@ static bk_rc_t recover_sample(bk_job_t *job, bk_opened_t *opened, const bk_snaps
     for (size_t i = 0; i < s->tree_count && rc == BK_OK; i++)
         rc = sample_directory(&sample, s->trees[i].name, &s->trees[i].root, err);
     if (rc == BK_OK && json_array_size(sample.paths) > 0) {
-        bk_recover_options_t options = {.snapshot = s,
-                                        .files = true,
-                                        .paths = sample.paths,
-                                        .job = job->id,
-                                        .scratch = job->engine->scratch_dir};
+        bk_recover_options_t options = {
+            .snapshot = s, .files = true, .paths = sample.paths, .job = job->id};
         bk_fmt(dir, sizeof dir, "%s/%s-files", job->engine->scratch_dir, job->id);
         rc = bk_root_open(dir, true, &root, err);
         if (rc == BK_OK)

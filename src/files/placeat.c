@@ -290,7 +290,7 @@ int bk_at_create(const bk_at_t *at, const char *name, int *fd)
 {
     if (bk_at_helped(at))
         return ask(at, &(bk_helper_op_t){.call = BK_WIRE_CREATE, .name = name}, fd, NULL);
-    *fd = openat(at->fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    *fd = openat(at->fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     return result_of(*fd);
 }
 

@@ -72,7 +72,7 @@ int bk_at_rename(const bk_at_t *at, const char *from, const char *to, unsigned f
 int bk_at_link(const bk_at_t *at, const char *from, const char *to);
 /* from: a path below the root. */
 int bk_at_link_from(const bk_at_t *at, const char *from, const char *to);
-/* A new file, 0600, open for writing. */
+/* A new file, 0600, open for reading and writing. */
 int bk_at_create(const bk_at_t *at, const char *name, int *fd);
 /* link: where it leads; NULL: a FIFO instead, 0600. */
 int bk_at_special(const bk_at_t *at, const char *name, const char *link);

@@ -5,25 +5,19 @@
 #include "sqlite/dump.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <sqlite3.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
 #include "repo/map.h"
 #include "sqlite/blocks.h"
-#include "sqlite/connect.h"
 
-#define IN_FLIGHT        (16u << 20) /* bytes of blocks that are read ahead, hashed, stored */
-#define RING_MAX         (IN_FLIGHT / BK_BLOCK_SIZE)
-#define FULL_CHECK_BYTES (5ull << 30)
-#define FETCH_BLOCKS     4096u
+#define IN_FLIGHT    (16u << 20) /* bytes of blocks that are read ahead, hashed, stored */
+#define RING_MAX     (IN_FLIGHT / BK_BLOCK_SIZE)
+#define FETCH_BLOCKS 4096u
 
 typedef struct dump_s dump_t;
 
@@ -289,103 +283,34 @@ static bk_rc_t write_image(image_t *image, bk_repo_t *repo, bk_team_t *team, bk_
     return rc;
 }
 
-static bk_rc_t check_room(const bk_snapshot_db_t *db, const char *file, bk_err_t *err)
+static bk_rc_t check_room(const image_t *image, bk_err_t *err)
 {
-    uint64_t bytes = db->page_count * db->page_size, room;
-    char dir[4096];
-    bk_strcpy(dir, sizeof dir, file);
-    char *slash = strrchr(dir, '/');
-    if (slash == NULL)
-        bk_strcpy(dir, sizeof dir, ".");
-    else
-        slash[slash == dir] = '\0';
-    bk_rc_t rc = bk_free_space(dir, &room, err);
-    if (rc == BK_OK && room < bytes)
-        rc = bk_err_set(err, BK_NO_SPACE,
-                        "database %s needs %llu MiB in %s, there are %llu MiB: free some space",
-                        db->name, (unsigned long long)(bytes >> 20), dir,
-                        (unsigned long long)(room >> 20));
-    return rc;
+    struct statvfs st;
+    uint64_t bytes = image->db->page_count * image->db->page_size;
+    if (fstatvfs(image->fd, &st) != 0)
+        return bk_err_sys(err, errno, "free space for %s", image->file);
+    uint64_t room = (uint64_t)st.f_bavail * st.f_frsize;
+    return room >= bytes
+               ? BK_OK
+               : bk_err_set(
+                     err, BK_NO_SPACE,
+                     "database %s needs %llu MiB for %s, there are %llu MiB: free some space",
+                     image->db->name, (unsigned long long)(bytes >> 20), image->file,
+                     (unsigned long long)(room >> 20));
 }
 
-bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file,
+bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, int fd, const char *file,
                           bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
 {
-    image_t image = {.file = file, .db = db, .ctl = ctl};
+    image_t image = {.fd = fd, .file = file, .db = db, .ctl = ctl};
     bk_rc_t rc = bk_db_check_geometry(db, err);
     if (rc == BK_OK)
-        rc = check_room(db, file, err);
+        rc = check_room(&image, err);
     if (rc != BK_OK)
         return rc;
     image.lock_page = bk_db_lock_page(db->page_size);
-    image.fd = bk_openat(AT_FDCWD, file, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
-    if (image.fd < 0)
-        return bk_err_sys(err, errno, "make %s", file);
     atomic_init(&image.digest, 0);
     if (ctl != NULL)
         atomic_fetch_add(&ctl->bytes_total, db->page_count * db->page_size);
-    rc = write_image(&image, repo, team, err);
-    close(image.fd);
-    if (rc != BK_OK)
-        unlink(file);
-    return rc;
-}
-
-static int keep_going(void *arg)
-{
-    return bk_ctl_check(arg, NULL) != BK_OK;
-}
-
-bk_rc_t bk_db_check_file(const char *file, bk_ctl_t *ctl, bk_err_t *err)
-{
-    sqlite3 *db;
-    sqlite3_stmt *statement = NULL;
-    struct stat st;
-    if (stat(file, &st) != 0)
-        return bk_err_sys(err, errno, "check %s", file);
-    if (st.st_size == 0)
-        return BK_OK;
-    bk_rc_t rc = bk_db_open_image(file, &db, err);
-    if (rc != BK_OK)
-        return rc;
-    bool full = (uint64_t)st.st_size < FULL_CHECK_BYTES;
-    sqlite3_progress_handler(db, 100000, keep_going, ctl);
-    int code = sqlite3_prepare_v2(db, full ? "PRAGMA integrity_check(1)" : "PRAGMA quick_check(1)",
-                                  -1, &statement, NULL);
-    if (code == SQLITE_OK)
-        code = sqlite3_step(statement);
-    const char *text = code == SQLITE_ROW ? (const char *)sqlite3_column_text(statement, 0) : NULL;
-    if (code == SQLITE_INTERRUPT)
-        rc = bk_ctl_check(ctl, err);
-    else if (code != SQLITE_ROW)
-        rc = bk_db_error(db, code, file, "check", err);
-    else if (text == NULL)
-        rc = bk_err_set(err, BK_NO_MEMORY, "check database %s: out of memory", file);
-    else if (strcmp(text, "ok") != 0)
-        rc = bk_err_set(err, BK_CORRUPT, "database %s: SQLite's check says: %s", file, text);
-    sqlite3_finalize(statement);
-    sqlite3_close_v2(db);
-    return rc;
-}
-
-bk_rc_t bk_db_check_references(const char *file, uint64_t *orphans, bk_ctl_t *ctl, bk_err_t *err)
-{
-    sqlite3 *db;
-    sqlite3_stmt *statement = NULL;
-    *orphans = 0;
-    bk_rc_t rc = bk_db_open_image(file, &db, err);
-    if (rc != BK_OK)
-        return rc;
-    sqlite3_progress_handler(db, 100000, keep_going, ctl);
-    int code = sqlite3_prepare_v2(db, "PRAGMA foreign_key_check", -1, &statement, NULL);
-    while (code == SQLITE_OK && *orphans < BK_DB_ORPHANS_MAX &&
-           (code = sqlite3_step(statement)) == SQLITE_ROW) {
-        ++*orphans;
-        code = SQLITE_OK;
-    }
-    if (code == SQLITE_INTERRUPT)
-        rc = bk_ctl_check(ctl, err);
-    sqlite3_finalize(statement);
-    sqlite3_close_v2(db);
-    return rc; /* a schema that does not even allow the question is no damage */
+    return write_image(&image, repo, team, err);
 }

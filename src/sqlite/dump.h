@@ -20,17 +20,11 @@ bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bo
                    bk_team_t *team, bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
 
 /*
- * Write the image of db to a new file (mode 0600): page count and digest are those of the backup,
- * or it is BK_CORRUPT.  Nothing is flushed: who gives it a name does that.  The file is removed on
- * failure.
+ * Write the image of db into an empty file that is open for reading and writing; file is its name,
+ * for messages.  Page count and digest are those of the backup, or it is BK_CORRUPT.  Nothing is
+ * flushed: who gives it its name does that.
  */
-bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, const char *file,
+bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, int fd, const char *file,
                           bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err);
-/* SQLite's own check of a file that nobody writes: integrity_check below 5 GiB, else quick_check.
- * BK_CORRUPT: with what it said. */
-bk_rc_t bk_db_check_file(const char *file, bk_ctl_t *ctl, bk_err_t *err);
-/* How many rows of it refer to rows that are not there, at most BK_DB_ORPHANS_MAX. */
-#define BK_DB_ORPHANS_MAX 1000u
-bk_rc_t bk_db_check_references(const char *file, uint64_t *orphans, bk_ctl_t *ctl, bk_err_t *err);
 
 #endif

@@ -11,6 +11,7 @@
  * which changes no content.  Prints every EVERYth transaction as "sample TRANSACTION NUMBER
  * DIGEST", the gaps, and a summary; exit 1 when something is wrong.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,17 +133,19 @@ static bk_rc_t materialise(bk_team_t *team, void *arg, bk_err_t *err)
     judge_t *j = arg;
     char file[4200];
     snprintf(file, sizeof file, "%s/base.db", j->scratch);
-    unlink(file);
-    bk_rc_t rc = bk_db_materialise(j->repo, j->from, file, team, &j->ctl, err);
-    FILE *in = rc == BK_OK ? fopen(file, "r") : NULL;
+    FILE *in = fopen(file, "w+");
+    bk_rc_t rc = in != NULL
+                     ? bk_db_materialise(j->repo, j->from, fileno(in), file, team, &j->ctl, err)
+                     : bk_err_sys(err, errno, "make %s", file);
     j->page_size = j->from->page_size;
     j->pages = j->room_pages = j->hash = 0;
-    if (in != NULL) {
+    if (rc == BK_OK) {
         resize(j, j->from->page_count);
         if (fread(j->image, j->page_size, j->pages, in) != j->pages)
             rc = bk_err_set(err, BK_IO, "%s is short", file);
-        fclose(in);
     }
+    if (in != NULL)
+        fclose(in);
     j->hash = j->from->digest;
     unlink(file);
     return rc;

@@ -597,10 +597,17 @@ static void damage_packs(fixture_t *f, const char *dir)
     test_visit(at(f, dir), damage_file, NULL);
 }
 
+static void count_file(void *arg, const char *path, const struct stat *st)
+{
+    (void)path;
+    *(unsigned *)arg += S_ISREG(st->st_mode);
+}
+
 static void damage_never_replaces_what_is_there(void **state)
 {
     fixture_t *f = *state;
     char id[BK_BACKUP_ID];
+    unsigned files = 0;
     back_up(f, "full", id);
     done(do_job(
         f, BK_JOB_RECOVERY,
@@ -621,6 +628,8 @@ static void damage_never_replaces_what_is_there(void **state)
     assert_string_equal(text_of(job, "problem.code"), "Corrupt");
     done(job);
     assert_int_equal(number_in(f, "restored/db/app.db", "SELECT count(*) FROM jobs"), 500);
+    test_visit(at(f, "restored/db"), count_file, &files);
+    assert_int_equal(files, 1); /* nothing unfinished is left beside it */
     json_t *check = do_job(f, BK_JOB_VERIFY, "{\"level\": 2}", "failed");
     assert_true(int_of(check, "verify_result.findings_total") > 0);
     done(check);
