@@ -3,7 +3,8 @@
  * backups go by what the watcher tells; at rest the last of them must be the tree that a walk makes.
  *
  * STORM_SEEDS (4) seeds from STORM_FIRST (1) on; every second one with an event queue so small that it overflows; two of four
- * by fanotify where it works, or all as STORM_BY (inotify, fanotify) says.
+ * by fanotify where it works, or all as STORM_BY (inotify, fanotify) says.  Each begins with 3000 operations, or as many as
+ * are done in STORM_SECONDS.
  */
 #include "unit/files/files_testing.h"
 #include "watching.h"
@@ -17,7 +18,8 @@ typedef struct {
     world_t *w;
     uint64_t random;
     unsigned ops;
-    bool calm; /* so slow that even a small queue holds what happens */
+    int64_t until; /* bk_mono: not after that many, but then; 0: none */
+    bool calm;     /* so slow that even a small queue holds what happens */
     atomic_bool over;
     pthread_t thread;
 } storm_t;
@@ -136,7 +138,7 @@ static void wait_until_watched(watching_t *watching, bool crowded)
 static void *blow(void *arg)
 {
     storm_t *s = arg;
-    for (unsigned i = 0; i < s->ops; i++) {
+    for (unsigned i = 0; s->until != 0 ? bk_mono() < s->until : i < s->ops; i++) {
         one_op(s);
         if (s->calm && i % 2 == 0)
             bk_sleep_ms(2);
@@ -232,6 +234,7 @@ static unsigned by_changes, by_walk;
 
 static void storm(world_t *w, watching_t *watching, uint64_t seed, bool crowded)
 {
+    const char *seconds = getenv("STORM_SECONDS");
     storm_t s = {.w = w, .random = seed * 0x9e3779b97f4a7c15u + 1, .ops = 3000};
     for (unsigned i = 0; i < 600; i++)
         one_op(&s);
@@ -243,6 +246,7 @@ static void storm(world_t *w, watching_t *watching, uint64_t seed, bool crowded)
     for (unsigned round = 0; round < ROUNDS; round++) {
         s.calm = round > 0;
         s.ops = s.calm ? 80 : 3000;
+        s.until = s.calm || seconds == NULL ? 0 : bk_mono() + strtol(seconds, NULL, 10) * BK_SEC;
         if (s.calm) { /* so that most of the tree can be taken over */
             wait_until_watched(watching, crowded);
             take_changes(w, watching);
@@ -250,7 +254,7 @@ static void storm(world_t *w, watching_t *watching, uint64_t seed, bool crowded)
         }
         atomic_store(&s.over, false);
         assert_int_equal(pthread_create(&s.thread, NULL, blow, &s), 0);
-        for (unsigned i = 0; i < 3 || (i < 100 && !atomic_load(&s.over)); i++) {
+        for (unsigned i = 0; i < 3 || ((i < 100 || s.until != 0) && !atomic_load(&s.over)); i++) {
             take_changes(w, watching);
             run_changes(w);
         }
