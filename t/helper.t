@@ -516,6 +516,14 @@ subtest 'what nginx -t says' => sub {
     my ($ok, $said) = $t->check;
     ok($ok, 'the right one is accepted') or diag($said);
     is(scalar($t->supervisors), 0, 'and not started by nginx -t');
+    my $many = join ' ', map { "restore_root $t->{dir}/r$_;" } 1 .. 256;
+    my $conf = $t->conf =~ s/restore_root [^;]+;/$many/r;
+    $t->allow_log(qr/takes at most 256/);
+    ($ok, $said) = $t->check($conf);
+    ok(!$ok, 'more directories than a helper takes: refused');
+    like($said, qr/"app": the privileged helper takes at most 256 .*: configure fewer, or "backup_helper off"/, 'and says what to do');
+    ($ok, $said) = $t->check($conf =~ s/backup_helper [^;]+;/backup_helper off;/r);
+    ok($ok, 'without it there may be more') or diag($said);
     $t->finish;
 };
 

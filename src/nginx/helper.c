@@ -241,6 +241,12 @@ ngx_http_backup_helper_init(ngx_cycle_t *cycle,
 
     ngx_http_backup_helper_default(cycle, bmcf);
 
+    if (bmcf->helper != NGX_HTTP_BACKUP_HELPER_OFF
+        && ngx_http_backup_helper_fits(cycle, bmcf) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+
     if (ngx_test_config) {
         return NGX_OK;
     }

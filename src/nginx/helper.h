@@ -57,6 +57,9 @@ ngx_int_t ngx_http_backup_helper_begin(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf);
 ngx_int_t ngx_http_backup_helper_renew(ngx_cycle_t *cycle,
     ngx_http_backup_main_conf_t *bmcf);
+/* Whether a helper takes what all sets name; NGX_ERROR: logged. */
+ngx_int_t ngx_http_backup_helper_fits(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf);
 /* Say QUIT and forget it. */
 void ngx_http_backup_helper_end(void);
 void ngx_http_backup_helper_trouble(const char *fmt, ...);

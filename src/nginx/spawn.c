@@ -132,9 +132,10 @@ ngx_http_backup_helper_roots(ngx_cycle_t *cycle,
 
     for (i = 0; i < bmcf->sets.nelts; i++) {
         if (ngx_http_backup_helper_set(&sets[i]->set, roots, n) != NGX_OK) {
-            ngx_log_error(NGX_LOG_ERR, cycle->log, 0,
+            ngx_log_error(NGX_LOG_EMERG, cycle->log, 0,
                           "backup \"%V\": the privileged helper takes at most "
-                          "%ui databases, files and restore_root of all sets",
+                          "%ui databases, files and restore_root of all sets: "
+                          "configure fewer, or \"backup_helper off\"",
                           &sets[i]->name, (ngx_uint_t) BK_WIRE_ROOTS);
             goto failed;
         }
@@ -189,6 +190,25 @@ failed:
     ngx_free(roots);
 
     return -1;
+}
+
+
+ngx_int_t
+ngx_http_backup_helper_fits(ngx_cycle_t *cycle,
+    ngx_http_backup_main_conf_t *bmcf)
+{
+    int         fd;
+    ngx_uint_t  n;
+
+    fd = ngx_http_backup_helper_roots(cycle, bmcf, &n);
+
+    if (fd == -1) {
+        return NGX_ERROR;
+    }
+
+    (void) close(fd);
+
+    return NGX_OK;
 }
 
 
