@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "base/clock.h"
 #include "helper/client_private.h"
 #include "helper/lock.h"
 #include "helper/supervisor.h"
@@ -342,7 +343,7 @@ static void what_a_worker_says_to_the_broker_harms_nobody(void **state)
     assert_int_equal(master_end(m), 0);
 }
 
-static void a_killed_agent_is_replaced(void **state)
+static void after_each_killed_agent_the_next_is_waited_for_longer(void **state)
 {
     (void)state;
     bk_wire_hello_t h = {0};
@@ -350,11 +351,14 @@ static void a_killed_agent_is_replaced(void **state)
     send_conf(m, 1, nginx_number(), "/", -1);
     expect_ready(m);
     assert_int_equal(hello(m->broker, &h), BK_WIRE_OK);
-    for (unsigned n = 0; n < 3; n++) {
+    for (unsigned n = 0; n < 5;
+         n++) { /* 0.1 s and twice as long each time, give or take a quarter */
         int pid = h.pid;
+        int64_t killed = bk_mono();
         assert_int_equal(kill(pid, SIGKILL), 0);
         assert_int_equal(hello(m->broker, &h), BK_WIRE_OK);
         assert_int_not_equal(h.pid, pid);
+        assert_true(bk_mono() - killed >= (75 << n) * BK_MS);
     }
     assert_int_equal(master_end(m), 0);
 }
@@ -386,7 +390,7 @@ int main(void)
         cmocka_unit_test(the_end_of_the_master_ends_conversations),
         cmocka_unit_test(an_agent_has_so_many_conversations_and_no_more),
         cmocka_unit_test(what_a_worker_says_to_the_broker_harms_nobody),
-        cmocka_unit_test(a_killed_agent_is_replaced),
+        cmocka_unit_test(after_each_killed_agent_the_next_is_waited_for_longer),
         cmocka_unit_test(a_lock_file_is_not_left),
     };
     if (geteuid() != 0) {
