@@ -4,7 +4,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use NgxBackup;
+use NgxBackup qw(cli cli_is);
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -28,15 +28,7 @@ sub fresh {
 fresh();
 $t->start;
 
-sub cli { my (@arguments) = @_; return NgxBackup::run_cli($t, @arguments) }
-
-sub check {
-    my ($name, $code, $pattern, @arguments) = @_;
-    my ($got, $output) = cli(@arguments);
-    my $good = $got == $code && $output =~ $pattern;
-    ok($good, $name) or diag("ngx-backup @arguments: exit $got, wanted $code and $pattern:\n$output");
-    return $output;
-}
+$t->operator;
 
 # A backup that is running and has far to go.
 sub begin {
@@ -66,7 +58,7 @@ sub background {
 }
 
 # --- progress ---
-my $pid = background('terminal', 'script', '-q', '-e', '-c', "$NgxBackup::cli backup --type full", '/dev/null');
+my $pid = background('terminal', 'script', '-q', '-e', '-c', "$NgxBackup::program backup --type full", '/dev/null');
 waitpid $pid, 0;
 is($? >> 8, 0, 'a backup on a terminal') or diag($t->read('terminal'));
 my $said = $t->read('terminal');
@@ -77,16 +69,16 @@ is($code, 0, 'a quiet one');
 unlike($quiet, qr/%/, 'shows no progress');
 like($quiet, qr/: completed/, 'but its result');
 my $id = begin();
-$pid = background('plain', $NgxBackup::cli, 'recover', '--type', 'files', '--target', "$dir/restored/x");
-check('a running job', 0, qr/^\Q$id\E: running/m, 'jobs', $id);
-check('cancel it', 0, qr/^\Q$id\E: cancel/m, 'cancel', $id);
+$pid = background('plain', $NgxBackup::program, 'recover', '--type', 'files', '--target', "$dir/restored/x");
+cli_is('a running job', 0, qr/^\Q$id\E: running/m, 'jobs', $id);
+cli_is('cancel it', 0, qr/^\Q$id\E: cancel/m, 'cancel', $id);
 is($t->wait_job($id)->{status}, 'canceled', 'it is canceled');
 waitpid $pid, 0;
 is($? >> 8, 0, 'what waited behind it has its turn');
 unlike($t->read('plain'), qr/[\r\e]/, 'and draws nothing where there is no terminal');
-check('one that has ended', 0, qr/^\Q$id\E: canceled/m, 'jobs', $id);
-check('among the others', 0, qr/^\Q$id\E +canceled/m, 'jobs');
-check('one that there is not', 1, qr/no job/i, 'jobs', 'full_19990101_000000');
+cli_is('one that has ended', 0, qr/^\Q$id\E: canceled/m, 'jobs', $id);
+cli_is('among the others', 0, qr/^\Q$id\E +canceled/m, 'jobs');
+cli_is('one that there is not', 1, qr/no job/i, 'jobs', 'full_19990101_000000');
 
 # --- plain lines: one at most every five seconds, the first at once ---
 fresh();
@@ -97,7 +89,7 @@ unlike($lines, qr/[\r\e]/, 'without anything for terminals');
 # --- leaving ---
 for my $signal (qw(INT TERM)) {
     fresh();
-    $pid = background("left-$signal", $NgxBackup::cli, 'backup', '--type', 'full');
+    $pid = background("left-$signal", $NgxBackup::program, 'backup', '--type', 'full');
     $t->wait_until(20, 'it shows progress', sub { ($t->read("left-$signal") // '') =~ /%/ });
     kill $signal, $pid;
     waitpid $pid, 0;
@@ -108,20 +100,20 @@ for my $signal (qw(INT TERM)) {
 }
 
 # --- other roads ---
-check('through a unix socket', 0, qr/service_running: yes/, 'status', '--unix-socket', "$dir/socket", '--url', 'http://backup/admin/backup');
-check('one that there is not', 1, qr/cannot connect/, 'status', '--unix-socket', "$dir/nowhere", '--url', 'http://backup/admin/backup');
-check('--wait and --no-wait', 2, qr/exclude each other/, 'backup', '--wait', '--no-wait');
+cli_is('through a unix socket', 0, qr/service_running: yes/, 'status', '--unix-socket', "$dir/socket", '--url', 'http://backup/admin/backup');
+cli_is('one that there is not', 1, qr/cannot connect/, 'status', '--unix-socket', "$dir/nowhere", '--url', 'http://backup/admin/backup');
+cli_is('--wait and --no-wait', 2, qr/exclude each other/, 'backup', '--wait', '--no-wait');
 
 # --- exit codes ---
-check('0: done', 0, qr/completed/, 'test');
-check('1: failed', 1, qr/failed|no backup/, 'validate', '--backup-id', 'full_19990101_000000');
-check('2: no such type', 2, qr{#/backup_type}, 'backup', '--type', 'half');
+cli_is('0: done', 0, qr/completed/, 'test');
+cli_is('1: failed', 1, qr/failed|no backup/, 'validate', '--backup-id', 'full_19990101_000000');
+cli_is('2: no such type', 2, qr{#/backup_type}, 'backup', '--type', 'half');
 chmod 0, "$dir/app/uploads/1.txt";
 chown 0, 0, "$dir/app/uploads/1.txt";
-check('3: something was left out', 3, qr/warning: .*1\.txt/, 'backup', '--type', 'full');
+cli_is('3: something was left out', 3, qr/warning: .*1\.txt/, 'backup', '--type', 'full');
 $t->stop;
 my @storage = ('--storage', "file://$dir/storage");
-check('10: no repository', 10, qr/no repository/, 'list', '--storage', "file://$dir/html");
-check('help of a level', 0, qr/3 restore/, 'verify', '--help');
+cli_is('10: no repository', 10, qr/no repository/, 'list', '--storage', "file://$dir/html");
+cli_is('help of a level', 0, qr/3 restore/, 'verify', '--help');
 $t->finish;
 done_testing;

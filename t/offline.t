@@ -6,26 +6,12 @@ use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use JSON::PP;
-use NgxBackup;
+use NgxBackup qw(cli cli_is);
 use Test::More;
 
 my $t = NgxBackup->new;
 my $dir = $t->{dir};
 my $odd = "odd\xff";
-
-sub cli {
-    my (@arguments) = @_;
-    my ($code, $output) = NgxBackup::run_cli($t, @arguments);
-    return ($code, $output);
-}
-
-sub check {
-    my ($name, $code, $pattern, @arguments) = @_;
-    my ($got, $output) = cli(@arguments);
-    my $good = $got == $code && $output =~ $pattern;
-    ok($good, $name) or diag("ngx-backup @arguments: exit $got, wanted $code and $pattern:\n$output");
-    return $output;
-}
 
 sub make_database {
     my ($path, $rows) = @_;
@@ -60,6 +46,7 @@ backup second {
 CONF
 $t->{location} = join '', map { "location /$_ { backup_api $_; backup_auth bearer; backup_token_file $dir/tokens; }\n" } qw(first second);
 $t->start;
+$t->operator;
 my $url = "http://127.0.0.1:$t->{port}";
 my %id;
 for my $set (qw(first second)) {
@@ -68,26 +55,26 @@ for my $set (qw(first second)) {
     $id{$set} = decode_json($output)->{backup_id};
     sleep 1; # ids have seconds
 }
-check('--set is for a storage', 2, qr/give --storage|--storage/, 'list', '--set', 'first');
+cli_is('--set is for a storage', 2, qr/give --storage|--storage/, 'list', '--set', 'first');
 $t->stop;
 
 my @storage = ('--storage', "file://$dir/storage");
-my $list = decode_json(check('a list of all', 0, qr/"total":2/, 'list', @storage, '--json'));
+my $list = decode_json(cli_is('a list of all', 0, qr/"total":2/, 'list', @storage, '--json'));
 is_deeply([map { $_->{backup_id} } @{ $list->{backups} }], [@id{qw(second first)}], 'the newest is first');
-$list = decode_json(check('no more than asked for', 0, qr/"total":2/, 'list', @storage, '--json', '--limit', '1'));
+$list = decode_json(cli_is('no more than asked for', 0, qr/"total":2/, 'list', @storage, '--json', '--limit', '1'));
 is_deeply([map { $_->{backup_id} } @{ $list->{backups} }], [$id{second}], 'the newest stays');
-$list = decode_json(check('a list of one set', 0, qr/"total":1/, 'list', @storage, '--json', '--set', 'first'));
+$list = decode_json(cli_is('a list of one set', 0, qr/"total":1/, 'list', @storage, '--json', '--set', 'first'));
 is($list->{backups}[0]{backup_id}, $id{first}, 'is its own');
-check('recover does not guess whose', 2, qr/several sets: (first, second|second, first): say which with --set/, 'recover', @storage, '--target', "$dir/bare");
+cli_is('recover does not guess whose', 2, qr/several sets: (first, second|second, first): say which with --set/, 'recover', @storage, '--target', "$dir/bare");
 ok(!-e "$dir/bare", 'and makes nothing');
-check('nor does a query', 2, qr/several sets/, 'query', @storage, 'select count(*) from t');
-check('nor is another set taken', 1, qr/no backup of third/, 'recover', @storage, '--target', "$dir/bare", '--set', 'third');
-check('a query of one', 0, qr/^10$/m, 'query', @storage, '--set', 'second', 'select count(*) from t');
-check('recovery of one', 0, qr/source_backup: \Q$id{second}\E/, 'recover', @storage, '--set', 'second', '--target', "$dir/second-again");
+cli_is('nor does a query', 2, qr/several sets/, 'query', @storage, 'select count(*) from t');
+cli_is('nor is another set taken', 1, qr/no backup of third/, 'recover', @storage, '--target', "$dir/bare", '--set', 'third');
+cli_is('a query of one', 0, qr/^10$/m, 'query', @storage, '--set', 'second', 'select count(*) from t');
+cli_is('recovery of one', 0, qr/source_backup: \Q$id{second}\E/, 'recover', @storage, '--set', 'second', '--target', "$dir/second-again");
 is(rows("$dir/second-again/second.db"), 10, 'is its database');
 is($t->read('second-again/uploads/two.txt'), 'two', 'and its files');
 
-my $shown = decode_json(check('what a backup holds, in names that are no text', 0, qr/backup_id/, 'show', $id{first}, @storage, '--json'));
+my $shown = decode_json(cli_is('what a backup holds, in names that are no text', 0, qr/backup_id/, 'show', $id{first}, @storage, '--json'));
 is($shown->{trees}[0]{path}, "$dir/app/odd\\xff", 'the tree is told');
 is($shown->{databases}[0]{path}, "$dir/app/odd\\xff.db", 'and the database');
 is($shown->{backup}, 'first', 'and whose it is');
@@ -97,7 +84,7 @@ SKIP: {
     mkdir "$dir/small";
     my $small = "mount -t tmpfs -o size=512k none '$dir/small'";
     skip 'no mount here', 4 if $> != 0 || system("unshare -m sh -c \"$small\" 2>/dev/null") != 0;
-    my $said = `unshare -m sh -c "$small && TMPDIR='$dir/small' exec $NgxBackup::cli recover @storage --backup-id $id{first} --target '$dir/bare'" 2>&1`;
+    my $said = `unshare -m sh -c "$small && TMPDIR='$dir/small' exec $NgxBackup::program recover @storage --backup-id $id{first} --target '$dir/bare'" 2>&1`;
     is($?, 0, 'a database larger than the temporary directory') or diag($said);
     is(rows("$dir/bare/$odd.db"), 3000, 'is whole');
     is($t->read("bare/odd/one.txt"), 'one', 'the files are there');

@@ -8,7 +8,7 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use File::Path qw(remove_tree);
 use JSON::PP ();
-use NgxBackup;
+use NgxBackup qw(cli);
 use POSIX qw(strftime);
 use Test::More;
 use Time::HiRes qw(sleep time);
@@ -34,6 +34,7 @@ sub new_app {
         chmod 0750, "$t->{dir}/app";
     }
     $t->start;
+    $t->operator;
     return $t;
 }
 
@@ -110,7 +111,7 @@ sub query_and_validate {
     my $job = $t->wait_job($r->{json}{id});
     is($job->{status}, 'completed', 'a moment is proved') or diag(explain($job));
     is($job->{validation_result}{transaction}, 23, 'the right one');
-    my ($code, $out) = $t->run_cli('query', '--transaction', 9, $count);
+    my ($code, $out) = cli('query', '--transaction', 9, $count);
     is($code, 0, 'ngx-backup query') or diag($out);
     like($out, qr/^n\n9\nas of 20.*, transaction 9$/, 'prints the rows');
     ok($t->wait_until(40, 'shipped', sub { ($t->capture->{shipped_transaction} // 0) >= 40 }), 'all is on the storage');
@@ -129,14 +130,14 @@ sub query_and_validate {
     is($t->get("/timeline?limit=5&cursor=$main->{next_cursor}")->{json}{databases}[0]{transactions}[0]{transaction}, 35, 'and further');
     ok($main->{windows}[0]{recoverable}, 'one window');
     is($t->get('/timeline?since=never')->{status}, 422, 'a wrong time');
-    ($code, $out) = $t->run_cli('timeline', '--limit', 3);
+    ($code, $out) = cli('timeline', '--limit', 3);
     like($out, qr/any moment from .* transactions \d+ to 40\n/, 'ngx-backup timeline');
     my @storage = ('--storage', "file://$t->{dir}/storage");
-    ($code, $out) = $t->run_cli('query', @storage, '--at', moment($at->[12]), $count);
+    ($code, $out) = cli('query', @storage, '--at', moment($at->[12]), $count);
     is($code, 0, 'from the storage alone') or diag($out);
     like($out, qr/^n\n12\nas of 20/, 'the same');
     my $target = "$t->{dir}/offline";
-    ($code, $out) = $t->run_cli('recover', @storage, '--type', 'full', '--at', moment($at->[31]), '--target', $target);
+    ($code, $out) = cli('recover', @storage, '--type', 'full', '--at', moment($at->[31]), '--target', $target);
     is($code, 0, 'a full recovery of a moment from the storage alone') or diag($out);
     my $db = NgxBackup::connect_db("$target/app.db");
     is(($db->selectrow_array('SELECT count(*) FROM t'))[0], 31, 'the database');
@@ -166,9 +167,9 @@ sub any_transaction {
     query_and_validate($t, \@at);
 
     is($t->post('/databases/main/detach', undef, token => 'operator')->{status}, 403, 'an admin may detach');
-    is(($t->run_cli('detach', 'main'))[0], 0, 'ngx-backup detach');
+    is((cli('detach', 'main'))[0], 0, 'ngx-backup detach');
     ok($t->wait_until(20, 'detached', sub { my $c = $t->capture; $c->{detached} && !$c->{capturing} }), 'let go of');
-    is(($t->run_cli('attach', 'main'))[0], 0, 'ngx-backup attach');
+    is((cli('attach', 'main'))[0], 0, 'ngx-backup attach');
     is_captured($t, 40, 'and captured again');
     is($t->capture->{gaps}, 0, 'nothing happened meanwhile');
 

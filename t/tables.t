@@ -6,7 +6,7 @@ use warnings;
 use DBI;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use NgxBackup;
+use NgxBackup qw(cli);
 use Test::More;
 
 plan skip_all => 'only root may start the helper' if $> != 0;
@@ -33,6 +33,7 @@ chmod 0640, map { "$path$_" } '', '-wal', '-shm';
 chown $owner, $owner, "$t->{dir}/app";
 chmod 0750, "$t->{dir}/app";
 $t->start;
+$t->operator;
 
 sub one { my ($sql) = @_; return ($app->selectrow_array($sql))[0] }
 
@@ -97,16 +98,16 @@ subtest 'tables as of a transaction, under a reader' => sub {
 };
 
 subtest 'by the command line, from a backup, and undone' => sub {
-    my ($code, $out) = $t->run_cli(qw(recover --table notes --backup-id), $safety, '--dry-run');
+    my ($code, $out) = cli(qw(recover --table notes --backup-id), $safety, '--dry-run');
     is($code, 0, 'a plan') or diag($out);
     like($out, qr/only_now: 4/, 'printed');
-    ($code, $out) = $t->run_cli(qw(recover --table notes --backup-id), $safety);
+    ($code, $out) = cli(qw(recover --table notes --backup-id), $safety);
     is($code, 0, 'undone with the safety backup') or diag($out);
     is(one('SELECT group_concat(body) FROM notes'), 'spoilt', 'rows as before the recovery');
-    ($code, $out) = $t->run_cli(qw(recover --table users --table absent));
+    ($code, $out) = cli(qw(recover --table users --table absent));
     isnt($code, 0, 'a table that was not there');
     like($out, qr/there was no table absent; there were notes, users, words/, 'is refused with a list');
-    ($code, $out) = $t->run_cli('recover', '--storage', "file://$t->{dir}/repo", '--target', "$t->{dir}/x", qw(--table notes));
+    ($code, $out) = cli('recover', '--storage', "file://$t->{dir}/repo", '--target', "$t->{dir}/x", qw(--table notes));
     isnt($code, 0, 'without nginx it is no live database');
     like($out, qr/through nginx/, 'and it says so');
 };

@@ -213,7 +213,7 @@ sub configuration {
     my ($dir, %sources) = @_;
     my %files = %{ $sources{files} // {} };
     my %databases = %{ $sources{databases} // {} };
-    run_command("$NgxBackup::cli", 'key', 'new', "$dir/bench.key");
+    run_command("$NgxBackup::program", 'key', 'new', "$dir/bench.key");
     return join "\n", 'backup app {', "base_dir $dir/backups;", (map { "files $_ { path $files{$_}; }" } sort keys %files),
         (map { "database $_ { path $databases{$_}; }" } sort keys %databases),
         "storage local disk { path $dir/storage; }", "encryption { key k1 $dir/bench.key; }",

@@ -20,6 +20,7 @@ use Digest::SHA qw(sha256_hex);
 use File::Basename qw(dirname);
 use File::Path qw(make_path remove_tree);
 use File::Temp qw(tempdir);
+use Exporter qw(import);
 use HTTP::Tiny;
 use IO::Socket::INET;
 use JSON::PP;
@@ -27,11 +28,13 @@ use POSIX qw(:sys_wait_h setpgid _exit);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
+our @EXPORT_OK = qw(cli cli_is);
+
 my $root = abs_path(dirname(__FILE__) . '/../..');
 my $build = abs_path($ENV{NGX_BACKUP_BUILD} // "$root/build") // "$root/build";
 our $nginx = $ENV{NGINX} // (grep { -x } "$build/nginx/objs/nginx", '/usr/sbin/nginx')[0] // 'nginx';
 our $module = $ENV{NGX_MODULE} // "$build/ngx_http_backup_module.so";
-our $cli = "$build/ngx-backup";
+our $program = "$build/ngx-backup";
 our $helper = "$build/ngx-backup-helper";
 our $json = JSON::PP->new->canonical->allow_nonref;
 our %token = map { $_ => "nxb_test_token_of_$_" } qw(viewer operator admin);
@@ -412,22 +415,39 @@ sub capture {
     return $found // {};
 }
 
-# ngx-backup, as an operator types it: exit code and what it prints.
-sub run_cli {
-    my ($t, @arguments) = @_;
+# --- the command line, as an operator types it ---
+
+# From now on it knows where nginx is, and its token.
+sub operator {
+    my ($t) = @_;
     $t->write('token', "$token{admin}\n");
     chmod 0600, "$t->{dir}/token";
-    local $ENV{NGX_BACKUP_URL} = "http://127.0.0.1:$t->{port}/admin/backup";
-    local $ENV{NGX_BACKUP_TOKEN_FILE} = "$t->{dir}/token";
+    $ENV{NGX_BACKUP_URL} = "http://127.0.0.1:$t->{port}/admin/backup";
+    $ENV{NGX_BACKUP_TOKEN_FILE} = "$t->{dir}/token";
+    return;
+}
+
+# Exit code and what it prints.
+sub cli {
+    my (@arguments) = @_;
     my $pid = open my $pipe, '-|';
     die "fork: $!" unless defined $pid;
     if (!$pid) {
         open STDERR, '>&', \*STDOUT;
-        exec $cli, @arguments or die "$cli: $!";
+        exec $program, @arguments or die "$program: $!";
     }
     my $output = do { local $/; <$pipe> } // '';
     close $pipe;
     return ($? >> 8, $output);
+}
+
+# A test of both; what it printed.
+sub cli_is {
+    my ($name, $code, $pattern, @arguments) = @_;
+    my ($got, $output) = cli(@arguments);
+    ok($got == $code && $output =~ $pattern, $name)
+        or diag("ngx-backup @arguments: exit $got, wanted $code and $pattern:\n$output");
+    return $output;
 }
 
 1;
