@@ -111,7 +111,9 @@ rejects('short pool is the job pool', 'would wait behind', pool => 'thread_pool 
 accepts('the pool named backup by default', pool => '');
 rejects('no pool named backup', 'unknown thread pool "backup"', pool => '', main => '');
 rejects('the pool of short calls for jobs', 'would wait behind', pool => 'thread_pool default;');
-accepts('jobs on the default pool', pool => 'thread_pool default short=backup;');
+rejects('jobs on nginx\'s own pool', 'jobs need a thread pool of their own', pool => 'thread_pool default short=backup;');
+rejects('jobs on another set\'s pool of short calls', 'jobs need a thread pool of their own', main => 'thread_pool backup threads=2; thread_pool other threads=2;',
+    http => "backup other { base_dir $dir/other; files x { path $dir/app/transcripts; } storage local d { path $dir/storage; } thread_pool other short=backup; }");
 rejects('two sets of one name', 'defined twice', second => "backup app { $part{files} $part{storage} $part{pool} }");
 rejects('two sets with one base_dir', 'has the base_dir of', second => "backup b { $part{base} $part{files} $part{storage} $part{pool} }");
 rejects('zone', 'NAME:SIZE', http => 'backup_zone 2m;');

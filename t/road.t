@@ -55,6 +55,13 @@ $r = $t->get('/list?tag=a');
 is_deeply([map { $_->{backup_id} } @{ $r->{json}{backups} }], [$id], 'it is in the list');
 is_deeply($t->get('/list?tag=none')->{json}{backups}, [], 'and not under another tag');
 
+# Requests go first: threads that worked for a job are nicer than the worker itself.
+my $runner = $t->runner;
+my $nice = sub { my ($tid) = @_; my @stat = split ' ', ($t->read("/proc/$runner/task/$tid/stat") // '') =~ s/^.*\) //sr; return $stat[16] };
+my @threads = map { m{(\d+)$} } glob "/proc/$runner/task/*";
+ok((grep { $nice->($_) == $nice->($runner) + 10 } @threads), 'the threads of jobs have a lower priority');
+cmp_ok((grep { $nice->($_) == $nice->($runner) } @threads), '>', 4, 'all others the usual one');
+
 # Prefer: wait, and the second of the same second
 $r = $t->post('/create', {backup_type => 'incremental'}, headers => {Prefer => 'respond-async, wait=20'});
 is($r->{status}, 200, 'Prefer: wait gives the finished job') or diag($r->{content});

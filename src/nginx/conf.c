@@ -337,7 +337,7 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
     bk_err_t                  err;
     ngx_str_t                 path;
     ngx_int_t                 ok;
-    ngx_uint_t                i;
+    ngx_uint_t                i, shared;
     ngx_http_backup_set_t   **sets;
 
     bk_err_clear(&err);
@@ -401,12 +401,24 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
         return NGX_CONF_ERROR;
     }
 
-    /* A pool is first in, first out: the API would hang behind each job. */
+    /*
+     * A pool is first in, first out, and its threads give way to requests: the
+     * API, or files that are sent, would hang behind each job.
+     */
 
-    if (bset->pool == bset->short_pool) {
+    shared = ngx_strcmp(bset->pool_name.data, "default") == 0
+             || bset->pool == bset->short_pool;
+
+    for (i = 0; i < bmcf->sets.nelts; i++) {
+        shared |= bset->pool == sets[i]->short_pool
+                  || bset->short_pool == sets[i]->pool;
+    }
+
+    if (shared) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "backup \"%V\": jobs and API have the same thread "
-                           "pool \"%V\", the API would wait behind each job: "
+                           "backup \"%V\": jobs need a thread pool of their "
+                           "own, \"%V\" serves requests too, which would wait "
+                           "behind each job: "
                            "leave \"thread_pool\" out here, and write "
                            "\"thread_pool backup threads=4 max_queue=512;\" "
                            "at the top of nginx.conf", &bset->name,

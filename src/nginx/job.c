@@ -8,13 +8,38 @@
 #include "nginx/runner.h"
 
 #include <malloc.h>
+#include <sys/resource.h>
 
 
+#define NGX_HTTP_BACKUP_NICE       10       /* above the worker's own */
 #define NGX_HTTP_BACKUP_QUEUE      256      /* works of a team */
 #define NGX_HTTP_BACKUP_QUEUE_LEN  (8 * 1024 * 1024)
 
 
 static void ngx_http_backup_job_post(ngx_http_backup_set_t *bset);
+
+
+/*
+ * A thread of the jobs' pool has time: requests go first.  In Linux each thread
+ * has a priority of its own, and only root may raise one again, which is why
+ * this pool is nobody else's.
+ */
+
+static void
+ngx_http_backup_give_way(void)
+{
+    int                   own;
+    static __thread char  given;
+
+    if (given) {
+        return;
+    }
+
+    given = 1;
+    own = getpriority(PRIO_PROCESS, 0);
+
+    (void) setpriority(PRIO_PROCESS, 0, own + NGX_HTTP_BACKUP_NICE);
+}
 
 
 /* Lane 0 of a job; then the catalog learns what is on the storage now. */
@@ -25,6 +50,8 @@ ngx_http_backup_job_work(void *data)
     bk_err_t                err = { .rc = BK_OK };
     bk_engine_t            *engine;
     ngx_http_backup_job_t  *job = data;
+
+    ngx_http_backup_give_way();
 
     job->rc = ngx_http_backup_engine(job->bset, &engine, &job->err);
 
@@ -89,6 +116,8 @@ ngx_http_backup_job_done(void *data)
 static void
 ngx_http_backup_lane_work(void *data)
 {
+    ngx_http_backup_give_way();
+
     bk_team_lane(data);
 }
 
