@@ -177,13 +177,14 @@ unlink glob "$db*";
 system("$tools/chaos", 'make', $db, 'wal', 4096, 'none') == 0 or die;
 system 'chown', '-R', 'www-data:www-data', "$dir/app";
 my ($user, $group) = (getpwnam 'www-data')[2, 3];
+my $chaos = $t->lend("$tools/chaos");
 my $writer = fork // die;
 if (!$writer) {
     ($), $>) = ("$group $group", $user);
     POSIX::setgid($group);
     POSIX::setuid($user);
     $ENV{CHAOS_PAUSE} = 4000;
-    exec {"$tools/chaos"} 'chaos', 'write', $db, "$dir/app/log", 7, 100 or POSIX::_exit(127);
+    exec $chaos, 'write', $db, "$dir/app/log", 7, 100 or POSIX::_exit(127);
 }
 $t->wait_until(20, 'the first commits', sub { -s "$dir/app/log" });
 my (@made, %commits);

@@ -50,6 +50,7 @@ ok($t->wait_until(60, 'capturing', sub { my $c = captures(); 4 == grep { $_->{ca
 is($t->backup({ backup_type => 'full' })->{status}, 'completed', 'a first backup');
 
 my (%writer, %logs);
+my $chaos = $t->lend("$tools/chaos");
 
 sub start_writer {
     my ($name, $n) = @_;
@@ -61,7 +62,7 @@ sub start_writer {
         POSIX::setuid($uid);
         open STDERR, '>>', "$dir/writers.log";
         $ENV{CHAOS_PAUSE} //= 40_000;    # an application is not only writing
-        exec "$tools/chaos", 'write', "$dir/app/$name.db", $log, int(rand 2**31), (0, 100, 1000)[rand 3];
+        exec $chaos, 'write', "$dir/app/$name.db", $log, int(rand 2**31), (0, 100, 1000)[rand 3];
     }
     $writer{"$name $n"} = $pid;
     return;

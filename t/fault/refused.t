@@ -45,7 +45,12 @@ sub read_only {
     return;
 }
 
-sub writable { my ($what) = @_; system('umount', "$dir/$what") == 0 or BAIL_OUT("umount $dir/$what: $?"); return }
+# Whoever looks there at this moment holds it no longer than that.
+sub writable {
+    my ($what) = @_;
+    $t->wait_until(10, "umount $what", sub { system("umount $dir/$what 2>/dev/null") == 0 }) or BAIL_OUT("umount $dir/$what: $?");
+    return;
+}
 
 sub recover { return $t->wait_job($t->post('/recovery', {recovery_type => 'database', @_})->{json}{id}) }
 
@@ -76,9 +81,10 @@ read_only('backups');
 $t->start;
 ok((grep { /\[warn\].*$dir\/backups" cannot be written: mount it writable/ } $t->log_lines), 'nginx starts, and warns of a read-only base_dir');
 for my $path ('/status', '/health') {
-    my $r = $t->get($path);
+    my $r;
+    my $says = qr{base_dir $dir/backups: .*: Read-only file system; mount it writable};
+    ok($t->wait_until(10, $path, sub { $r = $t->get($path); $r->{content} =~ $says }), "$path says why") or diag($r->{content});
     is($r->{status}, 503, "$path is not there");
-    like($r->{content}, qr{base_dir $dir/backups: .*: Read-only file system; mount it writable}, 'and says why');
 }
 my $r = $t->post('/create', {});
 is($r->{json}{code}, 'PermissionDenied', 'no job is taken in');

@@ -17,7 +17,8 @@ use warnings;
 
 use Cwd qw(abs_path);
 use Digest::SHA qw(sha256_hex);
-use File::Basename qw(dirname);
+use File::Basename qw(basename dirname);
+use File::Copy qw(copy);
 use File::Path qw(make_path remove_tree);
 use File::Temp qw(tempdir);
 use Exporter qw(import);
@@ -90,6 +91,14 @@ sub write {
     close $out or die "$path: $!";
     $self->own($path) if $path =~ m{/app/};
     return $path;
+}
+
+# Another user may not be able to look into the build directory: a copy of what it runs or loads, for everybody.
+sub lend {
+    my ($self, $path) = @_;
+    my $copy = "$self->{dir}/" . basename($path);
+    copy($path, $copy) && chmod 0755, $copy or die "$path: $!";
+    return $copy;
 }
 
 sub read {
