@@ -294,7 +294,7 @@ static void tell_epoch(const bk_capturing_t *c, const bk_captured_t *one)
     bk_time_format(time, one->state.began);
     bk_log(BK_LOG_WARN,
            "backup %s: database %s: what is captured from %s on is not connected with what was "
-           "captured before: it can be recovered after the next backup, so make one",
+           "captured before: it can be recovered after the next backup",
            c->set->name, one->db->name, time);
 }
 

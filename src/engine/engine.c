@@ -23,6 +23,7 @@
 #include "engine/metrics.h"
 #include "engine/probe.h"
 #include "engine/protect.h"
+#include "engine/renew.h"
 #include "engine/watching.h"
 #include "sqlite/opening.h"
 
@@ -343,6 +344,8 @@ bk_rc_t bk_engine_take(bk_engine_t *engine, char id[BK_JOB_ID], bk_err_t *err)
 {
     id[0] = '\0';
     bk_rc_t rc = bk_ending_settle(engine, err);
+    if (rc == BK_OK)
+        rc = bk_renew_base(engine, err);
     if (rc == BK_OK)
         rc = bk_catalog_take(engine->catalog, id, err);
     if (rc == BK_OK)

@@ -123,7 +123,7 @@ bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *filt
 typedef struct {
     bk_job_kind_t kind;
     json_t *body;             /* checked request, borrowed; may be NULL */
-    const char *trigger;      /* "api", "cli", "schedule" */
+    const char *trigger;      /* "api", "capture" */
     const char *requested_by; /* user or token name */
     const char *request_id;
     const char *idempotency_key; /* NULL: none */

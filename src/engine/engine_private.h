@@ -35,6 +35,7 @@ struct bk_engine_s {
     char taken[BK_JOB_ID];
     bk_job_status_t status;
     json_t *result;
+    int64_t renew_next; /* bk_mono: engine/renew.h looks again then */
 };
 
 /* A job while it runs: belongs to lane 0; other lanes see only what is handed to them. */
