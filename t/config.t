@@ -111,7 +111,7 @@ accepts('the pool named backup by default', pool => '');
 rejects('no pool named backup', 'unknown thread pool "backup"', pool => '', main => '');
 rejects('the pool of short calls for jobs', 'would wait behind', pool => 'thread_pool default;');
 rejects('jobs on nginx\'s own pool', 'jobs need a thread pool of their own', pool => 'thread_pool default short=backup;');
-rejects('jobs on another set\'s pool of short calls', 'jobs need a thread pool of their own', main => 'thread_pool backup threads=2; thread_pool other threads=2;',
+rejects('jobs on another set\'s pool of short calls', 'the short= pool of one is the jobs\' pool of the other', main => 'thread_pool backup threads=2; thread_pool other threads=2;',
     http => "backup other { base_dir $dir/other; files x { path $dir/app/transcripts; } storage local d { path $dir/storage; } thread_pool other short=backup; }");
 rejects('two sets of one name', 'defined twice', second => "backup app { $part{files} $part{storage} $part{pool} }");
 rejects('two sets with one base_dir', 'has the base_dir of', second => "backup b { $part{base} $part{files} $part{storage} $part{pool} }");

@@ -524,6 +524,15 @@ subtest 'what nginx -t says' => sub {
     like($said, qr/"app": the privileged helper takes at most 256 .*: configure fewer, or "backup_helper off"/, 'and says what to do');
     ($ok, $said) = $t->check($conf =~ s/backup_helper [^;]+;/backup_helper off;/r);
     ok($ok, 'without it there may be more') or diag($said);
+
+    # A running nginx goes on with what it has, and says so.
+    $t->start;
+    state_is($t, 'active', 'active before');
+    my $more = $t->conf =~ s/restore_root [^;]+;/$many/r;
+    $t->write('nginx.conf', $more);
+    $t->hup;
+    ok($t->wait_until(20, 'a word', sub { (helper_status($t)->{detail} // '') =~ /see the error log/ }), 'after a reload with more the status tells')
+        or diag(explain helper_status($t));
     $t->finish;
 };
 

@@ -2,9 +2,7 @@
  * cli/offline_commands.c: list, show, recover and verify on a storage alone.  The answers have the
  * members of REST's.
  */
-#include <errno.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -13,7 +11,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/publish.h"
 #include "base/str.h"
 #include "cli/offline.h"
 #include "engine/engine.h"

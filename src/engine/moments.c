@@ -4,14 +4,11 @@
  */
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/clock.h"
-#include "base/publish.h"
 #include "base/str.h"
 #include "engine/covered.h"
 #include "engine/moments_private.h"

@@ -22,6 +22,7 @@
 #include "sqlite/check.h"
 
 #define ASIDE_TRIES 100u
+#define STALE       3600u /* s */
 
 /* The name of a database below a target: the last part of its path unless something else has it. */
 static bool database_file(const bk_snapshot_t *s, const bk_snapshot_db_t *db, char *out,
@@ -177,67 +178,65 @@ static bk_rc_t sync_dir(const place_t *place, bk_err_t *err)
 typedef struct {
     const place_t *place;
     int fd;
-    char temporary[NAME_MAX + 1]; /* its name until it has the database's */
+    char path[PATH_MAX + NAME_MAX]; /* what it is going to be, for messages */
+    char temporary[NAME_MAX + 1];   /* its name until then */
 } image_t;
 
+/* Left by a recovery that was killed: nobody else recovers this set's databases now, or nobody has
+ * written to it for long. */
+static bool is_leftover(const place_t *place, const char *temporary)
+{
+    struct stat st;
+    return place->options->alone || (bk_at_stat(&place->at, temporary, &st) == 0 &&
+                                     st.st_mtim.tv_sec + (int64_t)STALE < bk_now() / BK_SEC);
+}
+
 /*
- * It is made where it is going to be: the room is measured there, and it need not be copied.  Of a
- * job that was killed, and goes on, a leftover has the same name.
+ * It is made where it is going to be: the room is measured there, and it need not be copied.  The
+ * names are always the same, so that what is left is found again.
  */
 static bk_rc_t make_image(image_t *image, bk_err_t *err)
 {
     const place_t *place = image->place;
-    const char *job = place->options->job;
-    XXH64_hash_t seed = XXH3_64bits(job, strlen(job));
+    const char *set = place->options->snapshot->set;
+    XXH64_hash_t seed = XXH3_64bits(set, strlen(set));
     int errnum = EEXIST;
+    bk_fmt(image->path, sizeof image->path, "%s/%s", place->where, place->name);
     for (unsigned tries = 0; tries < ASIDE_TRIES && errnum == EEXIST; tries++) {
         bk_fmt(image->temporary, sizeof image->temporary, BK_FILES_TEMPORARY "%016llx",
                (unsigned long long)XXH3_64bits_withSeed(place->name, strlen(place->name),
                                                         seed + tries));
-        if (place->options->alone)
+        if (is_leftover(place, image->temporary))
             bk_at_unlink(&place->at, image->temporary, 0);
         errnum = bk_at_create(&place->at, image->temporary, &image->fd);
     }
     return errnum == 0 ? BK_OK : failed(place, errnum, "make a temporary file for", err);
 }
 
-/* A lane's work, while another checks what it flushes. */
-static bk_rc_t flush_image(void *arg, bk_err_t *err)
-{
-    const image_t *image = arg;
-    return fsync(image->fd) == 0 ? BK_OK : failed(image->place, errno, "fsync", err);
-}
-
 static bk_rc_t fill_image(image_t *image, bk_team_t *team, bk_ctl_t *ctl, bk_err_t *err)
 {
-    bk_group_t group;
     const place_t *place = image->place;
     bk_rc_t rc =
-        bk_point_write(place->options->point, place->db, image->fd, place->name, team, err);
+        bk_point_write(place->options->point, place->db, image->fd, image->path, team, err);
     if (rc == BK_OK)
         rc = bk_at_helped(&place->at) ? own_helped(place, image->temporary, ctl, err)
                                       : own(image->fd, place, ctl, err);
-    if (rc != BK_OK)
-        return rc;
-    /* The disk is busy with the one, the processor with the other. */
-    bk_group_init(&group);
-    bk_team_submit(team, &group, flush_image, image, 0);
-    if (place->options->check)
-        rc = bk_db_check(image->fd, place->name, ctl, err);
-    bk_rc_t flushed = bk_team_wait(team, &group, rc == BK_OK ? err : NULL);
-    return rc != BK_OK ? rc : flushed;
+    return rc == BK_OK ? bk_db_check_and_flush(image->fd, image->path, place->options->check, team,
+                                               ctl, err)
+                       : rc;
 }
 
-/* Somebody may have opened what is there in the meantime. */
+/* Somebody may have opened, or made, what is there in the meantime. */
 static bk_rc_t name_image(const image_t *image, bk_err_t *err)
 {
     const place_t *place = image->place;
+    unsigned flags = place->options->overwrite == BK_OVERWRITE_NEVER ? RENAME_NOREPLACE : 0;
     bk_rc_t rc = check_place(place, err);
     if (rc == BK_OK)
         rc = make_way(place, err);
     if (rc != BK_OK)
         return rc;
-    int errnum = bk_at_rename(&place->at, image->temporary, place->name, 0);
+    int errnum = bk_at_rename(&place->at, image->temporary, place->name, flags);
     return errnum == 0 ? sync_dir(place, err) : failed(place, errnum, "give its name to", err);
 }
 

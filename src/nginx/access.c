@@ -211,6 +211,14 @@ ngx_http_backup_directory(ngx_cycle_t *cycle, ngx_str_t *name,
     }
 
     if (bk_mkdir_last(path, 0700, &err) != BK_OK) {
+
+        if (err.sys == EROFS) {
+            ngx_log_error(NGX_LOG_WARN, cycle->log, 0,
+                          "backup \"%V\": %s; until then backups fail", name,
+                          err.text);
+            return NGX_OK;
+        }
+
         ngx_log_error(NGX_LOG_EMERG, cycle->log, 0, "backup \"%V\": %s", name,
                       err.text);
         return NGX_ERROR;

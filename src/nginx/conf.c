@@ -337,7 +337,7 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
     bk_err_t                  err;
     ngx_str_t                 path;
     ngx_int_t                 ok;
-    ngx_uint_t                i, shared;
+    ngx_uint_t                i;
     ngx_http_backup_set_t   **sets;
 
     bk_err_clear(&err);
@@ -406,15 +406,9 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
      * API, or files that are sent, would hang behind each job.
      */
 
-    shared = ngx_strcmp(bset->pool_name.data, "default") == 0
-             || bset->pool == bset->short_pool;
-
-    for (i = 0; i < bmcf->sets.nelts; i++) {
-        shared |= bset->pool == sets[i]->short_pool
-                  || bset->short_pool == sets[i]->pool;
-    }
-
-    if (shared) {
+    if (ngx_strcmp(bset->pool_name.data, "default") == 0
+        || bset->pool == bset->short_pool)
+    {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
                            "backup \"%V\": jobs need a thread pool of their "
                            "own, \"%V\" serves requests too, which would wait "
@@ -424,6 +418,20 @@ ngx_http_backup_finish(ngx_conf_t *cf, ngx_http_backup_main_conf_t *bmcf,
                            "at the top of nginx.conf", &bset->name,
                            &bset->pool_name);
         return NGX_CONF_ERROR;
+    }
+
+    for (i = 0; i < bmcf->sets.nelts; i++) {
+
+        if (bset->pool == sets[i]->short_pool
+            || bset->short_pool == sets[i]->pool)
+        {
+            ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
+                               "backup \"%V\" and backup \"%V\": the short= "
+                               "pool of one is the jobs' pool of the other, "
+                               "and would wait behind each job: leave short= "
+                               "out", &bset->name, &sets[i]->name);
+            return NGX_CONF_ERROR;
+        }
     }
 
     json = bk_set_describe(&bset->set);

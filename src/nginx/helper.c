@@ -241,7 +241,12 @@ ngx_http_backup_helper_init(ngx_cycle_t *cycle,
 
     ngx_http_backup_helper_default(cycle, bmcf);
 
-    if (bmcf->helper != NGX_HTTP_BACKUP_HELPER_OFF
+    first = !h->started && ngx_process != NGX_PROCESS_MASTER;
+
+    /* a reload goes on without what does not fit, as without a helper */
+
+    if ((first || ngx_test_config)
+        && bmcf->helper != NGX_HTTP_BACKUP_HELPER_OFF
         && ngx_http_backup_helper_fits(cycle, bmcf) != NGX_OK)
     {
         return NGX_ERROR;
@@ -251,7 +256,6 @@ ngx_http_backup_helper_init(ngx_cycle_t *cycle,
         return NGX_OK;
     }
 
-    first = !h->started && ngx_process != NGX_PROCESS_MASTER;
     h->started = 1;
     h->owner = bmcf;
     h->generation++;

@@ -24,6 +24,7 @@ typedef struct {
     int fd;
     const char *name;
     uint32_t page_size;
+    bk_ctl_t *ctl;
 } image_t;
 
 static int keep_going(void *arg)
@@ -34,9 +35,11 @@ static int keep_going(void *arg)
 static bk_rc_t read_page(void *arg, uint64_t pgno, uint8_t *out, bk_err_t *err)
 {
     const image_t *image = arg;
-    size_t got;
-    bk_rc_t rc = bk_pread_all(image->fd, out, image->page_size, (pgno - 1) * image->page_size, &got,
-                              image->name, err);
+    size_t got = 0;
+    bk_rc_t rc = bk_ctl_check(image->ctl, err);
+    if (rc == BK_OK)
+        rc = bk_pread_all(image->fd, out, image->page_size, (pgno - 1) * image->page_size, &got,
+                          image->name, err);
     if (rc == BK_OK)
         memset(out + got, 0, image->page_size - got);
     return rc;
@@ -79,7 +82,7 @@ static bk_rc_t check_uri(const char *uri, bool whole, const char *name, bk_ctl_t
     return rc;
 }
 
-static bk_rc_t check_image(const image_t *image, uint64_t bytes, bk_ctl_t *ctl, bk_err_t *err)
+static bk_rc_t check_image(const image_t *image, uint64_t bytes, bk_err_t *err)
 {
     bk_past_t *past;
     bk_vfs_image_t *shown;
@@ -88,12 +91,12 @@ static bk_rc_t check_image(const image_t *image, uint64_t bytes, bk_ctl_t *ctl, 
                            .page_count = bytes / image->page_size,
                            .page_size = image->page_size};
     bk_past_segments_t none = {.count = 0};
-    bk_rc_t rc = bk_past_open(&base, &none, 0, ctl, &past, err);
+    bk_rc_t rc = bk_past_open(&base, &none, 0, image->ctl, &past, err);
     if (rc != BK_OK)
         return rc;
     rc = bk_vfs_show(past, &shown, err);
     if (rc == BK_OK) {
-        rc = check_uri(bk_vfs_uri(shown), bytes < WHOLE_BYTES, image->name, ctl, err);
+        rc = check_uri(bk_vfs_uri(shown), bytes < WHOLE_BYTES, image->name, image->ctl, err);
         rc = bk_vfs_failure(shown, rc, err);
         bk_vfs_hide(shown);
     }
@@ -106,7 +109,7 @@ bk_rc_t bk_db_check(int fd, const char *name, bk_ctl_t *ctl, bk_err_t *err)
     struct stat st;
     uint8_t header[HEADER_SIZE] = {0};
     size_t got;
-    image_t image = {.fd = fd, .name = name};
+    image_t image = {.fd = fd, .name = name, .ctl = ctl};
     if (fstat(fd, &st) != 0)
         return bk_err_sys(err, errno, "check %s", name);
     if (st.st_size == 0)
@@ -114,8 +117,10 @@ bk_rc_t bk_db_check(int fd, const char *name, bk_ctl_t *ctl, bk_err_t *err)
     bk_rc_t rc = bk_pread_all(fd, header, sizeof header, 0, &got, name, err);
     image.page_size = bk_db_header_page_size(header);
     if (rc == BK_OK && image.page_size == 0)
-        rc = bk_err_set(err, BK_CORRUPT, "%s is no database", name);
-    return rc == BK_OK ? check_image(&image, (uint64_t)st.st_size, ctl, err) : rc;
+        rc = bk_err_set(err, BK_CORRUPT, "database %s is none", name);
+    else if (rc == BK_OK && st.st_size % image.page_size != 0)
+        rc = bk_err_set(err, BK_CORRUPT, "database %s: its last page is cut off", name);
+    return rc == BK_OK ? check_image(&image, (uint64_t)st.st_size, err) : rc;
 }
 
 bk_rc_t bk_db_check_file(const char *file, bk_ctl_t *ctl, bk_err_t *err)
@@ -126,6 +131,25 @@ bk_rc_t bk_db_check_file(const char *file, bk_ctl_t *ctl, bk_err_t *err)
     bk_rc_t rc = bk_db_check(fd, file, ctl, err);
     close(fd);
     return rc;
+}
+
+static bk_rc_t flush(void *arg, bk_err_t *err)
+{
+    const image_t *image = arg;
+    return fsync(image->fd) == 0 ? BK_OK : bk_err_sys(err, errno, "fsync %s", image->name);
+}
+
+/* The disk is busy with the one, the processor with the other. */
+bk_rc_t bk_db_check_and_flush(int fd, const char *name, bool check, bk_team_t *team, bk_ctl_t *ctl,
+                              bk_err_t *err)
+{
+    bk_group_t group;
+    image_t image = {.fd = fd, .name = name};
+    bk_group_init(&group);
+    bk_team_submit(team, &group, flush, &image, 0);
+    bk_rc_t rc = check ? bk_db_check(fd, name, ctl, err) : BK_OK;
+    bk_rc_t flushed = bk_team_wait(team, &group, rc == BK_OK ? err : NULL);
+    return rc != BK_OK ? rc : flushed;
 }
 
 bk_rc_t bk_db_check_references(const char *file, uint64_t *orphans, bk_ctl_t *ctl, bk_err_t *err)

@@ -6,6 +6,7 @@
 #define BK_SQLITE_CHECK_H
 
 #include "base/ctl.h"
+#include "base/team.h"
 
 /*
  * integrity_check below 5 GiB, else quick_check, of a file that is open for reading; name is for
@@ -13,6 +14,9 @@
  */
 bk_rc_t bk_db_check(int fd, const char *name, bk_ctl_t *ctl, bk_err_t *err);
 bk_rc_t bk_db_check_file(const char *file, bk_ctl_t *ctl, bk_err_t *err);
+/* Flush it, and check it meanwhile when that is wanted: before it gets a name, or is copied. */
+bk_rc_t bk_db_check_and_flush(int fd, const char *name, bool check, bk_team_t *team, bk_ctl_t *ctl,
+                              bk_err_t *err);
 
 /* How many rows of it refer to rows that are not there, at most BK_DB_ORPHANS_MAX. */
 #define BK_DB_ORPHANS_MAX 1000u

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <xxhash.h>
 
 /* A recovery body with the target below the fixture's directory. */
 static const char *body(const fixture_t *f, const char *format, const char *target)
@@ -603,6 +604,27 @@ static void count_file(void *arg, const char *path, const struct stat *st)
     *(unsigned *)arg += S_ISREG(st->st_mode);
 }
 
+/* Of a recovery that was killed, hours ago or just now. */
+static void a_leftover_goes_with_the_next_recovery(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID], name[64];
+    unsigned files = 0;
+    uint64_t seed = XXH3_64bits(f->set.name, strlen(f->set.name));
+    back_up(f, "full", id);
+    OK(bk_mkdirs(at(f, "restored/db"), 0755, &f->err), &f->err);
+    snprintf(name, sizeof name, "restored/db/.ngx-backup-%016llx",
+             (unsigned long long)XXH3_64bits_withSeed("app.db", 6, seed));
+    put(f, name, "a part of it");
+    done(do_job(
+        f, BK_JOB_RECOVERY,
+        body(f, "{\"recovery_type\": \"database\", \"target_directory\": \"@\"}", "restored/db"),
+        "completed"));
+    assert_int_equal(number_in(f, "restored/db/app.db", "SELECT count(*) FROM jobs"), 500);
+    test_visit(at(f, "restored/db"), count_file, &files);
+    assert_int_equal(files, 1);
+}
+
 static void damage_never_replaces_what_is_there(void **state)
 {
     fixture_t *f = *state;
@@ -773,6 +795,7 @@ int main(void)
         T(delete_extra_spares_what_backups_leave_out),
         T(two_databases_of_one_name_get_two_files),
         T(what_no_backup_holds_is_told),
+        T(a_leftover_goes_with_the_next_recovery),
         T(damage_never_replaces_what_is_there),
         T(a_full_backup_heals_what_rotted),
         T(a_full_backup_heals_what_was_cut_off),

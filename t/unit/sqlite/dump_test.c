@@ -146,6 +146,32 @@ static void a_wrong_image_is_told(void **state)
     fixture_end(&f);
 }
 
+static void what_is_no_whole_database_is_told(void **state)
+{
+    fixture_t f;
+    char path[300];
+    struct stat st;
+    (void)state;
+    fixture_start(&f, true);
+    make_big(file_in(&f, "app.db", path), 4096, 500);
+    sqlite3 *app = open_db(path);
+    run_sql(app, "PRAGMA wal_checkpoint(TRUNCATE)");
+    sqlite3_close(app);
+    OK(bk_db_check_file(path, &f.ctl, &f.err), &f.err);
+    bk_ctl_stop(&f.ctl, BK_CANCELED); /* noticed with the next page, not with the next row */
+    assert_int_equal(bk_db_check_file(path, &f.ctl, &f.err), BK_CANCELED);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(truncate(path, st.st_size - 100), 0);
+    assert_int_equal(bk_db_check_file(path, NULL, &f.err), BK_CORRUPT);
+    assert_int_equal(truncate(path, 2048), 0);
+    assert_int_equal(bk_db_check_file(path, NULL, &f.err), BK_CORRUPT);
+    assert_int_equal(truncate(path, 10), 0);
+    assert_int_equal(bk_db_check_file(path, NULL, &f.err), BK_CORRUPT);
+    assert_int_equal(truncate(path, 0), 0);
+    OK(bk_db_check_file(path, NULL, &f.err), &f.err);
+    fixture_end(&f);
+}
+
 static void damage_that_was_backed_up_is_told(void **state)
 {
     fixture_t f;
@@ -193,6 +219,7 @@ int main(void)
         cmocka_unit_test(progress_counts_every_page),
         cmocka_unit_test(zeros_are_holes),
         cmocka_unit_test(a_wrong_image_is_told),
+        cmocka_unit_test(what_is_no_whole_database_is_told),
         cmocka_unit_test(damage_that_was_backed_up_is_told),
         cmocka_unit_test(a_stop_is_obeyed),
     };
