@@ -506,6 +506,7 @@ static bk_rc_t set_up(bk_walk_t *walk, bk_err_t *err)
     if (errnum != 0)
         return bk_err_sys(err, errnum, "look at %s", options->path);
     walk->device = st.st_dev;
+    walk->root = st;
     walk->started = bk_now();
     walk->names = bk_names_new();
     walk->skip = calloc(options->skip_count + 1, sizeof *walk->skip);
@@ -565,6 +566,29 @@ static bk_rc_t count_by_comparison(bk_walk_t *walk, bk_err_t *err)
     return BK_OK;
 }
 
+static void keep_owner(char out[BK_SNAPSHOT_OWNER], const char *name, uint8_t len)
+{
+    if (!bk_fmt(out, BK_SNAPSHOT_OWNER, "%.*s", (int)len, name))
+        out[0] = '\0';
+}
+
+/* No entry of the tree does. */
+static void describe_root(bk_walk_t *walk, bk_snapshot_tree_t *tree)
+{
+    uint8_t len;
+    const struct stat *st = &walk->root;
+    int64_t mtime = (int64_t)st->st_mtim.tv_sec * BK_SEC + st->st_mtim.tv_nsec;
+    tree->described = true;
+    tree->mode = st->st_mode & 07777;
+    tree->uid = st->st_uid;
+    tree->gid = st->st_gid;
+    tree->mtime = mtime > 0 ? mtime : 0;
+    const char *user = bk_names_user(walk->names, st->st_uid, &len);
+    keep_owner(tree->user, user, len);
+    const char *group = bk_names_group(walk->names, st->st_gid, &len);
+    keep_owner(tree->group, group, len);
+}
+
 static bk_rc_t fill_tree(bk_walk_t *walk, bk_snapshot_tree_t *tree, bk_err_t *err)
 {
     const bk_snapshot_tree_t *previous = walk->options->previous;
@@ -583,6 +607,7 @@ static bk_rc_t fill_tree(bk_walk_t *walk, bk_snapshot_tree_t *tree, bk_err_t *er
     tree->entries = walk->root_entries;
     tree->files = stats->files;
     tree->bytes = stats->bytes;
+    describe_root(walk, tree);
     return BK_OK;
 }
 

@@ -262,6 +262,24 @@ static bk_rc_t do_entry(bk_descent_t *run, const bk_entry_t *entry, bk_err_t *er
     return do_name(run, entry, name, path, err);
 }
 
+/* The root of the tree, when it was made, gets what the backup knows of it; what was there is the
+ * operator's. */
+static void describe_root(const bk_descent_t *run, bk_level_t *root)
+{
+    const bk_snapshot_tree_t *tree = run->restore.options->tree;
+    if (!root->place->made || !tree->described)
+        return;
+    root->entry = (bk_entry_t){.type = BK_ENTRY_DIR,
+                               .mode = tree->mode,
+                               .uid = tree->uid,
+                               .gid = tree->gid,
+                               .user = tree->user,
+                               .group = tree->group,
+                               .user_len = (uint8_t)strlen(tree->user),
+                               .group_len = (uint8_t)strlen(tree->group),
+                               .mtime = tree->mtime};
+}
+
 /*
  * The directory's metadata belong to the backup when we made it, or when it was selected as such.
  */
@@ -275,7 +293,8 @@ static bk_rc_t leave_level(bk_descent_t *run, bk_err_t *err)
         bool ours = level->place->made ||
                     (bk_descent_wants(run, level) && overwrite != BK_OVERWRITE_NEVER &&
                      overwrite != BK_OVERWRITE_IF_NEWER);
-        if (rc == BK_OK && level->text != NULL && ours)
+        bool known = level->text != NULL || (run->count == 1 && level->entry.type != 0);
+        if (rc == BK_OK && known && ours)
             rc = from_window(run, bk_window_add_dir(run->window, level->place, &level->entry, err));
     }
     bk_level_close(level);
@@ -303,6 +322,7 @@ static bk_rc_t walk_tree(bk_descent_t *run, bk_err_t *err)
         if (root->place == NULL)
             return no_memory(err);
         root->place->inherits = true; /* who knows what is above */
+        describe_root(run, root);
         if ((rc = bk_level_look(run, root, err)) != BK_OK)
             return rc;
     }

@@ -100,6 +100,7 @@ typedef struct {
     bk_looker_t looker;
     bk_names_t *names;
     bk_inode_t *skip;    /* sorted */
+    struct stat root;    /* of the tree's directory, as it was at the beginning */
     uint64_t device;     /* of the root */
     int64_t started;     /* ns */
     bk_group_t group;    /* every work of this backup */

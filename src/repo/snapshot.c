@@ -67,10 +67,18 @@ static json_t *text_json(const char *text)
 
 static json_t *tree_json(const bk_snapshot_tree_t *tree)
 {
-    return json_pack("{so so so sI sI sI}", "name", text_json(tree->name), "path",
-                     text_json(tree->path), "root", id_json(&tree->root), "entries",
-                     (json_int_t)tree->entries, "files", (json_int_t)tree->files, "bytes",
-                     (json_int_t)tree->bytes);
+    json_t *object = json_pack("{so so so sI sI sI}", "name", text_json(tree->name), "path",
+                               text_json(tree->path), "root", id_json(&tree->root), "entries",
+                               (json_int_t)tree->entries, "files", (json_int_t)tree->files, "bytes",
+                               (json_int_t)tree->bytes);
+    if (!tree->described || object == NULL)
+        return object;
+    json_object_set_new(object, "directory",
+                        json_pack("{sI sI sI so so sI}", "mode", (json_int_t)tree->mode, "uid",
+                                  (json_int_t)tree->uid, "gid", (json_int_t)tree->gid, "user",
+                                  text_json(tree->user), "group", text_json(tree->group), "mtime",
+                                  (json_int_t)tree->mtime));
+    return object;
 }
 
 static json_t *db_json(const bk_snapshot_db_t *db)
@@ -199,6 +207,28 @@ static json_t *take_json(const json_t *object, const char *name, json_type type,
     return json_incref(value);
 }
 
+static void take_owner(const json_t *object, const char *name, char out[BK_SNAPSHOT_OWNER],
+                       take_t *take)
+{
+    char *text = take_text(object, name, false, take);
+    if (text == NULL || !bk_strcpy(out, BK_SNAPSHOT_OWNER, text))
+        out[0] = '\0';
+    free(text);
+}
+
+static void take_directory(const json_t *object, bk_snapshot_tree_t *tree, take_t *take)
+{
+    tree->described = object != NULL;
+    if (object == NULL)
+        return;
+    tree->mode = (uint32_t)take_number(object, "mode", 07777, take);
+    tree->uid = (uint32_t)take_number(object, "uid", UINT32_MAX, take);
+    tree->gid = (uint32_t)take_number(object, "gid", UINT32_MAX, take);
+    take_owner(object, "user", tree->user, take);
+    take_owner(object, "group", tree->group, take);
+    tree->mtime = (int64_t)take_number(object, "mtime", INT64_MAX, take);
+}
+
 static void take_tree(const json_t *object, bk_snapshot_tree_t *tree, take_t *take)
 {
     tree->name = take_text(object, "name", false, take);
@@ -207,6 +237,7 @@ static void take_tree(const json_t *object, bk_snapshot_tree_t *tree, take_t *ta
     tree->entries = take_number(object, "entries", INT64_MAX, take);
     tree->files = take_number(object, "files", INT64_MAX, take);
     tree->bytes = take_number(object, "bytes", INT64_MAX, take);
+    take_directory(json_object_get(object, "directory"), tree, take);
 }
 
 static bool is_power(uint64_t value, uint64_t min, uint64_t max)

@@ -10,7 +10,8 @@
 #include "repo/map.h"
 #include "repo/repo.h"
 
-#define BK_BACKUP_ID 64 /* "incremental_20251015_143000_12" and NUL */
+#define BK_BACKUP_ID      64 /* "incremental_20251015_143000_12" and NUL */
+#define BK_SNAPSHOT_OWNER 64 /* of a name and NUL; a longer one is not kept */
 
 typedef struct {
     char *name; /* of the files block */
@@ -18,6 +19,11 @@ typedef struct {
     bk_id_t root;
     uint64_t entries; /* of the root directory itself */
     uint64_t files, bytes;
+    /* Of the root directory, which is in no other one; a snapshot may not tell (described). */
+    bool described;
+    uint32_t mode, uid, gid;                                /* mode: permission bits only, 07777 */
+    char user[BK_SNAPSHOT_OWNER], group[BK_SNAPSHOT_OWNER]; /* "": not known, or too long */
+    int64_t mtime;                                          /* ns */
 } bk_snapshot_tree_t;
 
 typedef struct {

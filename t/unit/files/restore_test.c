@@ -327,11 +327,20 @@ static void patterns_select_files_and_bring_their_directories(void **state)
 static void a_subdirectory_of_the_target_is_made(void **state)
 {
     world_t *w = world(state);
+    struct stat st;
     put_text(at(w, "file"), "x");
+    assert_int_equal(chmod(w->source, 0750), 0);
     run_backup(w);
     w->restore.subdir = "some/where/deep";
     run_restore(w);
     assert_text(out(w, "some/where/deep/file"), "x");
+    assert_int_equal(stat(out(w, "some/where/deep"), &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0750); /* of the tree's own directory */
+    /* What is there is the operator's. */
+    assert_int_equal(chmod(out(w, "some/where/deep"), 0701), 0);
+    run_restore(w);
+    assert_int_equal(stat(out(w, "some/where/deep"), &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0701);
     w->restore.subdir = "../outside";
     assert_int_not_equal(try_restore(w), BK_OK);
     assert_false(exists(out(w, "../outside")));

@@ -45,7 +45,13 @@ static void fill(bk_snapshot_t *s, const char *id)
                                        .path = copy("/srv/\xff\x01/audio"),
                                        .entries = 3,
                                        .files = 12,
-                                       .bytes = 1ull << 50};
+                                       .bytes = 1ull << 50,
+                                       .described = true,
+                                       .mode = 02750,
+                                       .uid = UINT32_MAX,
+                                       .gid = 7,
+                                       .user = "app",
+                                       .mtime = 1760538600000000003};
     memset(s->trees[0].root.b, 0xab, BK_ID_SIZE);
     s->trees[1] = (bk_snapshot_tree_t){.name = copy("t"), .path = copy("/")};
     s->db_count = 1;
@@ -93,6 +99,12 @@ static void everything_comes_back(void **state)
     assert_true(bk_id_equal(&got.trees[0].root, &s.trees[0].root));
     assert_true(got.trees[0].entries == 3 && got.trees[0].files == 12 &&
                 got.trees[0].bytes == 1ull << 50);
+    assert_true(got.trees[0].described && got.trees[0].mode == 02750 &&
+                got.trees[0].uid == UINT32_MAX && got.trees[0].gid == 7 &&
+                got.trees[0].mtime == s.trees[0].mtime);
+    assert_string_equal(got.trees[0].user, "app");
+    assert_string_equal(got.trees[0].group, "");
+    assert_false(got.trees[1].described);
     const bk_snapshot_db_t *db = &got.dbs[0];
     assert_int_equal(got.db_count, 1);
     assert_true(bk_id_equal(&db->map.root, &s.dbs[0].map.root) && db->map.count == 2000 &&
