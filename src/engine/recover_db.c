@@ -226,12 +226,28 @@ static bk_rc_t fill_image(image_t *image, bk_team_t *team, bk_ctl_t *ctl, bk_err
                        : rc;
 }
 
+/* Another recovery may have taken it for a leftover, and have one of that name half written. */
+static bk_rc_t check_own(const image_t *image, bk_err_t *err)
+{
+    struct stat st, ours;
+    const place_t *place = image->place;
+    if (fstat(image->fd, &ours) == 0 && bk_at_stat(&place->at, image->temporary, &st) == 0 &&
+        st.st_dev == ours.st_dev && st.st_ino == ours.st_ino)
+        return BK_OK;
+    return bk_err_set(err, BK_CHANGED,
+                      "%s: another recovery into this directory took its place: run it again when "
+                      "that one has ended",
+                      image->path);
+}
+
 /* Somebody may have opened, or made, what is there in the meantime. */
 static bk_rc_t name_image(const image_t *image, bk_err_t *err)
 {
     const place_t *place = image->place;
     unsigned flags = place->options->overwrite == BK_OVERWRITE_NEVER ? RENAME_NOREPLACE : 0;
     bk_rc_t rc = check_place(place, err);
+    if (rc == BK_OK)
+        rc = check_own(image, err);
     if (rc == BK_OK)
         rc = make_way(place, err);
     if (rc != BK_OK)
