@@ -227,17 +227,12 @@ static bk_rc_t fill_image(image_t *image, bk_team_t *team, bk_ctl_t *ctl, bk_err
 }
 
 /* Another recovery may have taken it for a leftover, and have one of that name half written. */
-static bk_rc_t check_own(const image_t *image, bk_err_t *err)
+static bool is_ours(const image_t *image)
 {
     struct stat st, ours;
-    const place_t *place = image->place;
-    if (fstat(image->fd, &ours) == 0 && bk_at_stat(&place->at, image->temporary, &st) == 0 &&
-        st.st_dev == ours.st_dev && st.st_ino == ours.st_ino)
-        return BK_OK;
-    return bk_err_set(err, BK_CHANGED,
-                      "%s: another recovery into this directory took its place: run it again when "
-                      "that one has ended",
-                      image->path);
+    return fstat(image->fd, &ours) == 0 &&
+           bk_at_stat(&image->place->at, image->temporary, &st) == 0 && st.st_dev == ours.st_dev &&
+           st.st_ino == ours.st_ino;
 }
 
 /* Somebody may have opened, or made, what is there in the meantime. */
@@ -246,8 +241,11 @@ static bk_rc_t name_image(const image_t *image, bk_err_t *err)
     const place_t *place = image->place;
     unsigned flags = place->options->overwrite == BK_OVERWRITE_NEVER ? RENAME_NOREPLACE : 0;
     bk_rc_t rc = check_place(place, err);
-    if (rc == BK_OK)
-        rc = check_own(image, err);
+    if (rc == BK_OK && !is_ours(image))
+        rc = bk_err_set(err, BK_CHANGED,
+                        "%s: another recovery into this directory took its place: run it again "
+                        "when that one has ended",
+                        image->path);
     if (rc == BK_OK)
         rc = make_way(place, err);
     if (rc != BK_OK)
@@ -265,11 +263,12 @@ static bk_rc_t write_database(const place_t *place, bk_team_t *team, bk_ctl_t *c
     rc = fill_image(&image, team, ctl, err);
     if (rc == BK_OK)
         rc = name_image(&image, err);
-    close(image.fd);
     if (rc != BK_OK) {
         place->at.road->ctl = NULL; /* also when the job was stopped */
-        bk_at_unlink(&place->at, image.temporary, 0);
+        if (is_ours(&image))
+            bk_at_unlink(&place->at, image.temporary, 0);
     }
+    close(image.fd);
     return rc;
 }
 

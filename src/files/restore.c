@@ -293,8 +293,7 @@ static bk_rc_t leave_level(bk_descent_t *run, bk_err_t *err)
         bool ours = level->place->made ||
                     (bk_descent_wants(run, level) && overwrite != BK_OVERWRITE_NEVER &&
                      overwrite != BK_OVERWRITE_IF_NEWER);
-        bool known = level->text != NULL || (run->count == 1 && level->entry.type != 0);
-        if (rc == BK_OK && known && ours)
+        if (rc == BK_OK && level->entry.type != 0 && ours) /* 0: nobody knows it */
             rc = from_window(run, bk_window_add_dir(run->window, level->place, &level->entry, err));
     }
     bk_level_close(level);
