@@ -160,8 +160,10 @@ subtest 'a wish to cancel outlives the runner' => sub {
     $t->allow_log(qr/exited on signal 9/);
     my $id = begin($t);
     my $runner = $t->runner;
-    # It does not see the wish, and dies: so whoever comes next has to know.
+    # It does not see the wish, and dies: so whoever comes next has to know.  A worker that is only about to stop
+    # can still be the one that the kernel wakes for the next connection, and no other would take it.
     kill 'STOP', $runner;
+    ok($t->wait_until(20, 'the stop', sub { $t->read("/proc/$runner/stat") =~ /\) T / }), 'the runner stopped');
     is($t->request('POST', "/jobs/$id/cancel", token => 'operator')->{status}, 202, 'asked to stop');
     is($t->get("/jobs/$id")->{json}{status}, 'canceling', 'it is canceling');
     kill 'KILL', $runner;
