@@ -3,10 +3,12 @@
 use strict;
 use warnings;
 
+use File::Basename qw(dirname);
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use JSON::PP;
 use NgxBackup qw(cli cli_is);
+use POSIX qw(:sys_wait_h);
 use Test::More;
 
 my $t = NgxBackup->new;
@@ -90,5 +92,29 @@ SKIP: {
     is($t->read("bare/odd/one.txt"), 'one', 'the files are there');
     is(join(' ', grep { !/^\.\.?$/ } map { s{.*/}{}r } glob "$dir/bare/.*"), '', 'nothing else is');
 }
+
+# Stopped at each of its flushes; the first that finds a temporary swaps it.
+my $tools = dirname($NgxBackup::program) . '/tools';
+my $swapped;
+my $pid = fork // die "fork: $!";
+if (!$pid) {
+    open STDERR, '>', "$dir/swapped.log";
+    @ENV{qw(LD_PRELOAD FAILCALL)} = ("$tools/failcall.so", 'fsync:0:stop');
+    exec $NgxBackup::program, 'recover', @storage, '--backup-id', $id{second}, '--target', "$dir/swapped" or die;
+}
+while (waitpid($pid, WUNTRACED) == $pid && WIFSTOPPED(${^CHILD_ERROR_NATIVE})) {
+    my ($temporary) = glob "$dir/swapped/.ngx-backup-*";
+    if (defined $temporary && !$swapped) {
+        $swapped = $temporary;
+        unlink $temporary;
+        $t->write($temporary =~ s{^\Q$dir/}{}r, 'of another recovery');
+    }
+    kill 'CONT', $pid;
+}
+ok(defined $swapped, 'another recovery took the temporary');
+is(${^CHILD_ERROR_NATIVE} >> 8, 1, 'this one fails');
+like($t->read('swapped.log'), qr{swapped/second\.db: another recovery into this directory took its place: run it again}, 'and says why');
+is($t->read($swapped =~ s{^\Q$dir/}{}r), 'of another recovery', 'and leaves alone what is not its own');
+ok(!-e "$dir/swapped/second.db", 'and gives it no name');
 $t->finish;
 done_testing;

@@ -5,7 +5,7 @@
  *
  * CALLS: names joined by ',', or "all": open write fsync rename link mkdir close copy stat unlink.
  * ACTION: an errno (EIO ENOSPC EINTR EXDEV EPERM EINVAL ENOSYS), "short" (a write or copy of half
- * the bytes) or "kill" (SIGKILL before the call).  N "0": each one.  Of several rules the first
+ * the bytes), "kill" (SIGKILL before the call) or "stop" (SIGSTOP before it, then it is done).  N "0": each one.  Of several rules the first
  * that applies decides.  Calls are counted over all threads.  A program may set its own rules with
  * failcall_set (by dlsym), NULL for none, and ask with failcall_hits how often the last one applied.
  */
@@ -34,7 +34,7 @@ enum {
     UNLINK = 512
 };
 
-enum { KILL = -1, SHORT = -2 };
+enum { KILL = -1, SHORT = -2, STOP = -3 };
 
 typedef struct {
     const char *name;
@@ -47,7 +47,8 @@ static const name_t calls[] = {{"open", OPEN},     {"write", WRITE}, {"fsync", F
                                {"unlink", UNLINK}, {"all", 1023}};
 static const name_t actions[] = {{"EIO", EIO},       {"ENOSPC", ENOSPC}, {"EINTR", EINTR},
                                  {"EXDEV", EXDEV},   {"EPERM", EPERM},   {"EINVAL", EINVAL},
-                                 {"ENOSYS", ENOSYS}, {"short", SHORT},   {"kill", KILL}};
+                                 {"ENOSYS", ENOSYS}, {"short", SHORT},   {"kill", KILL},
+                                 {"stop", STOP}};
 
 enum { RULES = 4 };
 
@@ -133,6 +134,10 @@ static bool fails(int call, size_t *len)
             continue;
         if (rules[i].action == KILL)
             kill(getpid(), SIGKILL);
+        if (rules[i].action == STOP) {
+            kill(getpid(), SIGSTOP);
+            return false;
+        }
         if (rules[i].action == SHORT) {
             *len /= 2;
             return false;
