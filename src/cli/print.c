@@ -164,7 +164,10 @@ static void print_transactions(const json_t *database)
         if (i == 0)
             printf("  %11s  %-30s %8s\n", "TRANSACTION", "AS OF", "PAGES");
         printf("  %11.0f  %-30s %8.0f%s\n", number(one, "transaction"), text(one, "until"),
-               number(one, "pages"), json_is_true(json_object_get(one, "gap")) ? "  gap" : "");
+               number(one, "pages"),
+               json_is_true(json_object_get(one, "gap"))     ? "  gap"
+               : json_is_true(json_object_get(one, "batch")) ? "  batch"
+                                                             : "");
     }
     if (json_is_string(json_object_get(database, "next_cursor")))
         puts("  … there are more: --limit N, --until TIME");

@@ -11,6 +11,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "engine/capturing.h"
 #include "engine/engine_private.h"
 #include "engine/protect.h"
 #include "engine/watching.h"
@@ -52,13 +53,35 @@ static void forget_database(bk_snapshot_db_t *db)
     memset(db, 0, sizeof *db);
 }
 
+/*
+ * As soon as the pin tells: until it is released, the application's commits wait.  A safety backup
+ * takes it in any mode: what a recovery replaces must not be lost.
+ */
+static bk_rc_t check_journal(const backup_t *b, const bk_set_db_t *db, const bk_db_info_t *info,
+                             bk_err_t *err)
+{
+    return db->wal != BK_WAL_REQUIRE || b->scope->lenient || strcmp(info->journal, "wal") == 0
+               ? BK_OK
+               : bk_err_set(err, BK_CONFIG,
+                            "database %s: journal_mode is %s, but the configuration says wal "
+                            "require: run \"PRAGMA journal_mode=WAL\" once, or write \"wal on\"",
+                            db->path, info->journal);
+}
+
 static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_t *out,
                              bk_err_t *err)
 {
-    /* A safety backup takes it in any mode: what a recovery replaces must not be lost. */
-    bool want_wal = db->wal == BK_WAL_REQUIRE && !b->scope->lenient;
-    bk_rc_t rc = bk_db_dump(b->session, db->path, (unsigned)db->busy_timeout, want_wal,
-                            b->job->team, out, b->job->ctl, err);
+    bk_ctl_t *ctl = b->job->ctl;
+    bk_db_source_t *source;
+    bk_rc_t rc = bk_db_source_open(db->path, (unsigned)db->busy_timeout, ctl, &source, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = check_journal(b, db, bk_db_source_info(source), err);
+    if (rc == BK_OK) {
+        bk_capturing_pinned(b->job->engine->capturing, db->path);
+        rc = bk_db_dump(b->session, source, db->path, b->job->team, out, ctl, err);
+    }
+    bk_db_source_close(source);
     if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "out of memory");
     return rc;

@@ -329,8 +329,13 @@ static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err
         bk_log(BK_LOG_ERROR, "backup %s: transactions are not captured: %s", c->set->name,
                err->text);
     else if (begun)
-        bk_log(BK_LOG_NOTICE, "backup %s: database %s: every transaction is captured from %llu on",
-               c->set->name, one->db->name, (unsigned long long)one->state.txid + 1);
+        bk_log(
+            BK_LOG_NOTICE, "backup %s: database %s: %s from %llu on", c->set->name, one->db->name,
+            one->state.batches
+                ? "it has a rollback journal, in which transactions cannot be told apart (PRAGMA "
+                  "journal_mode=WAL, once): what changes is captured in batches"
+                : "every transaction is captured",
+            (unsigned long long)one->state.txid + 1);
     if (memcmp(one->state.epoch, before.epoch, sizeof before.epoch) != 0 && one->state.new_epoch)
         tell_epoch(c, one);
     if (one->state.differing > before.differing)
@@ -484,6 +489,23 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     return rc;
 }
 
+void bk_capturing_pinned(bk_capturing_t *c, const char *path)
+{
+    bk_err_t why = {0};
+    bk_captured_t *one = find(c, path);
+    if (one == NULL)
+        return;
+    pthread_mutex_lock(&one->text);
+    bool batches = one->state.batches && !one->state.paused;
+    pthread_mutex_unlock(&one->text);
+    if (!batches)
+        return;
+    pthread_mutex_lock(&one->lock);
+    if (one->capture != NULL && may_run(c, one))
+        tell(c, one, bk_capture_batch_now(one->capture, &why), &why);
+    pthread_mutex_unlock(&one->lock);
+}
+
 /* --- status --- */
 
 /* Seconds since all that was committed was there; null: never, as far as is known. */
@@ -517,11 +539,12 @@ static json_t *describe(bk_captured_t *one)
               "begin anew meanwhile"
             : NULL;
     json_t *result = json_pack(
-        "{ss sb ss* sb sI so so sI so so sI so sI sb so}", "name", one->db->name, "capturing",
-        (int)(!s.paused && s.page_size != 0), "problem", problem, "detached",
-        (int)atomic_load(&one->detached), "transaction", (json_int_t)s.txid, "last_durable",
-        bk_json_time(s.durable), "durable_age_seconds", age(s.as_of), "shipped_transaction",
-        (json_int_t)shipped, "shipped_until", bk_json_time(shipped_until), "shipped_age_seconds",
+        "{ss sb ss ss* sb sI so so sI so so sI so sI sb so}", "name", one->db->name, "capturing",
+        (int)(!s.paused && s.page_size != 0), "precision", s.batches ? "batch" : "transaction",
+        "problem", problem, "detached", (int)atomic_load(&one->detached), "transaction",
+        (json_int_t)s.txid, "last_durable", bk_json_time(s.durable), "durable_age_seconds",
+        age(s.as_of), "shipped_transaction", (json_int_t)shipped, "shipped_until",
+        bk_json_time(shipped_until), "shipped_age_seconds",
         age(shipped == s.txid && s.txid > 0 ? s.as_of : shipped_until), "gaps", (json_int_t)s.gaps,
         "epoch_began", exact_time(s.began), "wal_frames", (json_int_t)s.wal_frames, "wal_blocked",
         (int)s.blocked, "wal_blocked_by",

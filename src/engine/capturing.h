@@ -35,6 +35,12 @@ void bk_capturing_release(bk_capturing_t *capturing, bool leaving);
 void bk_capturing_suspend(bk_capturing_t *capturing, const char *path);
 void bk_capturing_resume(bk_capturing_t *capturing, const char *path);
 
+/*
+ * A backup holds a database still, by path: what it reads gets a number, so that what comes after
+ * it can be recovered from there.  In WAL mode each content has one anyway.
+ */
+void bk_capturing_pinned(bk_capturing_t *capturing, const char *path);
+
 /* Let go of the databases whose names are members of the object, until they are not; NULL: none. */
 void bk_capturing_detach(bk_capturing_t *capturing, const json_t *names);
 

@@ -488,6 +488,8 @@ bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *l
     at = last_until(log, time);
     moment->tx = *bk_txlog_tx(log, at);
     rc = next_of(m, segment, at, &next, &there, &same, err);
+    if (rc == BK_OK && there && (next.flags & BK_TXLOG_BATCH) != 0 && time > next.t_lo)
+        moment->batch = next.t_hi;
     if (rc == BK_OK && there)
         rc = check_seen(m, time, &moment->tx, &next, same, err);
     else if (rc == BK_OK)

@@ -39,6 +39,8 @@ typedef struct {
     bk_moments_t *of;
     bk_tx_t tx;                   /* the one that the image is as of */
     bool unsure;                  /* it is the last one on the storage: there may have been more */
+    int64_t batch;                /* ns: until when the next one is a batch, of which some may have
+                                     been there at that time; 0: it is none */
     size_t first, last;           /* of the segments that are needed */
     uint64_t base;                /* transaction that the backup is as of */
     const bk_snapshot_t *backup;  /* of the list that was given */

@@ -129,6 +129,17 @@ static void note_unsure(bk_ctl_t *ctl, const char *name, const bk_tx_t *tx)
                 name, last, (unsigned long long)tx->txid);
 }
 
+static void note_batch(bk_ctl_t *ctl, const char *name, const bk_moment_t *moment)
+{
+    char at[BK_TIME_TEXT], until[BK_TIME_TEXT];
+    bk_time_format_exact(at, moment->tx.t_hi);
+    bk_time_format_exact(until, moment->batch);
+    bk_ctl_note(ctl,
+                "database %s is as of %s, transaction %llu: it had a rollback journal, so what was "
+                "committed until %s is one batch, which is not in it",
+                name, at, (unsigned long long)moment->tx.txid, until);
+}
+
 /*
  * A time that has only just passed: the capture looks at the database within a second or so, if it
  * runs.
@@ -164,6 +175,8 @@ static bk_rc_t add_moment(find_t *f, const char *name, bk_moments_t *moments, bk
         return refuse(f, moments, rc, err);
     if (moment->unsure)
         note_unsure(point->ctl, name, &moment->tx);
+    if (moment->batch != 0)
+        note_batch(point->ctl, name, moment);
     bk_snapshot_db_t *db = &point->dbs[point->made.db_count++];
     *db = *moment->from;
     db->page_count = moment->tx.page_count;

@@ -228,11 +228,6 @@ static bk_rc_t check_captured(const bk_set_t *set, const bk_set_db_t *db, bk_err
         return bk_err_set(err, BK_CONFIG,
                           "backup %s: with a pitr_window its name must be in lower case",
                           set->name);
-    if (db->wal == BK_WAL_OFF)
-        return bk_err_set(err, BK_CONFIG,
-                          "database %s: pitr_window needs write-ahead logging: remove \"wal off\", "
-                          "or pitr_window",
-                          db->name);
     return BK_OK;
 }
 

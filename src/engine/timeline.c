@@ -82,10 +82,11 @@ static void add_transaction(timeline_t *t, const bk_txlog_info_t *info, const bk
     }
     t->left--;
     json_array_append_new(t->transactions,
-                          json_pack("{sI so so sI sI sb}", "transaction", (json_int_t)tx->txid,
+                          json_pack("{sI so so sI sI sb sb}", "transaction", (json_int_t)tx->txid,
                                     "after", bk_json_moment(tx->t_lo), "until",
                                     bk_json_moment(tx->t_hi), "pages", (json_int_t)tx->pages,
-                                    "page_count", (json_int_t)tx->page_count, "gap", (int)gap));
+                                    "page_count", (json_int_t)tx->page_count, "gap", (int)gap,
+                                    "batch", (int)((tx->flags & BK_TXLOG_BATCH) != 0)));
 }
 
 /* *done: all that is older is before the time that is asked for. */

@@ -1,7 +1,7 @@
 /*
  * sqlite/capture.c: keeps a live database pinned, moves the pin on, and helps checkpoints along so
- * that the log does not grow.  Never writes to the database: checkpoints copy what the application
- * committed.
+ * that the log does not grow; one without a log is left to capture_batches.c.  Never writes to the
+ * database: checkpoints copy what the application committed.
  */
 #include "sqlite/capture.h"
 
@@ -29,6 +29,8 @@
 #define WAIT_PAUSE  2000u
 #define LOCK_MS     2000u
 #define SAVE_LEAST  (4u << 20)
+#define BATCH_LEAST 1000u  /* ms */
+#define BATCH_MOST  1000u  /* ms */
 #define AUDIT_IDLE  60u    /* s */
 #define AUDIT_EVERY 86400u /* s */
 #define AUDIT_FIRST (3600 * BK_SEC)
@@ -157,21 +159,20 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bk_err_t *err)
 /* --- a pin alone --- */
 
 /*
- * The first look.  In another mode the application's commits would wait for it, so that is asked
- * before anything of the log is touched.
+ * The first look.  In another mode the application's commits wait for it, so that is asked before
+ * anything of the log is touched: without one nothing is held any more.
  */
-static bk_rc_t pin_wal(bk_db_connection_t *reader, bk_err_t *err)
+static bk_rc_t pin_wal(bk_db_connection_t *reader, bool *wal, bk_err_t *err)
 {
     char mode[16];
     bk_rc_t rc = begin_read(reader, err);
     bk_db_share_companions(reader);
     if (rc == BK_OK)
         rc = bk_db_query(reader, "PRAGMA journal_mode", mode, sizeof mode, err);
-    if (rc == BK_OK && strcmp(mode, "wal") != 0)
-        rc = bk_err_set(err, BK_UNSUPPORTED,
-                        "database %s is in journal mode %s: single transactions can only be told "
-                        "apart in WAL mode (PRAGMA journal_mode=WAL, once)",
-                        reader->path, mode);
+    *wal = rc == BK_OK && strcmp(mode, "wal") == 0;
+    reader->found_wal = *wal;
+    if (!*wal)
+        end_read(reader);
     return rc;
 }
 
@@ -193,13 +194,14 @@ bk_rc_t bk_capture_hold(const char *database, unsigned busy_ms, bk_ctl_t *ctl,
     *result = NULL;
     if (hold == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", database);
+    bool wal = false;
     bk_rc_t rc = bk_db_connect(&hold->readers[0], database, busy_ms, ctl, err);
     if (rc == BK_OK)
-        rc = pin_wal(&hold->readers[0], err);
-    if (rc == BK_OK) {
-        hold->readers[0].found_wal = true;
+        rc = pin_wal(&hold->readers[0], &wal, err);
+    if (rc == BK_OK && !wal)
+        rc = bk_err_set(err, BK_UNSUPPORTED, "database %s is not in WAL mode", database);
+    if (rc == BK_OK)
         rc = bk_db_wal_header(&hold->readers[0], LOCK_MS, &hold->header, err);
-    }
     if (rc == BK_OK)
         *result = hold;
     else
@@ -257,25 +259,37 @@ static void let_go(bk_capture_t *c)
     bk_txlog_close(c->log);
     c->log = NULL;
     bk_hashes_free(&c->hashes);
-    c->pinned = false;
+    c->going = false;
 }
 
 static bk_rc_t pin_first(bk_capture_t *c, bk_err_t *err)
 {
+    bool wal = false;
     bk_db_connection_t *reader = &c->readers[0];
     c->reader = 0;
-    bk_rc_t rc = pin_wal(reader, err);
+    bk_rc_t rc = pin_wal(reader, &wal, err);
+    c->batches = !wal;
     /* The log stays when we are the last to leave: it tells the next capture that nothing is
      * missing. */
-    c->readers[0].found_wal = c->readers[1].found_wal = c->checkpointer.found_wal = true;
-    if (rc == BK_OK && (c->wal_fd = bk_db_open_file(reader->wal)) < 0)
+    c->readers[1].found_wal = c->checkpointer.found_wal = wal;
+    if (wal && (c->wal_fd = bk_db_open_file(reader->wal)) < 0)
         rc = bk_err_sys(err, errno, "database %s: open %s", c->database, reader->wal);
+    return rc;
+}
+
+static bk_rc_t start_pinned(bk_capture_t *c, bk_err_t *err)
+{
+    bk_wal_header_t header;
+    bk_rc_t rc = bk_db_wal_header(&c->readers[0], LOCK_MS, &header, err);
+    if (rc == BK_OK)
+        rc = bk_capture_begin(c, &header, err);
+    if (rc == BK_OK)
+        rc = advance(c, err);
     return rc;
 }
 
 static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
 {
-    bk_wal_header_t header;
     bk_rc_t rc = bk_db_connect(&c->readers[0], c->database, c->busy_ms, c->ctl, err);
     if (rc == BK_OK)
         rc = bk_db_connect(&c->readers[1], c->database, c->busy_ms < LOCK_MS ? c->busy_ms : LOCK_MS,
@@ -290,16 +304,12 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
     if (rc == BK_OK)
         rc = pin_first(c, err);
     if (rc == BK_OK)
-        rc = bk_db_wal_header(&c->readers[0], LOCK_MS, &header, err);
-    if (rc == BK_OK)
-        rc = bk_capture_begin(c, &header, err);
-    if (rc == BK_OK)
-        rc = advance(c, err);
+        rc = c->batches ? bk_capture_start_batches(c, err) : start_pinned(c, err);
     if (rc == BK_OK && c->log != NULL)
         rc = bk_txlog_sync(c->log, err);
     if (rc == BK_TOO_LARGE)
         bk_capture_forget(c);
-    c->pinned = rc == BK_OK;
+    c->going = rc == BK_OK;
     c->idle = c->named = bk_mono();
     c->wait = WAIT_FIRST;
     c->pause = HELP_EVERY;
@@ -311,8 +321,9 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
 static void tell(bk_capture_t *c)
 {
     bk_capture_state_t *s = &c->state;
-    s->paused = !c->pinned;
-    if (!c->pinned)
+    s->paused = !c->going;
+    s->batches = c->batches;
+    if (!c->going)
         return;
     memcpy(s->epoch, c->at.epoch, sizeof s->epoch);
     s->txid = c->at.txid;
@@ -344,6 +355,8 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     c->audit_every = (options->audit_every != 0 ? options->audit_every : AUDIT_EVERY) * BK_SEC;
     c->audited = bk_mono() - c->audit_every + (options->audit_every != 0 ? 0 : AUDIT_FIRST);
     c->soft = options->soft != 0 ? options->soft : SOFT;
+    c->batch_least = (options->batch_least != 0 ? options->batch_least : BATCH_LEAST) * BK_MS;
+    c->batch_most = (options->batch_most != 0 ? options->batch_most : BATCH_MOST) * BK_MS;
     c->ctl = ctl;
     c->wal_fd = -1;
     bk_rc_t rc = start(c, err);
@@ -362,13 +375,18 @@ static bool is_whole(bk_rc_t rc)
     return rc == BK_OK || rc == BK_BUSY || rc == BK_INTERRUPTED;
 }
 
+/* Whoever goes on may hold a pin that is younger than the one before. */
+static bk_rc_t last_look(bk_capture_t *c, bk_err_t *err)
+{
+    return c->batches ? bk_capture_batch(c, true, err) : take_until_now(c, c->reader, err);
+}
+
 void bk_capture_close(bk_capture_t *c)
 {
     bk_err_t why = {0};
     if (c == NULL)
         return;
-    /* The last look: whoever goes on may hold a pin that is younger than the one before. */
-    if (c->pinned && is_whole(take_until_now(c, c->reader, &why)) &&
+    if (c->going && is_whole(last_look(c, &why)) &&
         (c->log == NULL || bk_txlog_sync(c->log, &why) == BK_OK))
         (void)bk_capture_save(c, &why); /* without it the segments are replayed */
     let_go(c);
@@ -386,7 +404,7 @@ void bk_capture_state(const bk_capture_t *c, bk_capture_state_t *state)
 
 bk_rc_t bk_capture_roll(bk_capture_t *c, bk_err_t *err)
 {
-    if (!c->pinned || c->log == NULL)
+    if (!c->going || c->log == NULL)
         return BK_OK;
     bk_txlog_writer_t *log = c->log;
     bk_tx_t last;
@@ -419,9 +437,20 @@ static bk_rc_t check_name(bk_capture_t *c, bk_err_t *err)
     return BK_OK;
 }
 
-static bk_rc_t look(bk_capture_t *c, bk_err_t *err)
+static bk_rc_t look_for_batch(bk_capture_t *c, bool now, bk_err_t *err)
+{
+    bk_rc_t rc = bk_capture_batch(c, now, err);
+    if (rc != BK_UNSUPPORTED)
+        return rc;
+    let_go(c);
+    return start(c, err);
+}
+
+static bk_rc_t look(bk_capture_t *c, bool now, bk_err_t *err)
 {
     bk_rc_t rc = check_name(c, err);
+    if (rc == BK_OK && c->batches)
+        return look_for_batch(c, now, err);
     if (rc == BK_OK)
         rc = take_until_now(c, c->reader, err);
     /* The next reader to begin repairs what a writer left that died. */
@@ -438,21 +467,21 @@ static bk_rc_t audit_when_due(bk_capture_t *c, bk_err_t *err)
 {
     bool done = false;
     int64_t now = bk_mono();
-    if (now - c->idle < c->audit_idle || now - c->audited < c->audit_every)
+    if (c->batches || now - c->idle < c->audit_idle || now - c->audited < c->audit_every)
         return BK_OK;
     bk_rc_t rc = bk_capture_audit(c, &done, err);
     c->audited = done ? bk_mono() : bk_mono() - c->audit_every + AUDIT_AGAIN;
     return rc == BK_BUSY ? BK_OK : rc;
 }
 
-bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *err)
+static bk_rc_t step(bk_capture_t *c, bool woken, bool now, bk_err_t *err)
 {
     bk_err_t why = {0};
-    bk_rc_t rc = c->pinned ? look(c, &why) : start(c, &why);
-    if (rc == BK_BUSY && c->pinned)
+    bk_rc_t rc = c->going ? look(c, now, &why) : start(c, &why);
+    if (rc == BK_BUSY && c->going)
         rc = BK_OK; /* what could not be had now is tried again; the pin is held */
     bool news = rc == BK_OK && c->at.txid != c->state.txid;
-    if (rc == BK_OK && !news && c->state.txid == c->at.txid && c->pinned)
+    if (rc == BK_OK && !news && c->state.txid == c->at.txid && c->going)
         rc = audit_when_due(c, &why);
     if (news && c->log != NULL)
         rc = bk_txlog_sync(c->log, &why);
@@ -471,6 +500,17 @@ bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *
         c->wait = c->wait * 2 < WAIT_MOST ? c->wait * 2 : WAIT_MOST;
     }
     tell(c);
+    return rc;
+}
+
+bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *err)
+{
+    bk_rc_t rc = step(c, woken, false, err);
     *again = c->wait;
     return rc;
+}
+
+bk_rc_t bk_capture_batch_now(bk_capture_t *c, bk_err_t *err)
+{
+    return c->going && c->batches ? step(c, true, true, err) : BK_OK;
 }

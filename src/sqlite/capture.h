@@ -1,11 +1,12 @@
 /*
- * sqlite/capture.h: every transaction of a live WAL database into segments, without writing to the
- * database.
+ * sqlite/capture.h: every transaction of a live database into segments, without writing to it.
  *
- * One of two readers always holds a transaction open, so that the write-ahead log cannot begin anew
- * before it was read (docs/sqlite.md has the proof).  What is read is bounded by the wal-index and
- * checked frame by frame.  One thread at a time; no thread and no timer of its own: call step when
- * the log was written to, and after the time that it asks for.
+ * WAL mode: one of two readers always holds a transaction open, so that the write-ahead log
+ * cannot begin anew before it was read (docs/sqlite.md has the proof).  What is read is bounded by
+ * the wal-index and checked frame by frame.  Rollback-journal mode has no log, and so no single
+ * transactions: all pages are compared when something was committed, under a SHARED lock that
+ * commits wait for, and what differs is one batch.  One thread at a time; no thread and no timer of
+ * its own: call step when the log was written to, and after the time that it asks for.
  */
 #ifndef BK_SQLITE_CAPTURE_H
 #define BK_SQLITE_CAPTURE_H
@@ -53,6 +54,8 @@ typedef struct {
                                           day */
     uint64_t growth; /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
                         quarter of what is free there */
+    unsigned batch_least, batch_most; /* ms: between two batches, and that commits wait for one; 0:
+                                         a second each */
 } bk_capture_options_t;
 
 typedef struct {
@@ -67,7 +70,8 @@ typedef struct {
     uint64_t bars;       /* since open: times that writers were kept out for a moment */
     bool blocked;        /* another reader keeps the log from beginning anew */
     bool blocked_here;   /* it may be one of this process: a backup, say */
-    bool paused;         /* not pinned, because of the last failure; step tries again */
+    bool paused;         /* holds nothing, because of the last failure; step tries again */
+    bool batches;        /* it has no log: a number stands for all between two looks */
     bool new_epoch;      /* it began one: what was before is not connected with it */
     int64_t began;       /* ns: the epoch; what was captured needs a backup from then on */
     uint64_t audits;     /* since open: times that all pages were compared */
@@ -80,11 +84,11 @@ typedef struct {
 
 /*
  * Pin the database and find out what happened since the last capture in dir: what the log tells,
- * or, when that began anew meanwhile, the difference of all pages as one gap.  The first time, or
- * when dir does not fit (another page size, hashes lost), a new epoch begins; both read the whole
- * database once; BK_TIMEOUT when the log grows too much meanwhile.  BK_UNSUPPORTED when it is not
- * in WAL mode; BK_BUSY, BK_DENIED and the like.  options is borrowed during the call, ctl until
- * close.
+ * or, when that began anew meanwhile or there is none, the difference of all pages as one gap.  The
+ * first time, or when dir does not fit (another page size, hashes lost), a new epoch begins; both
+ * read the whole database once; BK_TIMEOUT when the log grows too much meanwhile, or commits would
+ * have to wait too long.  BK_UNSUPPORTED when it is empty; BK_BUSY, BK_DENIED and the like.
+ * options is borrowed during the call, ctl until close.
  */
 bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_capture_t **capture,
                         bk_err_t *err);
@@ -94,6 +98,12 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
  * database; the next step tries anew.  BK_CHANGED: the database was replaced; so is it then.
  */
 bk_rc_t bk_capture_step(bk_capture_t *capture, bool woken, unsigned *again, bk_err_t *err);
+/*
+ * The same at once, however short ago the last batch was: whoever holds the database still
+ * meanwhile finds its present content behind a number.  In WAL mode that comes anyway: nothing is
+ * done.
+ */
+bk_rc_t bk_capture_batch_now(bk_capture_t *capture, bk_err_t *err);
 /* Seal the open segment, if there is one, so that it can be shipped. */
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
 /*

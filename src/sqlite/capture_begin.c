@@ -22,6 +22,7 @@
 
 #define READ_BYTES  (1u << 20)
 #define GROWTH_MOST (1ull << 30)
+#define FULL_BYTES  (4u << 20) /* a segment that nothing of unknown size is added to */
 
 /* --- files --- */
 
@@ -280,10 +281,15 @@ static bk_rc_t tidy(const bk_capture_t *c, bk_err_t *err)
 static bk_rc_t open_source(bk_capture_t *c, bk_db_source_t **source, bk_err_t *err)
 {
     bk_rc_t rc = bk_db_source_open(c->database, c->busy_ms, c->ctl, source, err);
-    if (rc == BK_OK && strcmp(bk_db_source_info(*source)->journal, "wal") != 0) {
+    if (rc != BK_OK)
+        return rc;
+    if ((strcmp(bk_db_source_info(*source)->journal, "wal") != 0) != c->batches)
+        rc = bk_err_set(err, BK_UNSUPPORTED, "database %s changed its journal mode", c->database);
+    else if (c->batches)
+        rc = bk_capture_mark(c, err);
+    if (rc != BK_OK) {
         bk_db_source_close(*source);
         *source = NULL;
-        rc = bk_err_set(err, BK_UNSUPPORTED, "database %s is not in WAL mode", c->database);
     }
     return rc;
 }
@@ -325,12 +331,25 @@ static bk_rc_t check_growth(const bk_capture_t *c, uint64_t limit, bk_err_t *err
                       c->database, (unsigned long long)st.st_size >> 20);
 }
 
+/* Without a log the application's commits wait for the lock. */
+static bk_rc_t check_hold(const bk_capture_t *c, int64_t began, bk_err_t *err)
+{
+    if (!c->batches || bk_mono() - began <= c->batch_most)
+        return BK_OK;
+    return bk_err_set(err, BK_TIMEOUT,
+                      "database %s is too large to be compared within %lld ms, while the "
+                      "application's commits wait: run \"PRAGMA journal_mode=WAL\" once, and every "
+                      "transaction is captured",
+                      c->database, (long long)(c->batch_most / BK_MS));
+}
+
 static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
 {
     struct stat st;
     uint64_t limit = growth_allowed(c) + (fstat(c->wal_fd, &st) == 0 ? (uint64_t)st.st_size : 0);
     const bk_db_info_t *info = bk_db_source_info(source);
     unsigned batch = READ_BYTES / info->page_size;
+    int64_t began = bk_mono();
     uint8_t *pages = malloc(READ_BYTES);
     bk_rc_t rc = pages != NULL
                      ? bk_hashes_resize(&c->hashes, info->page_count, err)
@@ -341,6 +360,8 @@ static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err
         rc = bk_ctl_check(c->ctl, err);
         if (rc == BK_OK)
             rc = check_growth(c, limit, err);
+        if (rc == BK_OK)
+            rc = check_hold(c, began, err);
         if (rc == BK_OK)
             rc = bk_db_source_read(source, first, n, pages, err);
         if (rc == BK_OK)
@@ -365,42 +386,75 @@ static int64_t known_until(const bk_capture_t *c)
     return same && c->known.until > c->at.seen ? c->known.until : c->at.seen;
 }
 
-/*
- * The difference between what is known and what is there, as one transaction; or nothing, when
- * there is none.
- */
-static bk_rc_t bridge(bk_capture_t *c, bk_err_t *err)
+/* What is found is compared page by page, and could not be begun again in another segment. */
+static bk_rc_t room_for_difference(bk_capture_t *c, bk_err_t *err)
 {
-    bk_db_source_t *source = NULL;
-    bk_tx_t tx = {.flags = BK_TXLOG_GAP,
-                  .txid = c->at.txid + 1,
-                  .t_lo = known_until(c),
-                  .before = c->hashes.digest};
-    uint64_t count = c->hashes.count;
-    bk_rc_t rc = open_source(c, &source, err);
+    bk_rc_t rc = BK_OK;
+    if (c->log != NULL && bk_txlog_size(c->log) >= FULL_BYTES) {
+        bk_txlog_writer_t *full = c->log;
+        c->log = NULL;
+        rc = bk_txlog_seal(full, err);
+    }
     if (rc == BK_OK && c->log == NULL)
         rc = bk_capture_next_segment(c, err);
+    return rc;
+}
+
+static bk_rc_t end_difference(bk_capture_t *c, uint64_t count, bk_tx_t *tx, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    uint64_t size = bk_txlog_size(c->log);
+    tx->page_count = c->hashes.count;
+    tx->after = c->hashes.digest;
+    if (tx->after != tx->before || tx->page_count != count) {
+        rc = bk_txlog_end(c->log, tx, err);
+        c->at.txid += rc == BK_OK;
+        c->unsaved += bk_txlog_size(c->log) - size;
+    }
+    if (rc == BK_OK) {
+        c->at.place = tx->place;
+        c->at.seen = tx->t_hi;
+    }
+    return rc;
+}
+
+bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
+{
+    bk_db_source_t *source = NULL;
+    bk_tx_t tx = {
+        .flags = flag, .txid = c->at.txid + 1, .t_lo = known_until(c), .before = c->hashes.digest};
+    uint64_t count = c->hashes.count;
+    bk_rc_t rc = open_source(c, &source, err);
+    int64_t began = bk_mono();
+    tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;
+    if (rc == BK_OK && bk_db_source_info(source)->page_size != c->hashes.page_size)
+        rc = bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
+                        c->database, c->hashes.page_size, bk_db_source_info(source)->page_size);
+    if (rc == BK_OK)
+        rc = room_for_difference(c, err);
     if (rc == BK_OK)
         rc = bk_txlog_begin(c->log, err);
     if (rc == BK_OK)
         rc = compare(c, source, true, err);
     if (rc == BK_OK) {
-        tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;
-        tx.page_count = c->hashes.count;
-        tx.after = c->hashes.digest;
         place_of(bk_db_source_info(source), &tx.place);
-        c->at.place = tx.place;
-        c->at.seen = tx.t_hi;
-    }
-    if (rc == BK_OK && (tx.after != tx.before || tx.page_count != count)) {
-        rc = bk_txlog_end(c->log, &tx, err);
-        if (rc == BK_OK)
-            rc = bk_txlog_sync(c->log, err);
-        c->at.txid += rc == BK_OK;
-        c->state.gaps += rc == BK_OK;
+        rc = end_difference(c, count, &tx, err);
     }
     bk_db_source_close(source);
-    return rc == BK_OK ? bk_capture_save(c, err) : rc;
+    c->held = bk_mono() - began;
+    return rc;
+}
+
+static bk_rc_t bridge(bk_capture_t *c, bk_err_t *err)
+{
+    uint64_t txid = c->at.txid;
+    bk_rc_t rc = bk_capture_difference(c, BK_TXLOG_GAP, err);
+    if (rc == BK_OK)
+        rc = bk_txlog_sync(c->log, err);
+    if (rc != BK_OK)
+        return rc;
+    c->state.gaps += c->at.txid != txid;
+    return bk_capture_save(c, err);
 }
 
 static uint64_t last_of(const char *path)

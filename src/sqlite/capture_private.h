@@ -1,6 +1,6 @@
 /*
- * sqlite/capture_private.h: what capture.c (pinning), capture_read.c (the log) and capture_begin.c
- * (where to go on) share of one capture.
+ * sqlite/capture_private.h: what capture.c (pinning), capture_read.c (the log), capture_begin.c
+ * (where to go on) and capture_batches.c (no log) share of one capture.
  */
 #ifndef BK_SQLITE_CAPTURE_PRIVATE_H
 #define BK_SQLITE_CAPTURE_PRIVATE_H
@@ -24,6 +24,12 @@ struct bk_capture_hold_s {
     bk_wal_header_t header_now; /* of the other one */
 };
 
+/* Of a database without a log: what each commit changes, and can be read without a lock. */
+typedef struct {
+    uint8_t header[100];
+    int64_t size;
+} bk_capture_mark_t;
+
 struct bk_capture_s {
     const bk_capture_hold_t *hold; /* while it begins */
     char *database, *dir;
@@ -34,8 +40,13 @@ struct bk_capture_s {
     int64_t audited;                 /* bk_mono of the last audit */
     bk_ctl_t *ctl;
     bk_db_connection_t readers[2], checkpointer, writer;
-    bool pinned;     /* one of the readers is */
+    bool going;      /* one of the readers is pinned; or, of batches, they are known */
     unsigned reader; /* which */
+    bool batches;    /* no log, and no pin */
+    bk_capture_mark_t mark;
+    int64_t held;                    /* ns: that commits waited for the last one */
+    int64_t rest;                    /* bk_mono: no batch before */
+    int64_t batch_least, batch_most; /* ns */
     int wal_fd;
     bk_hashes_t hashes;
     bk_hashes_state_t at;   /* what they are of: the last transaction that is in the log */
@@ -64,6 +75,11 @@ bk_rc_t bk_capture_frames(bk_capture_t *c, const bk_wal_header_t *header, bk_err
 /* capture_begin.c */
 /* Hashes and log of dir, or a new epoch; and a gap when there is one.  A reader is pinned. */
 bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err);
+/*
+ * The difference between what is known and what is there as one transaction with that flag; or
+ * nothing, when there is none.
+ */
+bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err);
 /* A segment for the next transaction. */
 bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
@@ -74,5 +90,13 @@ bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_audit(bk_capture_t *c, bool *done, bk_err_t *err);
 /* What is in dir is not gone on with: the next one begins an epoch. */
 void bk_capture_forget(bk_capture_t *c);
+
+/* capture_batches.c */
+/* In place of pinning: reader 0 is connected. */
+bk_rc_t bk_capture_start_batches(bk_capture_t *c, bk_err_t *err);
+/* A lock is held that commits wait for: what they change is remembered. */
+bk_rc_t bk_capture_mark(bk_capture_t *c, bk_err_t *err);
+/* now: do not rest.  BK_UNSUPPORTED: it has a log now. */
+bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err);
 
 #endif

@@ -163,33 +163,18 @@ static bk_rc_t describe(dump_t *dump, const char *path, bk_snapshot_db_t *db, bk
                : bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
 }
 
-/* As soon as the pin tells: until it is released, the application's commits wait. */
-static bk_rc_t check_journal(const char *path, const bk_db_info_t *info, bk_err_t *err)
-{
-    return strcmp(info->journal, "wal") == 0
-               ? BK_OK
-               : bk_err_set(err, BK_CONFIG,
-                            "database %s: journal_mode is %s, but the configuration says wal "
-                            "require: run \"PRAGMA journal_mode=WAL\" once, or write \"wal on\"",
-                            path, info->journal);
-}
-
-bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bool want_wal,
-                   bk_team_t *team, bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err)
+bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path, bk_team_t *team,
+                   bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err)
 {
     dump_t *dump = calloc(1, sizeof *dump);
     if (dump == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
     dump->session = session;
+    dump->source = source;
     dump->ctl = ctl;
-    bk_rc_t rc = bk_db_source_open(path, busy_ms, ctl, &dump->source, err);
-    if (rc == BK_OK && want_wal)
-        rc = check_journal(path, bk_db_source_info(dump->source), err);
-    if (rc == BK_OK)
-        rc = describe(dump, path, db, err);
+    bk_rc_t rc = describe(dump, path, db, err);
     if (rc == BK_OK)
         rc = store_pages(dump, team, db, err);
-    bk_db_source_close(dump->source);
     bk_map_builder_free(dump->map);
     free(dump->buffer);
     free(dump);

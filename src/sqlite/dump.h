@@ -11,13 +11,12 @@
 #include "sqlite/source.h"
 
 /*
- * Back up the database at path: pin, blocks of BK_BLOCK_SIZE into chunks and a map, digest, unpin.
- * Fills every member of *db but name (heap strings owned by it).  All-zero blocks are stored as
- * holes.  want_wal: BK_CONFIG, before a page is read, for a database in another journal mode, whose
- * application would have to wait.
+ * Back up a pinned database, which is at path: blocks of BK_BLOCK_SIZE into chunks and a map, and
+ * the digest.  Fills every member of *db but name (heap strings owned by it).  All-zero blocks are
+ * stored as holes.
  */
-bk_rc_t bk_db_dump(bk_session_t *session, const char *path, unsigned busy_ms, bool want_wal,
-                   bk_team_t *team, bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
+bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path, bk_team_t *team,
+                   bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
 
 /*
  * Write the image of db into an empty file that is open for reading and writing; file is its name,

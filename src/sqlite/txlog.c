@@ -125,7 +125,7 @@ static bk_rc_t take_part(bk_txlog_t *log, const bk_txlog_part_t *part, uint64_t 
         return BK_OK;
     bk_tx_t *tx = &log->txs[log->tx_count++];
     *tx = part->tx;
-    tx->flags &= BK_TXLOG_GAP;
+    tx->flags &= BK_TXLOG_GAP | BK_TXLOG_BATCH;
     tx->pages = 0;
     for (size_t i = log->part_count; i-- > 0 && log->parts[i].tx == log->tx_count - 1;)
         tx->pages += log->parts[i].count;

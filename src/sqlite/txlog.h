@@ -24,7 +24,8 @@ typedef struct {
     uint32_t checksum[2];
 } bk_txlog_place_t;
 
-#define BK_TXLOG_GAP 1u /* all the changes of an interval that nobody saw */
+#define BK_TXLOG_GAP   1u /* all the changes of an interval that nobody saw */
+#define BK_TXLOG_BATCH 8u /* all the changes between two looks at a database without a log */
 
 typedef struct {
     uint64_t txid; /* from 1, without holes */

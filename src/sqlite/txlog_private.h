@@ -28,7 +28,7 @@
 #define BK_TXLOG_PART_MAGIC 0x31505854u /* "TXP1" */
 #define BK_TXLOG_MORE       2u          /* flags of a part, besides those of bk_tx_t */
 #define BK_TXLOG_ZSTD       4u
-#define BK_TXLOG_FLAGS      7u
+#define BK_TXLOG_FLAGS      15u
 #define BK_TXLOG_PART       (1u << 20)  /* bytes of pages in a part, but one page at least */
 #define BK_TXLOG_INDEX_MAX  (64u << 20) /* bytes: of 16 million pages */
 #define BK_TXLOG_MERGED     (16u << 20) /* bytes of the index of one that is merged */

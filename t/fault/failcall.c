@@ -45,10 +45,9 @@ static const name_t calls[] = {{"open", OPEN},     {"write", WRITE}, {"fsync", F
                                {"rename", RENAME}, {"link", LINK},   {"mkdir", MKDIR},
                                {"close", CLOSE},   {"copy", COPY},   {"stat", STAT},
                                {"unlink", UNLINK}, {"all", 1023}};
-static const name_t actions[] = {{"EIO", EIO},       {"ENOSPC", ENOSPC}, {"EINTR", EINTR},
-                                 {"EXDEV", EXDEV},   {"EPERM", EPERM},   {"EINVAL", EINVAL},
-                                 {"ENOSYS", ENOSYS}, {"short", SHORT},   {"kill", KILL},
-                                 {"stop", STOP}};
+static const name_t actions[] = {
+    {"EIO", EIO},       {"ENOSPC", ENOSPC}, {"EINTR", EINTR}, {"EXDEV", EXDEV}, {"EPERM", EPERM},
+    {"EINVAL", EINVAL}, {"ENOSYS", ENOSYS}, {"short", SHORT}, {"kill", KILL},   {"stop", STOP}};
 
 enum { RULES = 4 };
 

@@ -309,22 +309,55 @@ static void a_database_that_is_somebodys_alone_is_told(void **state)
     fixture_free(f);
 }
 
-/* And so is a rollback journal, which knows no single transactions. */
-static void a_rollback_journal_is_told(void **state)
+/* A rollback journal knows no single transactions. */
+static void a_rollback_journal_is_captured_in_batches(void **state)
 {
     (void)state;
     fixture_t *f = fixture_new(false);
+    char id[BK_BACKUP_ID], text[512], between[BK_TIME_TEXT];
     bk_err_t err = {0};
     f->set.dbs[0].pitr_window = 7 * DAY * 1000;
     sqlite3 *db = open_db(f, "app/app.db");
     sql(db, "PRAGMA journal_mode=DELETE");
-    sqlite3_close(db);
     open_engine(f);
-    assert_int_equal(step_all(f, &err), BK_UNSUPPORTED);
+    capture(f);
     json_t *one = capture_of(f);
-    assert_true(json_is_false(json_object_get(one, "capturing")));
-    assert_contains(text_of(one, "problem"), "journal mode delete");
+    assert_true(json_is_true(json_object_get(one, "capturing")));
+    assert_string_equal(text_of(one, "precision"), "batch");
     json_decref(one);
+    /* What a backup reads is a batch of its own, so that the next one is connected with it. */
+    sql(db, "INSERT INTO jobs(name) VALUES('in the backup')");
+    capture(f);
+    sql(db, "INSERT INTO jobs(name) VALUES('in the backup')");
+    back_up(f, "full", id);
+    sql(db, "INSERT INTO jobs(name) VALUES('behind it'); DELETE FROM jobs WHERE id <= 100");
+    sqlite3_close(db);
+    bk_time_format_exact(between, bk_now());
+    bk_sleep_ms(1100);
+    capture(f);
+    one = capture_of(f);
+    long long last = int_of(one, "transaction");
+    assert_int_equal(last, 3);
+    json_decref(one);
+    OK(bk_engine_ship(f->engine, &f->ctl, &err), &err);
+    for (long long n = last - 1; n <= last; n++) {
+        bk_fmt(text, sizeof text,
+               "{\"recovery_type\": \"database\", \"transaction\": %lld, "
+               "\"restore_to_original\": false, \"target_directory\": \"%s/%lld\"}",
+               n, at(f, "restored"), n);
+        done(do_job(f, BK_JOB_RECOVERY, text, "completed"));
+        bk_fmt(text, sizeof text, "restored/%lld/app.db", n);
+        assert_int_equal(number_in(f, text, "SELECT count(*) FROM jobs"), n == last ? 403 : 502);
+    }
+    /* A time within a batch is before it, which is told. */
+    bk_fmt(text, sizeof text,
+           "{\"recovery_type\": \"database\", \"point_in_time\": \"%s\", "
+           "\"restore_to_original\": false, \"target_directory\": \"%s\"}",
+           between, at(f, "restored/between"));
+    one = do_job(f, BK_JOB_RECOVERY, text, "warning");
+    assert_contains(text_of(one, "warnings.0"), "is one batch, which is not in it");
+    assert_int_equal(int_of(one, "transaction"), last - 1);
+    done(one);
     json_t *status;
     OK(bk_engine_status(f->engine, NULL, NULL, &status, &err), &err);
     one = json_array_get(member(status, "backup_system.database.databases"), 0);
@@ -586,7 +619,7 @@ int main(void)
         cmocka_unit_test(a_step_that_hangs_is_told),
         cmocka_unit_test(a_locked_database_keeps_no_other_waiting),
         cmocka_unit_test(a_database_that_is_somebodys_alone_is_told),
-        cmocka_unit_test(a_rollback_journal_is_told),
+        cmocka_unit_test(a_rollback_journal_is_captured_in_batches),
         cmocka_unit_test(moments_of_a_database_over_the_lock_page_come_back),
         cmocka_unit_test(a_hold_ends_with_the_hope_of_the_set),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),

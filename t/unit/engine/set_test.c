@@ -54,17 +54,13 @@ static void a_set_without_sources_or_storage_is_refused(void **state)
     bk_set_free(&set);
 }
 
-static void what_is_captured_has_a_log_and_a_plain_name(void **state)
+static void what_is_captured_has_a_plain_name(void **state)
 {
     (void)state;
     fixture_t *f = fresh();
     f->set.dbs[0].pitr_window = 1000;
     set_text(&f->set.dbs[0].name, "Main");
     assert_refused(f, "lower case");
-    f = fresh();
-    f->set.dbs[0].pitr_window = 1000;
-    f->set.dbs[0].wal = BK_WAL_OFF;
-    assert_refused(f, "write-ahead");
 }
 
 static void names_are_plain(void **state)
@@ -228,7 +224,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_good_set_is_accepted),
         cmocka_unit_test(a_set_without_sources_or_storage_is_refused),
-        cmocka_unit_test(what_is_captured_has_a_log_and_a_plain_name),
+        cmocka_unit_test(what_is_captured_has_a_plain_name),
         cmocka_unit_test(names_are_plain),
         cmocka_unit_test(paths_are_absolute),
         cmocka_unit_test(a_path_has_one_spelling),

@@ -43,27 +43,6 @@ static void what_did_not_change_is_stored_once(void **state)
     fixture_end(&f);
 }
 
-static void a_wanted_wal_is_missed_before_a_page_is_read(void **state)
-{
-    fixture_t f;
-    char path[300];
-    bk_snapshot_db_t db = {0};
-    bk_session_stats_t stats;
-    (void)state;
-    fixture_start(&f, true);
-    assert_true(chaos_make(file_in(&f, "app.db", path), "delete", 4096, "none"));
-    job_t job = {.f = &f, .path = path, .db = &db, .busy_ms = 1000, .want_wal = true};
-    job.session = fixture_session(&f, true);
-    assert_int_equal(bk_team_run(2, dump_main, &job, &f.err), BK_CONFIG);
-    assert_non_null(strstr(f.err.text, "journal_mode is delete"));
-    assert_int_equal(atomic_load(&f.ctl.bytes_done), 0);
-    bk_session_stats(job.session, &stats);
-    assert_int_equal(stats.bytes_new, 0);
-    free_db(&db);
-    bk_session_abort(job.session);
-    fixture_end(&f);
-}
-
 static void progress_counts_every_page(void **state)
 {
     fixture_t f;
@@ -215,7 +194,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_did_not_change_is_stored_once),
-        cmocka_unit_test(a_wanted_wal_is_missed_before_a_page_is_read),
         cmocka_unit_test(progress_counts_every_page),
         cmocka_unit_test(zeros_are_holes),
         cmocka_unit_test(a_wrong_image_is_told),

@@ -91,14 +91,17 @@ typedef struct {
     const char *path, *file;
     bk_snapshot_db_t *db;
     unsigned busy_ms;
-    bool want_wal;
 } job_t;
 
 static inline bk_rc_t dump_main(bk_team_t *team, void *arg, bk_err_t *err)
 {
     job_t *job = arg;
-    return bk_db_dump(job->session, job->path, job->busy_ms, job->want_wal, team, job->db,
-                      &job->f->ctl, err);
+    bk_db_source_t *source;
+    bk_rc_t rc = bk_db_source_open(job->path, job->busy_ms, &job->f->ctl, &source, err);
+    if (rc == BK_OK)
+        rc = bk_db_dump(job->session, source, job->path, team, job->db, &job->f->ctl, err);
+    bk_db_source_close(source);
+    return rc;
 }
 
 /* As its callers do: what cannot be proved is of no use. */

@@ -1,0 +1,81 @@
+/*
+ * sqlite/capture_batches.c: a database with a rollback journal, which has no log to read.  Each
+ * commit changes its header, which is looked at without a lock; then all pages are compared while
+ * no other commit can come, and what differs is one batch.  Reads the database through SQLite's
+ * handle; writes the open segment.
+ */
+#include <string.h>
+
+#include "base/clock.h"
+#include "sqlite/capture_private.h"
+#include "sqlite/connect.h"
+
+#define REST      50 /* times as long as commits had to wait for a batch is none made: 2 % */
+#define WARM_SIZE 16384
+
+/* In an idle connection's handle: no lock is taken, so none of the application's is refused. */
+static bk_rc_t read_mark(bk_capture_t *c, bk_capture_mark_t *mark, bk_err_t *err)
+{
+    sqlite3_file *file = c->readers[0].file;
+    sqlite3_int64 size = 0;
+    memset(mark, 0, sizeof *mark);
+    int code = file->pMethods->xFileSize(file, &size);
+    if (code == SQLITE_OK)
+        code = file->pMethods->xRead(file, mark->header, sizeof mark->header, 0);
+    mark->size = size;
+    return code == SQLITE_OK || code == SQLITE_IOERR_SHORT_READ
+               ? BK_OK
+               : bk_db_failure(&c->readers[0], code, "read", err);
+}
+
+bk_rc_t bk_capture_mark(bk_capture_t *c, bk_err_t *err)
+{
+    return read_mark(c, &c->mark, err);
+}
+
+/* What comes from a disk is read before commits wait for it. */
+static bk_rc_t warm(bk_capture_t *c, bk_err_t *err)
+{
+    uint8_t bytes[WARM_SIZE];
+    bk_capture_mark_t mark;
+    sqlite3_file *file = c->readers[0].file;
+    bk_rc_t rc = read_mark(c, &mark, err);
+    for (int64_t at = 0; at < mark.size && rc == BK_OK; at += WARM_SIZE) {
+        rc = bk_ctl_check(c->ctl, err);
+        int code = rc == BK_OK ? file->pMethods->xRead(file, bytes, WARM_SIZE, at) : SQLITE_OK;
+        if (code != SQLITE_OK && code != SQLITE_IOERR_SHORT_READ)
+            rc = bk_db_failure(&c->readers[0], code, "read", err);
+    }
+    return rc;
+}
+
+bk_rc_t bk_capture_start_batches(bk_capture_t *c, bk_err_t *err)
+{
+    bk_wal_header_t none = {0};
+    bk_rc_t rc = warm(c, err);
+    return rc == BK_OK ? bk_capture_begin(c, &none, err) : rc;
+}
+
+bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err)
+{
+    bk_capture_mark_t mark;
+    int64_t looked = bk_now();
+    uint64_t txid = c->at.txid;
+    bk_rc_t rc = read_mark(c, &mark, err);
+    if (rc != BK_OK)
+        return rc;
+    if (memcmp(&mark, &c->mark, sizeof mark) == 0) {
+        /* What was committed before has changed the header by then. */
+        c->looked = looked > c->looked ? looked : c->looked;
+        return BK_OK;
+    }
+    if (!now && bk_mono() < c->rest)
+        return BK_OK;
+    rc = bk_capture_difference(c, BK_TXLOG_BATCH, err);
+    c->rest = bk_mono() + (REST * c->held > c->batch_least ? REST * c->held : c->batch_least);
+    if (rc == BK_OK)
+        c->looked = c->at.seen;
+    if (c->at.txid != txid)
+        c->idle = bk_mono();
+    return rc;
+}
