@@ -230,7 +230,7 @@ SKIP: {
     $o->allow_log(qr/cannot read/);
     $o->hup;
     is($o->get('')->{status}, 200, 'a reload goes on, and says it');
-    ok((grep { /emerg.*cannot read "\Q$key\E"/ } $o->log_lines), 'in the error log');
+    ok($o->logs(qr/emerg.*cannot read "\Q$key\E"/), 'in the error log');
     unlink "$o->{dir}/error.log";
     $o->finish;
 }

@@ -218,7 +218,7 @@ subtest 'a killed supervisor takes everything with it; a reload starts another' 
     is($t->backup->{status}, 'completed', 'workers go on with their own rights');
     $t->hup;
     state_is($t, 'active', 'a reload starts another');
-    ok((grep { /\[warn\].*privileged helper: it ended.*starting another/ } $t->log_lines), 'and the log says why');
+    ok($t->logs(qr/\[warn\].*privileged helper: it ended.*starting another/), 'and the log says why');
     $t->finish;
 };
 
@@ -251,7 +251,7 @@ subtest 'a binary upgrade: the new helper waits for the old one' => sub {
     chomp($t->{pid} = $t->read('nginx.pid'));
     ok($t->wait_until(10, 'the second helper', sub { $t->supervisors == 2 }), 'with a helper of its own');
     my $second = ($t->supervisors)[-1];
-    ok((grep { /process $second: waits/ } $t->log_lines), 'which waits');
+    ok($t->logs(qr/process $second: waits/), 'which waits');
     is(scalar($t->workers($second)), 0, 'without an agent');
     ok(!$t->gone($first), 'the first one still serves');
     # Workers of both masters answer; those of the new one know what they wait for.
@@ -477,7 +477,7 @@ subtest 'nothing written, nothing installed' => sub {
     my $t = new_app(helper => '');
     $t->start;
     like(state_is($t, 'off', 'off')->{detail}, qr/is not installed: workers use their own rights/, 'and why');
-    ok((grep { /\[warn\].*no privileged helper.*or write "backup_helper off"/ } $t->log_lines), 'the log warns');
+    ok($t->logs(qr/\[warn\].*no privileged helper.*or write "backup_helper off"/), 'the log warns');
     is($t->get('/health')->{json}{checks}{'helper:state'}, undef, 'health has nothing to say');
     is($t->backup->{status}, 'completed', 'a backup');
     my $id = $t->post('/test', {})->{json}{id};

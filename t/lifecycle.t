@@ -110,7 +110,7 @@ for my $signal ('QUIT', 'TERM') {
         my $began = time;
         $t->stop($signal);
         ok(!(grep { /exited on signal/ } $t->log_lines), 'no worker had to be killed');
-        ok((grep { /$id interrupted after/ } $t->log_lines), 'the job was interrupted, not waited for');
+        ok($t->logs(qr/$id interrupted after/), 'the job was interrupted, not waited for');
         note(sprintf '%s took %.2f s', $signal, time - $began);
         $t->start;
         is($t->get("/jobs/$id")->{status}, 200, 'the job is known after the start');
@@ -211,7 +211,7 @@ subtest 'a set that cannot run says why, and runs when it can' => sub {
     like($t->get('/health')->{json}{output}, qr/catalog/, 'and says why to whom it may');
     cmp_ok($t->post('/create', {})->{status}, '>=', 500, 'nothing is accepted');
     is($t->get('')->{status}, 200, 'nginx is alive');
-    ok((grep { /cannot run.*catalog/ } $t->log_lines), 'the log says why');
+    ok($t->logs(qr/cannot run.*catalog/), 'the log says why');
     rmdir "$t->{dir}/backups/catalog.db";
     ok($t->wait_until(20, 'status', sub { $t->get('/status')->{status} == 200 }), 'it runs when the cause is gone');
     is($t->backup->{status}, 'completed', 'and backs up');

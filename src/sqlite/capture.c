@@ -164,7 +164,7 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bk_err_t *err)
  */
 static bk_rc_t pin_wal(bk_db_connection_t *reader, bool *wal, bk_err_t *err)
 {
-    char mode[16];
+    char mode[16] = "";
     bk_rc_t rc = begin_read(reader, err);
     bk_db_share_companions(reader);
     if (rc == BK_OK)

@@ -48,7 +48,8 @@ sub read_only {
 # Whoever looks there at this moment holds it no longer than that.
 sub writable {
     my ($what) = @_;
-    $t->wait_until(10, "umount $what", sub { system("umount $dir/$what 2>/dev/null") == 0 }) or BAIL_OUT("umount $dir/$what: $?");
+    $t->wait_until(10, "umount $what", sub { system("umount $dir/$what 2>/dev/null") == 0 })
+        or BAIL_OUT("umount $dir/$what: " . join ' ', `find /proc/[0-9]*/ -maxdepth 2 -lname '$dir/$what*' -printf '%p %l\n' 2>/dev/null`);
     return;
 }
 
@@ -79,7 +80,7 @@ sub values_now { return join ',', @{ $app->selectcol_arrayref('SELECT v FROM t O
 # --- from the start ---
 read_only('backups');
 $t->start;
-ok((grep { /\[warn\].*$dir\/backups" cannot be written: mount it writable/ } $t->log_lines), 'nginx starts, and warns of a read-only base_dir');
+ok($t->logs(qr/\[warn\].*$dir\/backups" cannot be written: mount it writable/), 'nginx starts, and warns of a read-only base_dir');
 for my $path ('/status', '/health') {
     my $r;
     my $says = qr{base_dir $dir/backups: .*: Read-only file system; mount it writable};
@@ -96,14 +97,14 @@ my $first = completes('as soon as it is writable');
 read_only('backups');
 fails('a backup through a read-only base_dir', $t->backup, 'PermissionDenied', qr{$dir/backups/\S+: Read-only file system; mount it writable});
 is($t->get('/status')->{status}, 200, 'status answers');
-is($t->get('/health')->{json}{status}, 'fail', 'health says that it failed');
+ok($t->wait_until(10, 'health', sub { $t->get('/health')->{json}{status} eq 'fail' }), 'health says that it failed');
 writable('backups');
 completes('after that');
 
 read_only('storage');
 fails('a backup to a read-only storage', $t->backup, 'PermissionDenied', qr{local disk: .*: Read-only file system; mount it writable});
-my $check = $t->get('/health')->{json}{checks}{'storage_disk:accessible'}[0];
-is($check->{status}, 'fail', 'health tells that the storage cannot be written');
+ok($t->wait_until(10, 'health', sub { $t->get('/health')->{json}{checks}{'storage_disk:accessible'}[0]{status} eq 'fail' }),
+    'health tells that the storage cannot be written');
 fails('a test of it', $t->wait_job($t->post('/test', {})->{json}{id}), 'PermissionDenied', qr/Read-only file system; mount it writable/);
 my $job = recover(restore_to_original => JSON::PP::false, target_directory => "$dir/restored/x");
 is($job->{status}, 'completed', 'it still gives back what it holds') or diag(explain $job);

@@ -284,6 +284,12 @@ sub backup {
     return $self->wait_job($r->{json}{id});
 }
 
+# It does, or soon will.
+sub logs {
+    my ($self, $pattern) = @_;
+    return $self->wait_until(10, "log: $pattern", sub { grep { /$pattern/ } $self->log_lines });
+}
+
 sub log_lines { my ($self) = @_; return split /\n/, $self->read('error.log') // '' }
 sub allow_log { my ($self, @re) = @_; push @{ $self->{allowed} }, @re; return }
 
