@@ -14,6 +14,7 @@
 #include "engine/capturing.h"
 #include "engine/engine_private.h"
 #include "engine/protect.h"
+#include "engine/unchanged.h"
 #include "engine/watching.h"
 #include "files/backup.h"
 #include "files/compare.h"
@@ -34,6 +35,7 @@ typedef struct {
     bk_opened_t *opened;
     const bk_backup_scope_t *scope;
     bk_session_t *session;
+    const bk_snapshot_list_t *list; /* of the storage */
     const bk_snapshot_t *previous;
     bk_snapshot_t snapshot;
     bk_files_stats_t files;
@@ -68,19 +70,49 @@ static bk_rc_t check_journal(const backup_t *b, const bk_set_db_t *db, const bk_
                             db->path, info->journal);
 }
 
+/* A full backup reads all: so what a capture had missed is found. */
+static bk_rc_t find_unchanged(const backup_t *b, const bk_set_db_t *db, const bk_db_info_t *pinned,
+                              bk_unchanged_t *unchanged, bk_err_t *err)
+{
+    bk_capture_state_t state;
+    const bk_engine_t *engine = b->job->engine;
+    bk_unchanged_of_t of = {.base_dir = engine->set->base_dir,
+                            .set = engine->set->name,
+                            .database = db->name,
+                            .repo = b->opened->repo,
+                            .list = b->list,
+                            .ctl = b->job->ctl};
+    bool is = bk_capturing_pinned(engine->capturing, db->path, pinned, &state, b->job->ctl);
+    *unchanged = (bk_unchanged_t){.moments = NULL};
+    return b->scope->full || db->pitr_window == 0
+               ? BK_OK
+               : bk_unchanged_find(&of, pinned, is ? &state : NULL, unchanged, err);
+}
+
 static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_t *out,
                              bk_err_t *err)
 {
     bk_ctl_t *ctl = b->job->ctl;
     bk_db_source_t *source;
+    bk_unchanged_t unchanged = {.moments = NULL};
     bk_rc_t rc = bk_db_source_open(db->path, (unsigned)db->busy_timeout, ctl, &source, err);
     if (rc != BK_OK)
         return rc;
     rc = check_journal(b, db, bk_db_source_info(source), err);
-    if (rc == BK_OK) {
-        bk_capturing_pinned(b->job->engine->capturing, db->path);
-        rc = bk_db_dump(b->session, source, db->path, b->job->team, out, ctl, err);
+    if (rc == BK_OK)
+        rc = find_unchanged(b, db, bk_db_source_info(source), &unchanged, err);
+    const bk_db_known_t *known = unchanged.known.like != NULL ? &unchanged.known : NULL;
+    if (rc == BK_OK)
+        rc = bk_db_dump(b->session, source, db->path, known, b->job->team, out, ctl, err);
+    if (rc == BK_CHANGED && known != NULL) {
+        bk_ctl_note(ctl,
+                    "%s, so all of it was read: somebody writes to the file past SQLite, or a disk "
+                    "damages it",
+                    err->text);
+        forget_database(out);
+        rc = bk_db_dump(b->session, source, db->path, NULL, b->job->team, out, ctl, err);
     }
+    bk_unchanged_free(&unchanged);
     bk_db_source_close(source);
     if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "out of memory");
@@ -323,10 +355,11 @@ static json_t *stats_json(const backup_t *b, const bk_session_stats_t *session)
         source += b->snapshot.dbs[i].page_count * b->snapshot.dbs[i].page_size;
     uint64_t seen = session->bytes_new + session->bytes_known;
     return json_pack(
-        "{sI ss sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sf sf}", "dirs_listed",
-        (json_int_t)b->files.dirs_listed, "scan", b->files.walked ? "walk" : "changes",
-        "watch_missed", (json_int_t)b->watch_missed, "files", (json_int_t)b->files.files,
-        "files_new", (json_int_t)b->files.files_new, "files_changed",
+        "{sI sI ss sI sI sI sI sI sI sI sI sI sI sI sI sI sI sI sf sf}", "dirs_listed",
+        (json_int_t)b->files.dirs_listed, "bytes_read",
+        (json_int_t)atomic_load(&b->job->ctl->bytes_read), "scan",
+        b->files.walked ? "walk" : "changes", "watch_missed", (json_int_t)b->watch_missed, "files",
+        (json_int_t)b->files.files, "files_new", (json_int_t)b->files.files_new, "files_changed",
         (json_int_t)b->files.files_changed, "files_unmodified",
         (json_int_t)b->files.files_unmodified, "files_removed", (json_int_t)b->files.files_removed,
         "directories", (json_int_t)b->files.dirs, "links", (json_int_t)b->files.links, "excluded",
@@ -499,6 +532,7 @@ bk_rc_t bk_backup_run(bk_job_t *job, bk_opened_t *opened, const bk_backup_scope_
             b->job = job;
             b->opened = opened;
             b->scope = &chosen;
+            b->list = &list;
             b->previous = find_previous(&list, engine->set->name, engine->host);
             rc = make_snapshot(b, result, err);
         }

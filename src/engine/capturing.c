@@ -255,6 +255,7 @@ static bk_rc_t begin(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
         .database = one->db->path,
         .hold = one->hold,
         .dir = one->dir,
+        .want_wal = one->db->wal == BK_WAL_REQUIRE,
         .busy_ms = one->db->busy_timeout < BUSY_MS ? (unsigned)one->db->busy_timeout : BUSY_MS};
     bk_fmt(above, sizeof above, "%s/" BK_MOMENTS_DIR, c->set->base_dir);
     bk_rc_t rc = bk_mkdir_last(above, 0700, err);
@@ -459,6 +460,15 @@ static int64_t pause_after(bk_captured_t *one, bk_rc_t rc)
     return pause < QUIET_MOST ? pause : QUIET_MOST;
 }
 
+static bk_rc_t after_step(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err_t *why)
+{
+    if (rc == BK_INTERRUPTED)
+        rc = BK_OK;
+    tell(c, one, rc, why);
+    one->next = rc == BK_OK ? 0 : bk_mono() + pause_after(one, rc);
+    return rc;
+}
+
 size_t bk_engine_captures(bk_engine_t *engine)
 {
     return engine->capturing->count;
@@ -476,12 +486,8 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     int64_t now = bk_mono();
     if (may_run(c, one) && now >= one->next) {
         note_stepping(one, now);
-        rc = step(c, one, woken, again, &why);
-        if (rc == BK_INTERRUPTED)
-            rc = BK_OK;
-        tell(c, one, rc, &why);
+        rc = after_step(c, one, step(c, one, woken, again, &why), &why);
         note_stepping(one, 0);
-        one->next = rc == BK_OK ? 0 : bk_mono() + pause_after(one, rc);
         if (rc != BK_OK && err != NULL)
             *err = why;
     }
@@ -489,21 +495,38 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     return rc;
 }
 
-void bk_capturing_pinned(bk_capturing_t *c, const char *path)
+static bool look_now(bk_capturing_t *c, bk_captured_t *one, const bk_db_info_t *pinned,
+                     bk_capture_state_t *state, bk_err_t *why)
+{
+    bool is = false;
+    pthread_mutex_lock(&one->lock);
+    if (one->capture != NULL && may_run(c, one)) {
+        (void)after_step(c, one, bk_capture_pinned(one->capture, pinned, &is, why), why);
+        bk_capture_state(one->capture, state);
+    }
+    pthread_mutex_unlock(&one->lock);
+    return is;
+}
+
+bool bk_capturing_pinned(bk_capturing_t *c, const char *path, const bk_db_info_t *pinned,
+                         bk_capture_state_t *state, bk_ctl_t *ctl)
 {
     bk_err_t why = {0};
     bk_captured_t *one = find(c, path);
     if (one == NULL)
-        return;
+        return false;
     pthread_mutex_lock(&one->text);
-    bool batches = one->state.batches && !one->state.paused;
+    bool batches = one->state.batches && !atomic_load(&one->detached);
+    bool going = !one->state.paused && one->state.page_size != 0; /* nor at its first read */
+    bk_strcpy(why.text, sizeof why.text, one->problem);
     pthread_mutex_unlock(&one->text);
-    if (!batches)
-        return;
-    pthread_mutex_lock(&one->lock);
-    if (one->capture != NULL && may_run(c, one))
-        tell(c, one, bk_capture_batch_now(one->capture, &why), &why);
-    pthread_mutex_unlock(&one->lock);
+    bool is = going && look_now(c, one, pinned, state, &why);
+    if (batches && !is)
+        bk_ctl_note(ctl,
+                    "database %s: what was read is no batch of its own, so no moment can be "
+                    "recovered from this backup on: %s",
+                    one->db->name, why.text[0] != '\0' ? why.text : "it is not captured now");
+    return is;
 }
 
 /* --- status --- */

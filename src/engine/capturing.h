@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "engine/engine.h"
+#include "sqlite/capture.h"
 
 typedef struct bk_capturing_s bk_capturing_t;
 
@@ -36,10 +37,11 @@ void bk_capturing_suspend(bk_capturing_t *capturing, const char *path);
 void bk_capturing_resume(bk_capturing_t *capturing, const char *path);
 
 /*
- * A backup holds a database still, by path: what it reads gets a number, so that what comes after
- * it can be recovered from there.  In WAL mode each content has one anyway.
+ * A backup holds a database still, by path: what it sees is captured at once.  True, with what is
+ * known of it, when nothing was committed since.  ctl: noted when a batch could not be made of it.
  */
-void bk_capturing_pinned(bk_capturing_t *capturing, const char *path);
+bool bk_capturing_pinned(bk_capturing_t *capturing, const char *path, const bk_db_info_t *pinned,
+                         bk_capture_state_t *state, bk_ctl_t *ctl);
 
 /* Let go of the databases whose names are members of the object, until they are not; NULL: none. */
 void bk_capturing_detach(bk_capturing_t *capturing, const json_t *names);

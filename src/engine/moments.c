@@ -553,6 +553,33 @@ bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list
     return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
 }
 
+static bool is_at(const bk_tx_t *tx, const bk_txlog_place_t *place)
+{
+    return tx->place.frame == place->frame && place->frame != 0 &&
+           memcmp(tx->place.salt, place->salt, sizeof place->salt) == 0 &&
+           memcmp(tx->place.checksum, place->checksum, sizeof place->checksum) == 0;
+}
+
+bk_rc_t bk_moments_placed(bk_moments_t *m, const bk_txlog_place_t *place, int64_t instant,
+                          uint64_t *txid, bk_err_t *err)
+{
+    *txid = 0;
+    for (size_t s = m->count; s > 0; s--) {
+        bk_txlog_t *log;
+        bk_rc_t rc = bk_moments_segment(m, s - 1, &log, err);
+        for (size_t i = rc == BK_OK ? bk_txlog_count(log) : 0; i > 0; i--) {
+            const bk_tx_t *tx = bk_txlog_tx(log, i - 1);
+            if (is_at(tx, place))
+                *txid = tx->txid;
+            if (is_at(tx, place) || tx->t_hi < instant)
+                return BK_OK;
+        }
+        if (rc != BK_OK)
+            return rc;
+    }
+    return BK_OK;
+}
+
 /* --- the image --- */
 
 static bk_rc_t open_log(void *arg, size_t at, bk_txlog_t **log, bk_err_t *err)

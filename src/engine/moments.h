@@ -57,6 +57,12 @@ bk_rc_t bk_moments_at(bk_moments_t *moments, int64_t time, const bk_snapshot_lis
                       bk_moment_t *moment, bk_err_t *err);
 bk_rc_t bk_moments_number(bk_moments_t *moments, uint64_t txid, const bk_snapshot_list_t *list,
                           bk_moment_t *moment, bk_err_t *err);
+/*
+ * The transaction that ends at that place of the write-ahead log, which was committed before
+ * instant (ns) or is among those after it; 0: none does.
+ */
+bk_rc_t bk_moments_placed(bk_moments_t *moments, const bk_txlog_place_t *place, int64_t instant,
+                          uint64_t *txid, bk_err_t *err);
 /* Write the database as of then into an empty file, as bk_db_materialise does: its digest is what
  * the transaction left behind. */
 bk_rc_t bk_moments_image(const bk_moment_t *moment, int fd, const char *file, bk_team_t *team,

@@ -18,6 +18,7 @@
 
 #define DAY          (86400 * BK_SEC)
 #define DURABLE_LATE 30  /* s: a step that finds nothing takes one at most every second */
+#define BATCH_LATE   90  /* s: after one that took a second there is none for 50 */
 #define SHIPPED_LATE 300 /* s: ten times what it takes when all is well */
 
 /* A figure of the summary that bk_engine_sync_from left in the catalog; 0 before the first. */
@@ -420,10 +421,11 @@ static void check_captures(const bk_engine_t *engine, const json_t *summary, jso
         const char *problem = json_string_value(json_object_get(one, "problem"));
         json_t *durable = json_object_get(one, "durable_age_seconds");
         json_t *shipped = json_object_get(one, "shipped_age_seconds");
+        bool batches = strcmp(json_string_value(json_object_get(one, "precision")), "batch") == 0;
+        int late = batches ? BATCH_LATE : DURABLE_LATE;
         char check[128];
         bk_fmt(check, sizeof check, "database_%s:durable_age", name);
-        add_check(checks, check,
-                  problem != NULL || json_number_value(durable) > DURABLE_LATE ? WARN : PASS,
+        add_check(checks, check, problem != NULL || json_number_value(durable) > late ? WARN : PASS,
                   json_incref(durable), "s",
                   problem != NULL ? problem : "transactions are not captured", worst);
         bk_fmt(check, sizeof check, "database_%s:shipped_age", name);

@@ -29,6 +29,7 @@
 #define WAIT_PAUSE  2000u
 #define LOCK_MS     2000u
 #define SAVE_LEAST  (4u << 20)
+#define BUSY_MOST   5u     /* looks in a row that a lock keeps from a batch */
 #define BATCH_LEAST 1000u  /* ms */
 #define BATCH_MOST  1000u  /* ms */
 #define AUDIT_IDLE  60u    /* s */
@@ -170,7 +171,7 @@ static bk_rc_t pin_wal(bk_db_connection_t *reader, bool *wal, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_db_query(reader, "PRAGMA journal_mode", mode, sizeof mode, err);
     *wal = rc == BK_OK && strcmp(mode, "wal") == 0;
-    reader->found_wal = *wal;
+    reader->found_wal = reader->found_wal || *wal;
     if (!*wal)
         end_read(reader);
     return rc;
@@ -268,10 +269,18 @@ static bk_rc_t pin_first(bk_capture_t *c, bk_err_t *err)
     bk_db_connection_t *reader = &c->readers[0];
     c->reader = 0;
     bk_rc_t rc = pin_wal(reader, &wal, err);
+    if (rc != BK_OK)
+        return rc;
     c->batches = !wal;
+    if (c->batches && c->want_wal)
+        return bk_err_set(err, BK_UNSUPPORTED,
+                          "database %s has a rollback journal, but the configuration says wal "
+                          "require: run \"PRAGMA journal_mode=WAL\" once, or write \"wal on\"",
+                          c->database);
     /* The log stays when we are the last to leave: it tells the next capture that nothing is
      * missing. */
-    c->readers[1].found_wal = c->checkpointer.found_wal = wal;
+    if (wal)
+        c->readers[1].found_wal = c->checkpointer.found_wal = true;
     if (wal && (c->wal_fd = bk_db_open_file(reader->wal)) < 0)
         rc = bk_err_sys(err, errno, "database %s: open %s", c->database, reader->wal);
     return rc;
@@ -355,6 +364,7 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     c->audit_every = (options->audit_every != 0 ? options->audit_every : AUDIT_EVERY) * BK_SEC;
     c->audited = bk_mono() - c->audit_every + (options->audit_every != 0 ? 0 : AUDIT_FIRST);
     c->soft = options->soft != 0 ? options->soft : SOFT;
+    c->want_wal = options->want_wal;
     c->batch_least = (options->batch_least != 0 ? options->batch_least : BATCH_LEAST) * BK_MS;
     c->batch_most = (options->batch_most != 0 ? options->batch_most : BATCH_MOST) * BK_MS;
     c->ctl = ctl;
@@ -369,10 +379,11 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     return rc;
 }
 
-/* After other failures the hashes may be ahead of the segment. */
-static bool is_whole(bk_rc_t rc)
+/* After other failures the hashes may be ahead of the segment: of a batch also when it is
+ * stopped. */
+static bool is_whole(const bk_capture_t *c, bk_rc_t rc)
 {
-    return rc == BK_OK || rc == BK_BUSY || rc == BK_INTERRUPTED;
+    return rc == BK_OK || rc == BK_BUSY || (rc == BK_INTERRUPTED && !c->batches);
 }
 
 /* Whoever goes on may hold a pin that is younger than the one before. */
@@ -386,7 +397,7 @@ void bk_capture_close(bk_capture_t *c)
     bk_err_t why = {0};
     if (c == NULL)
         return;
-    if (c->going && is_whole(last_look(c, &why)) &&
+    if (c->going && is_whole(c, last_look(c, &why)) &&
         (c->log == NULL || bk_txlog_sync(c->log, &why) == BK_OK))
         (void)bk_capture_save(c, &why); /* without it the segments are replayed */
     let_go(c);
@@ -478,8 +489,10 @@ static bk_rc_t step(bk_capture_t *c, bool woken, bool now, bk_err_t *err)
 {
     bk_err_t why = {0};
     bk_rc_t rc = c->going ? look(c, now, &why) : start(c, &why);
-    if (rc == BK_BUSY && c->going)
-        rc = BK_OK; /* what could not be had now is tried again; the pin is held */
+    /* What could not be had now is tried again; the pin is held. */
+    c->busy = rc == BK_BUSY ? c->busy + 1 : 0;
+    if (rc == BK_BUSY && c->going && (!c->batches || c->busy < BUSY_MOST))
+        rc = BK_OK;
     bool news = rc == BK_OK && c->at.txid != c->state.txid;
     if (rc == BK_OK && !news && c->state.txid == c->at.txid && c->going)
         rc = audit_when_due(c, &why);
@@ -510,7 +523,22 @@ bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *
     return rc;
 }
 
-bk_rc_t bk_capture_batch_now(bk_capture_t *c, bk_err_t *err)
+static bool is_at(const bk_capture_t *c, const bk_db_info_t *pinned)
 {
-    return c->going && c->batches ? step(c, true, true, err) : BK_OK;
+    const bk_txlog_place_t *at = &c->at.place;
+    return at->frame == pinned->wal_frames &&
+           memcmp(at->salt, pinned->wal_salt, sizeof at->salt) == 0 &&
+           (at->frame == 0 || memcmp(at->checksum, pinned->wal_checksum, sizeof at->checksum) == 0);
+}
+
+bk_rc_t bk_capture_pinned(bk_capture_t *c, const bk_db_info_t *pinned, bool *is, bk_err_t *err)
+{
+    *is = false;
+    if (!c->going)
+        return BK_OK;
+    bk_rc_t rc = step(c, true, true, err);
+    if (rc == BK_OK && c->going && pinned->inode == c->at.inode &&
+        pinned->page_count == c->hashes.count)
+        *is = c->batches ? bk_capture_marked(c) : is_at(c, pinned);
+    return rc;
 }

@@ -11,6 +11,7 @@
 #ifndef BK_SQLITE_CAPTURE_H
 #define BK_SQLITE_CAPTURE_H
 
+#include "sqlite/source.h"
 #include "sqlite/txlog.h"
 
 typedef struct bk_capture_s bk_capture_t;
@@ -54,6 +55,7 @@ typedef struct {
                                           day */
     uint64_t growth; /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
                         quarter of what is free there */
+    bool want_wal;   /* BK_UNSUPPORTED without a log: no commit is to wait for a batch */
     unsigned batch_least, batch_most; /* ms: between two batches, and that commits wait for one; 0:
                                          a second each */
 } bk_capture_options_t;
@@ -87,8 +89,8 @@ typedef struct {
  * or, when that began anew meanwhile or there is none, the difference of all pages as one gap.  The
  * first time, or when dir does not fit (another page size, hashes lost), a new epoch begins; both
  * read the whole database once; BK_TIMEOUT when the log grows too much meanwhile, or commits would
- * have to wait too long.  BK_UNSUPPORTED when it is empty; BK_BUSY, BK_DENIED and the like.
- * options is borrowed during the call, ctl until close.
+ * have to wait too long.  BK_UNSUPPORTED when it is empty, or not in a wanted WAL mode; BK_BUSY,
+ * BK_DENIED and the like.  options is borrowed during the call, ctl until close.
  */
 bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_capture_t **capture,
                         bk_err_t *err);
@@ -99,11 +101,11 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
  */
 bk_rc_t bk_capture_step(bk_capture_t *capture, bool woken, unsigned *again, bk_err_t *err);
 /*
- * The same at once, however short ago the last batch was: whoever holds the database still
- * meanwhile finds its present content behind a number.  In WAL mode that comes anyway: nothing is
- * done.
+ * Somebody holds the database still, and pinned tells what is seen there: the same at once, however
+ * short ago the last batch was.  *is: what was captured is just that.
  */
-bk_rc_t bk_capture_batch_now(bk_capture_t *capture, bk_err_t *err);
+bk_rc_t bk_capture_pinned(bk_capture_t *capture, const bk_db_info_t *pinned, bool *is,
+                          bk_err_t *err);
 /* Seal the open segment, if there is one, so that it can be shipped. */
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
 /*

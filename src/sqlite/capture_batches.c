@@ -12,6 +12,7 @@
 
 #define REST      50 /* times as long as commits had to wait for a batch is none made: 2 % */
 #define WARM_SIZE 16384
+#define FASTEST   8 /* bytes a ns: nothing compares more */
 
 /* In an idle connection's handle: no lock is taken, so none of the application's is refused. */
 static bk_rc_t read_mark(bk_capture_t *c, bk_capture_mark_t *mark, bk_err_t *err)
@@ -33,13 +34,25 @@ bk_rc_t bk_capture_mark(bk_capture_t *c, bk_err_t *err)
     return read_mark(c, &c->mark, err);
 }
 
-/* What comes from a disk is read before commits wait for it. */
+bool bk_capture_marked(bk_capture_t *c)
+{
+    bk_capture_mark_t mark;
+    return read_mark(c, &mark, NULL) == BK_OK && memcmp(&mark, &c->mark, sizeof mark) == 0;
+}
+
+/* What comes from a disk is read before commits wait for it; not when it is of no use. */
 static bk_rc_t warm(bk_capture_t *c, bk_err_t *err)
 {
     uint8_t bytes[WARM_SIZE];
     bk_capture_mark_t mark;
     sqlite3_file *file = c->readers[0].file;
     bk_rc_t rc = read_mark(c, &mark, err);
+    if (rc == BK_OK && mark.size / FASTEST > c->batch_most)
+        rc = bk_err_set(err, BK_TIMEOUT,
+                        "database %s is too large to be compared within %lld ms, while the "
+                        "application's commits wait: run \"PRAGMA journal_mode=WAL\" once, and "
+                        "every transaction is captured",
+                        c->database, (long long)(c->batch_most / BK_MS));
     for (int64_t at = 0; at < mark.size && rc == BK_OK; at += WARM_SIZE) {
         rc = bk_ctl_check(c->ctl, err);
         int code = rc == BK_OK ? file->pMethods->xRead(file, bytes, WARM_SIZE, at) : SQLITE_OK;
@@ -49,30 +62,36 @@ static bk_rc_t warm(bk_capture_t *c, bk_err_t *err)
     return rc;
 }
 
+static void rest(bk_capture_t *c)
+{
+    c->rest = bk_mono() + (REST * c->held > c->batch_least ? REST * c->held : c->batch_least);
+}
+
 bk_rc_t bk_capture_start_batches(bk_capture_t *c, bk_err_t *err)
 {
     bk_wal_header_t none = {0};
     bk_rc_t rc = warm(c, err);
-    return rc == BK_OK ? bk_capture_begin(c, &none, err) : rc;
+    if (rc == BK_OK)
+        rc = bk_capture_begin(c, &none, err);
+    rest(c);
+    return rc;
 }
 
 bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err)
 {
-    bk_capture_mark_t mark;
     int64_t looked = bk_now();
     uint64_t txid = c->at.txid;
-    bk_rc_t rc = read_mark(c, &mark, err);
-    if (rc != BK_OK)
-        return rc;
-    if (memcmp(&mark, &c->mark, sizeof mark) == 0) {
+    if (bk_capture_marked(c)) {
         /* What was committed before has changed the header by then. */
         c->looked = looked > c->looked ? looked : c->looked;
         return BK_OK;
     }
     if (!now && bk_mono() < c->rest)
         return BK_OK;
-    rc = bk_capture_difference(c, BK_TXLOG_BATCH, err);
-    c->rest = bk_mono() + (REST * c->held > c->batch_least ? REST * c->held : c->batch_least);
+    bk_rc_t rc = now ? BK_OK : warm(c, err);
+    if (rc == BK_OK)
+        rc = bk_capture_difference(c, BK_TXLOG_BATCH, err);
+    rest(c);
     if (rc == BK_OK)
         c->looked = c->at.seen;
     if (c->at.txid != txid)

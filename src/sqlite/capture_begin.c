@@ -337,8 +337,8 @@ static bk_rc_t check_hold(const bk_capture_t *c, int64_t began, bk_err_t *err)
     if (!c->batches || bk_mono() - began <= c->batch_most)
         return BK_OK;
     return bk_err_set(err, BK_TIMEOUT,
-                      "database %s is too large to be compared within %lld ms, while the "
-                      "application's commits wait: run \"PRAGMA journal_mode=WAL\" once, and every "
+                      "database %s could not be compared within %lld ms, while the application's "
+                      "commits wait: run \"PRAGMA journal_mode=WAL\" once, and every "
                       "transaction is captured",
                       c->database, (long long)(c->batch_most / BK_MS));
 }
@@ -367,6 +367,7 @@ static bk_rc_t compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err
         if (rc == BK_OK)
             rc = compare_some(c, log, pages, first, n, err);
     }
+    c->held = bk_mono() - began;
     free(pages);
     return rc;
 }
@@ -424,14 +425,13 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
     bk_tx_t tx = {
         .flags = flag, .txid = c->at.txid + 1, .t_lo = known_until(c), .before = c->hashes.digest};
     uint64_t count = c->hashes.count;
-    bk_rc_t rc = open_source(c, &source, err);
-    int64_t began = bk_mono();
+    bk_rc_t rc = room_for_difference(c, err);
+    if (rc == BK_OK)
+        rc = open_source(c, &source, err);
     tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;
     if (rc == BK_OK && bk_db_source_info(source)->page_size != c->hashes.page_size)
         rc = bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
                         c->database, c->hashes.page_size, bk_db_source_info(source)->page_size);
-    if (rc == BK_OK)
-        rc = room_for_difference(c, err);
     if (rc == BK_OK)
         rc = bk_txlog_begin(c->log, err);
     if (rc == BK_OK)
@@ -441,7 +441,6 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
         rc = end_difference(c, count, &tx, err);
     }
     bk_db_source_close(source);
-    c->held = bk_mono() - began;
     return rc;
 }
 
@@ -702,6 +701,14 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = begin_epoch(c, err);
     else if (rc == BK_OK && !goes_on)
         rc = bridge(c, err);
+    /* It may be the writing, which another try would not get done either. */
+    if (rc == BK_TIMEOUT && c->batches && fits) {
+        bk_ctl_note(c->ctl,
+                    "database %s: what was captured before ends here: more changed than can be "
+                    "written while the application's commits wait",
+                    c->database);
+        rc = begin_epoch(c, err);
+    }
     if (rc == BK_TOO_LARGE) {
         bk_capture_forget(c);
         rc = begin_epoch(c, err);

@@ -42,7 +42,9 @@ struct bk_capture_s {
     bk_db_connection_t readers[2], checkpointer, writer;
     bool going;      /* one of the readers is pinned; or, of batches, they are known */
     unsigned reader; /* which */
-    bool batches;    /* no log, and no pin */
+    bool want_wal;
+    bool batches;  /* no log, and no pin */
+    unsigned busy; /* looks in a row that a lock was in the way of */
     bk_capture_mark_t mark;
     int64_t held;                    /* ns: that commits waited for the last one */
     int64_t rest;                    /* bk_mono: no batch before */
@@ -96,6 +98,8 @@ void bk_capture_forget(bk_capture_t *c);
 bk_rc_t bk_capture_start_batches(bk_capture_t *c, bk_err_t *err);
 /* A lock is held that commits wait for: what they change is remembered. */
 bk_rc_t bk_capture_mark(bk_capture_t *c, bk_err_t *err);
+/* It is still what was remembered. */
+bool bk_capture_marked(bk_capture_t *c);
 /* now: do not rest.  BK_UNSUPPORTED: it has a log now. */
 bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err);
 

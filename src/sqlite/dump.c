@@ -28,9 +28,23 @@ typedef struct {
     uint64_t first;   /* page */
     unsigned pages;
     uint8_t *bytes;
+    bool kept; /* known: there was no work */
     bk_id_t id;
     uint64_t digest;
+    bool was_there; /* in the earlier backup */
+    bk_chunk_ref_t was;
+    uint64_t was_digest;
 } block_t;
+
+/* The earlier backup's blocks first to first + count - 1. */
+typedef struct {
+    const bk_db_known_t *known;
+    bk_chunk_ref_t *refs;
+    uint64_t first;
+    size_t count;
+    uint64_t digest;    /* of what was read, and of what was there before */
+    atomic_bool unread; /* some of the latter is lost */
+} earlier_t;
 
 /*
  * Blocks go round in a ring: lane 0 reads into the next place while the lanes are at those before
@@ -47,12 +61,49 @@ struct dump_s {
     size_t places;
     uint64_t submitted, entered; /* blocks; the difference is in flight */
     bk_map_builder_t *map;
+    earlier_t earlier; /* known NULL: nothing is known */
     block_t ring[RING_MAX];
 };
 
 static bool all_zero(const uint8_t *bytes, size_t len)
 {
     return len == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0);
+}
+
+static uint64_t digest_of_block(const block_t *block, const uint8_t *bytes, size_t len)
+{
+    uint64_t digest = 0, page = block->first;
+    uint32_t size = block->dump->page_size;
+    for (size_t at = 0; at + size <= len; at += size, page++)
+        if (page != block->dump->lock_page)
+            digest ^= bk_db_page_hash(page, bytes + at, size);
+    return digest;
+}
+
+/* What is read now differs from it by what the transactions tell, or they do not tell all. */
+static bk_rc_t look_at_what_was(block_t *block, bk_err_t *err)
+{
+    dump_t *dump = block->dump;
+    bk_buf_t bytes;
+    uint8_t *zeros;
+    bk_err_t why = {0};
+    bk_rc_t rc = BK_OK;
+    block->was_digest = 0;
+    if (!block->was_there)
+        return BK_OK;
+    bk_buf_init(&bytes, BK_CHUNK_MAX);
+    if (!bk_id_is_zero(&block->was.id))
+        rc = bk_repo_get(bk_session_repo(dump->session), &block->was.id, &bytes, dump->ctl, &why);
+    else if ((zeros = bk_buf_room(&bytes, block->was.raw)) != NULL)
+        memset(zeros, 0, bytes.len = block->was.raw);
+    else
+        rc = bk_err_set(&why, BK_NO_MEMORY, "out of memory");
+    if (rc != BK_OK)
+        atomic_store(&dump->earlier.unread, true);
+    else
+        block->was_digest = digest_of_block(block, bytes.data, bytes.len);
+    bk_buf_free(&bytes);
+    return rc == BK_OK ? rc : bk_ctl_check(dump->ctl, err);
 }
 
 /* A lane's work: digest of the pages, then into the repository. */
@@ -64,20 +115,57 @@ static bk_rc_t store_block(void *arg, bk_err_t *err)
     bk_rc_t rc = bk_ctl_check(dump->ctl, err);
     if (rc != BK_OK)
         return rc;
-    block->digest = 0;
-    for (unsigned i = 0; i < block->pages; i++)
-        if (block->first + i != dump->lock_page)
-            block->digest ^= bk_db_page_hash(
-                block->first + i, block->bytes + (size_t)i * dump->page_size, dump->page_size);
+    block->digest = digest_of_block(block, block->bytes, len);
     memset(&block->id, 0, sizeof block->id);
     if (!all_zero(block->bytes, len))
         rc =
             bk_session_put(dump->session, BK_TYPE_BLOCK, false, block->bytes, len, &block->id, err);
+    if (rc == BK_OK && dump->earlier.known != NULL)
+        rc = look_at_what_was(block, err);
     if (dump->ctl != NULL) {
         atomic_fetch_add(&dump->ctl->bytes_done, len);
         atomic_fetch_add(&dump->ctl->bytes_read, len);
     }
     return rc;
+}
+
+/* The earlier backup's block at the place of the next one, if it has one. */
+static bk_rc_t look_up_what_was(dump_t *dump, block_t *block, bk_err_t *err)
+{
+    earlier_t *e = &dump->earlier;
+    const bk_map_t *map = &e->known->like->map;
+    uint64_t at = dump->submitted;
+    if (at >= map->count)
+        return BK_OK;
+    if (at >= e->first + e->count) {
+        uint64_t left = map->count - at;
+        e->first = at;
+        e->count = left < FETCH_BLOCKS ? (size_t)left : FETCH_BLOCKS;
+        bk_rc_t rc =
+            bk_map_read(bk_session_repo(dump->session), map, at, e->count, e->refs, dump->ctl, err);
+        if (rc != BK_OK)
+            return rc;
+    }
+    block->was_there = true;
+    block->was = e->refs[at - e->first];
+    return BK_OK;
+}
+
+/* Nothing in it changed, and it is stored: it is taken over. */
+static void keep_block(dump_t *dump, block_t *block)
+{
+    const bk_past_t *past = dump->earlier.known->past;
+    bk_chunk_ref_t *was = &block->was;
+    if (!block->was_there || was->raw != block->pages * dump->page_size ||
+        (!bk_id_is_zero(&was->id) && !bk_session_has(dump->session, &was->id)))
+        return;
+    for (unsigned i = 0; i < block->pages; i++)
+        if (!bk_past_same(past, block->first + i))
+            return;
+    block->kept = true;
+    block->id = was->id;
+    if (dump->ctl != NULL)
+        atomic_fetch_add(&dump->ctl->bytes_done, was->raw);
 }
 
 /* Read the block that starts at page first into the next place of the ring, and hand it out. */
@@ -87,12 +175,21 @@ static bk_rc_t submit_block(dump_t *dump, bk_team_t *team, uint64_t first, unsig
     size_t place = dump->submitted % dump->places;
     block_t *block = &dump->ring[place];
     bk_rc_t rc = bk_ctl_check(dump->ctl, err);
-    if (rc != BK_OK)
-        return rc;
     block->dump = dump;
     block->first = first;
     block->pages = pages;
+    block->kept = block->was_there = false;
     block->bytes = dump->buffer + place * dump->block_size;
+    if (rc == BK_OK && dump->earlier.known != NULL)
+        rc = look_up_what_was(dump, block, err);
+    if (rc == BK_OK && dump->earlier.known != NULL)
+        keep_block(dump, block);
+    if (rc != BK_OK)
+        return rc;
+    if (block->kept) {
+        dump->submitted++;
+        return BK_OK;
+    }
     rc = bk_db_source_read(dump->source, first, pages, block->bytes, err);
     if (rc != BK_OK)
         return rc;
@@ -106,12 +203,15 @@ static bk_rc_t submit_block(dump_t *dump, bk_team_t *team, uint64_t first, unsig
 static bk_rc_t enter_block(dump_t *dump, bk_team_t *team, bk_snapshot_db_t *db, bk_err_t *err)
 {
     block_t *block = &dump->ring[dump->entered % dump->places];
-    bk_rc_t rc = bk_team_wait(team, &block->group, err);
+    bk_rc_t rc = block->kept ? BK_OK : bk_team_wait(team, &block->group, err);
     dump->entered++;
     if (rc != BK_OK)
         return rc;
     bk_chunk_ref_t ref = {.id = block->id, .raw = block->pages * dump->page_size};
-    db->digest ^= block->digest;
+    if (!block->kept) {
+        db->digest ^= block->digest;
+        dump->earlier.digest ^= block->digest ^ block->was_digest;
+    }
     return bk_map_builder_add(dump->map, &ref, err);
 }
 
@@ -163,8 +263,41 @@ static bk_rc_t describe(dump_t *dump, const char *path, bk_snapshot_db_t *db, bk
                : bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
 }
 
-bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path, bk_team_t *team,
-                   bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err)
+/*
+ * It has to have the same blocks.  One that became smaller was rewritten anyway, and what is behind
+ * its end would have to be looked at.
+ */
+static bk_rc_t begin_earlier(dump_t *dump, const bk_db_known_t *known, const bk_snapshot_db_t *db,
+                             bk_err_t *err)
+{
+    if (known == NULL || known->like->page_size != db->page_size ||
+        known->like->block_size != db->block_size || known->like->page_count > db->page_count ||
+        bk_past_page_count(known->past) != db->page_count)
+        return BK_OK;
+    dump->earlier.refs = calloc(FETCH_BLOCKS, sizeof *dump->earlier.refs);
+    if (dump->earlier.refs == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", db->path);
+    dump->earlier.known = known;
+    return bk_db_check_geometry(known->like, err);
+}
+
+static bk_rc_t end_earlier(const dump_t *dump, bk_snapshot_db_t *db, bk_err_t *err)
+{
+    const bk_db_known_t *known = dump->earlier.known;
+    if (known == NULL)
+        return BK_OK;
+    db->digest = bk_past_digest(known->past);
+    return (known->like->digest ^ dump->earlier.digest) == db->digest &&
+                   !atomic_load(&dump->earlier.unread)
+               ? BK_OK
+               : bk_err_set(err, BK_CHANGED,
+                            "database %s: what changed in it is not what its transactions tell",
+                            db->path);
+}
+
+bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path,
+                   const bk_db_known_t *known, bk_team_t *team, bk_snapshot_db_t *db, bk_ctl_t *ctl,
+                   bk_err_t *err)
 {
     dump_t *dump = calloc(1, sizeof *dump);
     if (dump == NULL)
@@ -174,8 +307,13 @@ bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *pa
     dump->ctl = ctl;
     bk_rc_t rc = describe(dump, path, db, err);
     if (rc == BK_OK)
+        rc = begin_earlier(dump, known, db, err);
+    if (rc == BK_OK)
         rc = store_pages(dump, team, db, err);
+    if (rc == BK_OK)
+        rc = end_earlier(dump, db, err);
     bk_map_builder_free(dump->map);
+    free(dump->earlier.refs);
     free(dump->buffer);
     free(dump);
     return rc;

@@ -8,15 +8,24 @@
 #include "base/team.h"
 #include "repo/session.h"
 #include "repo/snapshot.h"
+#include "sqlite/past.h"
 #include "sqlite/source.h"
+
+/* What is known of a pinned database: it is past, which stands on what an earlier backup holds. */
+typedef struct {
+    const bk_snapshot_db_t *like;
+    const bk_past_t *past;
+} bk_db_known_t;
 
 /*
  * Back up a pinned database, which is at path: blocks of BK_BLOCK_SIZE into chunks and a map, and
  * the digest.  Fills every member of *db but name (heap strings owned by it).  All-zero blocks are
- * stored as holes.
+ * stored as holes.  known may be NULL; else blocks that it says are as in the earlier backup, and
+ * that are stored, are not read.  BK_CHANGED: what was read shows that it is wrong.
  */
-bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path, bk_team_t *team,
-                   bk_snapshot_db_t *db, bk_ctl_t *ctl, bk_err_t *err);
+bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path,
+                   const bk_db_known_t *known, bk_team_t *team, bk_snapshot_db_t *db, bk_ctl_t *ctl,
+                   bk_err_t *err);
 
 /*
  * Write the image of db into an empty file that is open for reading and writing; file is its name,

@@ -326,19 +326,20 @@ static void a_rollback_journal_is_captured_in_batches(void **state)
     assert_string_equal(text_of(one, "precision"), "batch");
     json_decref(one);
     /* What a backup reads is a batch of its own, so that the next one is connected with it. */
-    sql(db, "INSERT INTO jobs(name) VALUES('in the backup')");
-    capture(f);
-    sql(db, "INSERT INTO jobs(name) VALUES('in the backup')");
+    sql(db, "INSERT INTO jobs(name) VALUES('in the backup'), ('in the backup')");
     back_up(f, "full", id);
     sql(db, "INSERT INTO jobs(name) VALUES('behind it'); DELETE FROM jobs WHERE id <= 100");
     sqlite3_close(db);
     bk_time_format_exact(between, bk_now());
-    bk_sleep_ms(1100);
-    capture(f);
-    one = capture_of(f);
-    long long last = int_of(one, "transaction");
-    assert_int_equal(last, 3);
-    json_decref(one);
+    long long last = 0;
+    for (unsigned i = 0; i < 300 && last < 2; i++) {
+        bk_sleep_ms(100); /* it rests */
+        capture(f);
+        one = capture_of(f);
+        last = int_of(one, "transaction");
+        json_decref(one);
+    }
+    assert_int_equal(last, 2);
     OK(bk_engine_ship(f->engine, &f->ctl, &err), &err);
     for (long long n = last - 1; n <= last; n++) {
         bk_fmt(text, sizeof text,

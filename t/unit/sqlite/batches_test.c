@@ -3,7 +3,10 @@
  * what some commit left behind, commits wait for none of them long, and what becomes of it when the
  * journal mode, the page size or the process changes.
  */
+#include <pthread.h>
+
 #include "base/clock.h"
+#include "sqlite/capture_private.h"
 #include "unit/sqlite/capture_testing.h"
 
 static sqlite3 *begin(box_t *box, const char *journal)
@@ -19,9 +22,14 @@ static sqlite3 *begin(box_t *box, const char *journal)
     return db;
 }
 
+/* However short ago the last one was. */
 static void batch(box_t *box)
 {
-    OK(bk_capture_batch_now(box->capture, &box->err), &box->err);
+    bool is = false;
+    bk_db_source_t *source = open_source(box);
+    OK(bk_capture_pinned(box->capture, bk_db_source_info(source), &is, &box->err), &box->err);
+    assert_true(is);
+    bk_db_source_close(source);
 }
 
 static void what_changed_between_two_looks_is_one_batch(void **state)
@@ -36,7 +44,7 @@ static void what_changed_between_two_looks_is_one_batch(void **state)
         for (unsigned n = 0; n < 3; n++)
             run_sql(db, "INSERT INTO t(v, filler) VALUES(7, zeroblob(20000))");
         int64_t before = bk_now();
-        step(box);
+        batch(box);
         assert_int_equal(state_of(box).txid, 1);
         assert_true(state_of(box).as_of >= before);
         run_sql(db, "DELETE FROM t WHERE v = 7; VACUUM");
@@ -66,7 +74,7 @@ static void it_rests_between_two_batches(void **state)
     box->least = 3600000;
     start(box);
     run_sql(db, "INSERT INTO t(v) VALUES(1)");
-    step(box);
+    batch(box);
     assert_int_equal(state_of(box).txid, 1);
     int64_t as_of = state_of(box).as_of;
     run_sql(db, "INSERT INTO t(v) VALUES(2)");
@@ -102,28 +110,90 @@ static void what_would_take_too_long_is_given_up(void **state)
 {
     box_t *box = *state;
     unsigned again;
-    bk_rc_t rc = BK_TIMEOUT;
+    bk_rc_t rc = BK_OK;
     sqlite3 *db = begin(box, "delete");
     stop(box);
     run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(300000000))");
-    box->most = 1;
+    box->most = 20;
     assert_int_equal(try_open(box), BK_TIMEOUT);
     assert_non_null(strstr(box->err.text, "journal_mode=WAL"));
     sqlite3_busy_timeout(db, 0);
     run_sql(db, "DELETE FROM t WHERE v = 1; VACUUM");
-    /* A few pages take longer as well when the machine has something else to do. */
-    for (unsigned i = 0; i < 100 && rc == BK_TIMEOUT; i++)
-        rc = try_open(box);
+    /* A few pages take as long when the machine has something else to do. */
+    while ((rc = try_open(box)) == BK_TIMEOUT)
+        ;
     OK(rc, &box->err);
     run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(300000000))");
-    assert_int_equal(bk_capture_step(box->capture, true, &again, &box->err), BK_TIMEOUT);
+    while ((rc = bk_capture_step(box->capture, true, &again, &box->err)) == BK_OK)
+        bk_sleep_ms(1); /* it rests */
+    assert_int_equal(rc, BK_TIMEOUT);
     assert_true(state_of(box).paused);
     run_sql(db, "DELETE FROM t WHERE v = 1; VACUUM");
-    rc = BK_TIMEOUT;
-    for (unsigned i = 0; i < 100 && rc == BK_TIMEOUT; i++)
-        rc = bk_capture_step(box->capture, true, &again, &box->err);
-    OK(rc, &box->err); /* as a gap: it began anew */
+    while ((rc = bk_capture_step(box->capture, true, &again, &box->err)) == BK_TIMEOUT)
+        ;
+    OK(rc, &box->err);
     assert_false(state_of(box).paused);
+    sqlite3_close(db);
+}
+
+/* When the writing takes too long, another try would not end either: so nothing is written. */
+static void more_than_can_be_written_begins_an_epoch(void **state)
+{
+    box_t *box = *state;
+    unsigned tries = 0;
+    bk_rc_t rc;
+    sqlite3 *db = begin(box, "delete");
+    uint8_t epoch[BK_TXLOG_EPOCH];
+    memcpy(epoch, state_of(box).epoch, sizeof epoch);
+    stop(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(200000000))");
+    /* Ever more time: comparing comes first within it. */
+    for (box->most = 26; (rc = try_open(box)) == BK_TIMEOUT && tries < 300; tries++)
+        box->most += 5;
+    OK(rc, &box->err);
+    assert_memory_not_equal(epoch, state_of(box).epoch, sizeof epoch);
+    assert_int_equal(state_of(box).gaps, 0);
+    sqlite3_close(db);
+}
+
+static void where_a_log_is_demanded_no_commit_waits(void **state)
+{
+    box_t *box = *state;
+    bk_capture_options_t options = {.database = box->db, .dir = box->log, .want_wal = true};
+    assert_true(chaos_make(box->db, "delete", 4096, "none"));
+    assert_int_equal(bk_capture_open(&options, &box->ctl, &box->capture, &box->err),
+                     BK_UNSUPPORTED);
+    assert_non_null(strstr(box->err.text, "wal require"));
+}
+
+/* Stopped in the middle of its last look. */
+static void *stop_soon(void *arg)
+{
+    box_t *box = arg;
+    volatile uint64_t *digest = &box->capture->hashes.digest;
+    uint64_t before = *digest;
+    while (*digest == before)
+        ;
+    bk_ctl_stop(&box->ctl, BK_INTERRUPTED);
+    return NULL;
+}
+
+static void half_a_batch_is_not_gone_on_with(void **state)
+{
+    box_t *box = *state;
+    pthread_t thread;
+    sqlite3 *db = begin(box, "delete");
+    box->most = 60000;
+    stop(box);
+    start(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(100000000))");
+    assert_int_equal(pthread_create(&thread, NULL, stop_soon, box), 0);
+    bk_capture_t *capture = box->capture;
+    bk_capture_close(capture);
+    box->capture = NULL;
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    atomic_store(&box->ctl.stop, 0);
+    start(box);
     replay(box, NULL, NULL);
     assert_is_now(box);
     sqlite3_close(db);
@@ -153,9 +223,12 @@ static void another_page_size_begins_an_epoch(void **state)
 {
     box_t *box = *state;
     unsigned again;
+    bk_rc_t rc;
     sqlite3 *db = begin(box, "delete");
     run_sql(db, "PRAGMA page_size=1024; VACUUM");
-    assert_int_equal(bk_capture_step(box->capture, true, &again, &box->err), BK_CHANGED);
+    while ((rc = bk_capture_step(box->capture, true, &again, &box->err)) == BK_OK)
+        bk_sleep_ms(1); /* it rests */
+    assert_int_equal(rc, BK_CHANGED);
     step(box);
     assert_true(state_of(box).new_epoch);
     assert_int_equal(state_of(box).page_size, 1024);
@@ -168,7 +241,7 @@ static void the_journal_mode_may_change(void **state)
     box_t *box = *state;
     sqlite3 *db = begin(box, "delete");
     run_sql(db, "INSERT INTO t(v) VALUES(1)");
-    step(box);
+    batch(box);
     run_sql(db, "PRAGMA journal_mode=WAL; INSERT INTO t(v) VALUES(2)");
     batch(box);
     assert_false(state_of(box).batches);
@@ -206,6 +279,8 @@ static void each_batch_is_what_a_commit_left(void **state)
         bk_rc_t rc = bk_capture_step(box->capture, true, &again, &box->err);
         if (rc != BK_BUSY)
             OK(rc, &box->err);
+        if (i % 5 == 0)
+            batch(box); /* it may rest for long when the machine is slow */
         if (i % 10 == 0) {
             kill_hard(pids[1]);
             pids[1] = writer(box, &oracle, 1, 1000, 1000000);
@@ -229,6 +304,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(it_rests_between_two_batches, set_up, tear_down),
         cmocka_unit_test_setup_teardown(between_batches_nothing_is_held, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_would_take_too_long_is_given_up, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(more_than_can_be_written_begins_an_epoch, set_up,
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(where_a_log_is_demanded_no_commit_waits, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(half_a_batch_is_not_gone_on_with, set_up, tear_down),
         cmocka_unit_test_setup_teardown(after_a_restart_the_difference_is_a_gap, set_up, tear_down),
         cmocka_unit_test_setup_teardown(another_page_size_begins_an_epoch, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_journal_mode_may_change, set_up, tear_down),

@@ -352,6 +352,29 @@ static void a_hold_on_an_empty_log_bridges_nothing(void **state)
     sqlite3_close(db);
 }
 
+static void break_the_schema(const char *path)
+{
+    sqlite3 *db = open_db(path);
+    run_sql(db, "PRAGMA wal_autocheckpoint=0; PRAGMA writable_schema=ON;"
+                "INSERT INTO sqlite_schema VALUES('table', 'x', 'x', 2, 'CREATE TABLE x(')");
+}
+
+/* What nobody can ask about is left as it was found. */
+static void a_first_look_that_fails_leaves_the_log(void **state)
+{
+    box_t *box = *state;
+    struct stat before, after;
+    char wal[320];
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    kill_hard(hold(break_the_schema, box->db));
+    snprintf(wal, sizeof wal, "%s-wal", box->db);
+    assert_int_equal(stat(wal, &before), 0);
+    assert_true(before.st_size > 0);
+    assert_int_equal(try_open(box), BK_CORRUPT);
+    assert_int_equal(stat(wal, &after), 0);
+    assert_int_equal(after.st_size, before.st_size);
+}
+
 /* There a pin would keep the application from committing. */
 static void outside_wal_mode_nothing_is_held(void **state)
 {
@@ -769,6 +792,7 @@ int main(void)
         TEST(a_hold_bridges_the_time_between_two),
         TEST(a_hold_that_moves_on_lets_the_log_begin_anew),
         TEST(a_hold_on_an_empty_log_bridges_nothing),
+        TEST(a_first_look_that_fails_leaves_the_log),
         TEST(outside_wal_mode_nothing_is_held),
         TEST(kills_leave_a_gap_at_worst),
         TEST(where_to_go_on_is_found_while_the_log_begins_anew),

@@ -99,7 +99,7 @@ static inline bk_rc_t dump_main(bk_team_t *team, void *arg, bk_err_t *err)
     bk_db_source_t *source;
     bk_rc_t rc = bk_db_source_open(job->path, job->busy_ms, &job->f->ctl, &source, err);
     if (rc == BK_OK)
-        rc = bk_db_dump(job->session, source, job->path, team, job->db, &job->f->ctl, err);
+        rc = bk_db_dump(job->session, source, job->path, NULL, team, job->db, &job->f->ctl, err);
     bk_db_source_close(source);
     return rc;
 }

@@ -1,0 +1,84 @@
+/*
+ * engine/unchanged.c: the transaction that a pinned database is as of, and the backup that it
+ * stands on.  Reads segments of base_dir and of the storage.
+ */
+#include "engine/unchanged.h"
+
+#include <string.h>
+
+#include "engine/bases.h"
+
+/* A backup that holds just that: no transaction is asked. */
+static bk_rc_t find_same(const bk_unchanged_of_t *of, const bk_capture_state_t *state,
+                         bk_unchanged_t *u, bk_err_t *err)
+{
+    bk_bases_t bases;
+    bk_past_segments_t none = {.count = 0};
+    bk_rc_t rc = bk_bases_init(&bases, of->list, of->database, err);
+    bool found = rc == BK_OK && bk_bases_find(&bases, state->digest, state->page_count, &u->moment);
+    bk_bases_free(&bases);
+    if (!found)
+        return rc;
+    bk_past_base_t base = {
+        .page_count = state->page_count, .digest = state->digest, .page_size = state->page_size};
+    rc = bk_past_open(&base, &none, 0, of->ctl, &u->past, err);
+    if (rc == BK_OK)
+        u->known = (bk_db_known_t){.like = u->moment.from, .past = u->past};
+    return rc;
+}
+
+/* Behind the last one that the capture knows, or before it. */
+static bk_rc_t number_of(bk_unchanged_t *u, const bk_db_info_t *pinned,
+                         const bk_capture_state_t *state, uint64_t *txid, bk_err_t *err)
+{
+    bk_txlog_place_t place = {.frame = (uint32_t)pinned->wal_frames};
+    memcpy(place.salt, pinned->wal_salt, sizeof place.salt);
+    memcpy(place.checksum, pinned->wal_checksum, sizeof place.checksum);
+    *txid = state != NULL ? state->txid : 0;
+    return state != NULL ? BK_OK
+                         : bk_moments_placed(u->moments, &place, pinned->instant, txid, err);
+}
+
+/* A new epoch begins with the number of the last transaction before it, and another content. */
+static bool is_it(const bk_unchanged_t *u, const bk_db_info_t *pinned,
+                  const bk_capture_state_t *state)
+{
+    const bk_tx_t *tx = &u->moment.tx;
+    return tx->page_count == pinned->page_count && (state == NULL || tx->after == state->digest);
+}
+
+static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
+                    const bk_capture_state_t *state, bk_unchanged_t *u, bk_err_t *err)
+{
+    uint64_t txid = 0;
+    bk_rc_t rc = state != NULL ? find_same(of, state, u, err) : BK_OK;
+    if (rc != BK_OK || u->past != NULL)
+        return rc;
+    rc = bk_moments_open(of->base_dir, of->set, of->database, of->repo, of->ctl, &u->moments, err);
+    if (rc == BK_OK)
+        rc = number_of(u, pinned, state, &txid, err);
+    if (rc == BK_OK && txid > 0)
+        rc = bk_moments_number(u->moments, txid, of->list, &u->moment, err);
+    if (rc != BK_OK || txid == 0 || !is_it(u, pinned, state))
+        return rc;
+    rc = bk_moments_past(&u->moment, NULL, NULL, &u->past, err);
+    if (rc == BK_OK)
+        u->known = (bk_db_known_t){.like = u->moment.from, .past = u->past};
+    return rc;
+}
+
+bk_rc_t bk_unchanged_find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
+                          const bk_capture_state_t *state, bk_unchanged_t *u, bk_err_t *err)
+{
+    bk_err_t why = {0};
+    *u = (bk_unchanged_t){.moments = NULL};
+    bk_rc_t rc = find(of, pinned, state, u, &why);
+    return rc == BK_OK ? rc : bk_ctl_check(of->ctl, err);
+}
+
+void bk_unchanged_free(bk_unchanged_t *u)
+{
+    bk_past_free(u->past);
+    bk_moments_free(u->moments);
+    *u = (bk_unchanged_t){.moments = NULL};
+}

@@ -1,0 +1,35 @@
+/*
+ * engine/unchanged.h: what a backup need not read of a captured database, because an earlier backup
+ * has it and no transaction since then changed it.  One thread.
+ */
+#ifndef BK_ENGINE_UNCHANGED_H
+#define BK_ENGINE_UNCHANGED_H
+
+#include "engine/moments.h"
+#include "sqlite/dump.h"
+#include "sqlite/source.h"
+
+typedef struct {
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    bk_past_t *past;
+    bk_db_known_t known; /* like NULL: nothing is known */
+} bk_unchanged_t;
+
+/*
+ * Of a pinned database of a set.  state: what the capture knows of just that content; NULL: more
+ * was committed since the pin, and it is looked for among the transactions.  repo, list and ctl are
+ * borrowed until free.  That nothing is known is no failure: only a stop is.
+ */
+typedef struct {
+    const char *base_dir, *set, *database;
+    bk_repo_t *repo;
+    const bk_snapshot_list_t *list;
+    bk_ctl_t *ctl;
+} bk_unchanged_of_t;
+bk_rc_t bk_unchanged_find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
+                          const bk_capture_state_t *state, bk_unchanged_t *unchanged,
+                          bk_err_t *err);
+void bk_unchanged_free(bk_unchanged_t *unchanged);
+
+#endif

@@ -1,0 +1,229 @@
+/*
+ * t/unit/engine/unchanged_test.c: an incremental backup of a captured database reads the blocks that
+ * its transactions changed, and is what a full one would be: recovered, its pages have the digest
+ * that the transactions tell, and what the application sees.
+ */
+#include "unit/engine/captures.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#define ROWS 3000 /* of a page each */
+
+static fixture_t *with_rows(sqlite3 **db)
+{
+    fixture_t *f = fixture_new(false);
+    char id[BK_BACKUP_ID];
+    f->set.dbs[0].pitr_window = 7 * DAY * 1000;
+    f->set.files_count = 0;
+    *db = open_db(f, "app/app.db");
+    sql(*db, "CREATE TABLE big(id INTEGER PRIMARY KEY, filler BLOB);"
+             "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 3000)"
+             "INSERT INTO big SELECT i, randomblob(3500) FROM n; PRAGMA wal_checkpoint(TRUNCATE)");
+    open_engine(f);
+    capture(f);
+    back_up(f, "full", id);
+    return f;
+}
+
+/* An incremental backup: how much of its sources it read. */
+static uint64_t incremental(fixture_t *f, char id[BK_BACKUP_ID])
+{
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "completed");
+    bk_strcpy(id, BK_BACKUP_ID, text_of(job, "backup_id"));
+    uint64_t bytes = (uint64_t)int_of(job, "stats.bytes_read");
+    done(job);
+    return bytes;
+}
+
+/* Digest, pages and SQLite's check are asked of it by the recovery itself. */
+static int64_t recovered(fixture_t *f, const char *id, const char *question)
+{
+    static unsigned number;
+    char body[512], file[64];
+    bk_fmt(file, sizeof file, "restored/%u", ++number);
+    bk_fmt(body, sizeof body,
+           "{\"recovery_type\": \"database\", \"backup_id\": \"%s\", "
+           "\"restore_to_original\": false, \"target_directory\": \"%s\"}",
+           id, at(f, file));
+    done(do_job(f, BK_JOB_RECOVERY, body, "completed"));
+    bk_fmt(file, sizeof file, "restored/%u/app.db", number);
+    return number_in(f, file, question);
+}
+
+static const char *const sum = "SELECT sum(id * length(filler)) FROM big";
+
+static void only_what_changed_is_read(void **state)
+{
+    (void)state;
+    sqlite3 *db;
+    char id[BK_BACKUP_ID];
+    fixture_t *f = with_rows(&db);
+    uint64_t all = (uint64_t)number(db, "PRAGMA page_count") * 4096;
+    assert_true(all > ROWS * 4096);
+    assert_int_equal(incremental(f, id), 0);
+    assert_int_equal(recovered(f, id, sum), number(db, sum));
+    sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id IN (1, 1500, 3000)");
+    uint64_t bytes = incremental(f, id);
+    assert_in_range(bytes, 1, all / 10);
+    assert_int_equal(recovered(f, id, sum), number(db, sum));
+    /* A full one believes nobody. */
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"full\"}", "completed");
+    assert_true((uint64_t)int_of(job, "stats.bytes_read") >= all);
+    done(job);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* Also across a restart, segments on the storage, and sizes that change. */
+static void whatever_happens_in_between_it_is_the_database(void **state)
+{
+    (void)state;
+    static const char *const what[] = {
+        "DELETE FROM big WHERE id % 3 = 0",
+        "VACUUM",
+        "INSERT INTO big SELECT id + 5000, randomblob(3000) FROM big WHERE id % 2",
+        "DELETE FROM big WHERE id > 2000; VACUUM; INSERT INTO big VALUES(9000, zeroblob(900000))",
+        "UPDATE big SET filler = zeroblob(300000) WHERE id = 9000",
+        "DELETE FROM big WHERE id = 9000; VACUUM",
+        "INSERT INTO big VALUES(9001, randomblob(5000000))",
+    };
+    sqlite3 *db;
+    char id[BK_BACKUP_ID];
+    fixture_t *f = with_rows(&db);
+    for (unsigned round = 0; round < 14; round++) {
+        sql(db, what[round % 7]);
+        if (round % 2)
+            capture(f);
+        if (round % 3 == 1)
+            ship(f);
+        if (round % 4 == 2) {
+            close_engine(f);
+            open_engine(f);
+            capture(f);
+        }
+        sql(db, "UPDATE big SET filler = randomblob(100) WHERE id = 7");
+        incremental(f, id);
+        assert_int_equal(recovered(f, id, sum), number(db, sum));
+    }
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* By another process: a descriptor that this one closes would drop SQLite's locks. */
+static void write_past_sqlite(const char *path)
+{
+    uint8_t byte;
+    pid_t pid = fork();
+    if (pid == 0) {
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        off_t at = lseek(fd, 0, SEEK_END) - 96;
+        bool ok = pread(fd, &byte, 1, at) == 1;
+        byte ^= 1;
+        _exit(ok && pwrite(fd, &byte, 1, at) == 1 ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+/* In a block that a transaction changes as well. */
+static void what_no_transaction_tells_is_noticed(void **state)
+{
+    (void)state;
+    sqlite3 *db;
+    char id[BK_BACKUP_ID];
+    fixture_t *f = with_rows(&db);
+    write_past_sqlite(at(f, "app/app.db"));
+    sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id = 2999");
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "warning");
+    assert_contains(text_of(job, "warnings.0"), "not what its transactions tell");
+    assert_true(int_of(job, "stats.bytes_read") > ROWS * 4096);
+    bk_strcpy(id, sizeof id, text_of(job, "backup_id"));
+    done(job);
+    assert_int_equal(recovered(f, id, sum), number(db, sum));
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* What the capture does not know, nobody takes for known. */
+static void without_a_capture_all_is_read(void **state)
+{
+    (void)state;
+    sqlite3 *db;
+    char id[BK_BACKUP_ID];
+    fixture_t *f = with_rows(&db);
+    json_t *answer;
+    OK(bk_engine_detach(f->engine, "main", true, &answer, &f->err), &f->err);
+    json_decref(answer);
+    bk_engine_obey_detach(f->engine);
+    sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id = 1");
+    assert_true(incremental(f, id) > ROWS * 4096);
+    assert_int_equal(recovered(f, id, sum), number(db, sum));
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* A new epoch begins with a number that a transaction of the one before has. */
+static void another_epoch_is_not_taken_for_the_one_before(void **state)
+{
+    (void)state;
+    sqlite3 *db;
+    char id[BK_BACKUP_ID];
+    fixture_t *f = with_rows(&db);
+    sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id = 1");
+    capture(f);
+    assert_true(incremental(f, id) < ROWS * 4096);
+    close_engine(f);
+    sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id = 2");
+    assert_int_equal(unlink(at(f, "base/wal/main/hashes")), 0);
+    open_engine(f);
+    capture(f);
+    assert_true(incremental(f, id) > ROWS * 4096);
+    assert_int_equal(recovered(f, id, sum), number(db, sum));
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* While the application commits all the time the pin is behind what is captured. */
+static void beside_a_writer_it_is_the_transaction_of_the_pin(void **state)
+{
+    (void)state;
+    sqlite3 *db;
+    char id[BK_BACKUP_ID];
+    unsigned less = 0;
+    fixture_t *f = with_rows(&db);
+    sqlite3_close(db);
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        db = open_db(f, "app/app.db");
+        for (unsigned i = 0;; i++)
+            sql(db, i % 2 ? "UPDATE big SET filler = randomblob(3000) WHERE id = 5"
+                          : "INSERT INTO jobs(name) VALUES('next')");
+    }
+    for (unsigned i = 0; i < 10; i++) {
+        capture(f);
+        less += incremental(f, id) < ROWS * 4096;
+        assert_int_equal(recovered(f, id, "SELECT count(*) FROM big"), ROWS);
+    }
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    assert_int_equal(less, 10);
+    fixture_free(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(only_what_changed_is_read),
+        cmocka_unit_test(whatever_happens_in_between_it_is_the_database),
+        cmocka_unit_test(what_no_transaction_tells_is_noticed),
+        cmocka_unit_test(without_a_capture_all_is_read),
+        cmocka_unit_test(another_epoch_is_not_taken_for_the_one_before),
+        cmocka_unit_test(beside_a_writer_it_is_the_transaction_of_the_pin),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
