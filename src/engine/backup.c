@@ -70,7 +70,10 @@ static bk_rc_t check_journal(const backup_t *b, const bk_set_db_t *db, const bk_
                             db->path, info->journal);
 }
 
-/* A full backup reads all: so what a capture had missed is found. */
+/*
+ * A full backup reads all, so what a capture had missed is found, and so does one that saves what a
+ * recovery replaces.  Without a log the application's commits would wait for it.
+ */
 static bk_rc_t find_unchanged(const backup_t *b, const bk_set_db_t *db, const bk_db_info_t *pinned,
                               bk_unchanged_t *unchanged, bk_err_t *err)
 {
@@ -78,15 +81,30 @@ static bk_rc_t find_unchanged(const backup_t *b, const bk_set_db_t *db, const bk
     const bk_engine_t *engine = b->job->engine;
     bk_unchanged_of_t of = {.base_dir = engine->set->base_dir,
                             .set = engine->set->name,
+                            .host = engine->host,
                             .database = db->name,
                             .repo = b->opened->repo,
                             .list = b->list,
                             .ctl = b->job->ctl};
     bool is = bk_capturing_pinned(engine->capturing, db->path, pinned, &state, b->job->ctl);
     *unchanged = (bk_unchanged_t){.moments = NULL};
-    return b->scope->full || db->pitr_window == 0
+    return b->scope->full || b->scope->lenient || db->pitr_window == 0 ||
+                   strcmp(pinned->journal, "wal") != 0
                ? BK_OK
                : bk_unchanged_find(&of, pinned, is ? &state : NULL, unchanged, err);
+}
+
+static void tell_why_all_is_read(const backup_t *b, const bk_set_db_t *db, bk_rc_t rc,
+                                 const bk_err_t *why)
+{
+    if (rc == BK_CHANGED)
+        bk_ctl_note(b->job->ctl,
+                    "%s, so all of it was read: somebody writes to the file past SQLite, or a disk "
+                    "damages it",
+                    why->text);
+    else
+        bk_log(BK_LOG_WARN, "backup %s: job %s: database %s: all of it is read: %s",
+               b->job->engine->set->name, b->job->id, db->name, why->text);
 }
 
 static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_t *out,
@@ -104,11 +122,8 @@ static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_
     const bk_db_known_t *known = unchanged.known.like != NULL ? &unchanged.known : NULL;
     if (rc == BK_OK)
         rc = bk_db_dump(b->session, source, db->path, known, b->job->team, out, ctl, err);
-    if (rc == BK_CHANGED && known != NULL) {
-        bk_ctl_note(ctl,
-                    "%s, so all of it was read: somebody writes to the file past SQLite, or a disk "
-                    "damages it",
-                    err->text);
+    if (rc != BK_OK && known != NULL && !is_stop(rc)) {
+        tell_why_all_is_read(b, db, rc, err);
         forget_database(out);
         rc = bk_db_dump(b->session, source, db->path, NULL, b->job->team, out, ctl, err);
     }

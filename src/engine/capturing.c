@@ -499,8 +499,13 @@ static bool look_now(bk_capturing_t *c, bk_captured_t *one, const bk_db_info_t *
                      bk_capture_state_t *state, bk_err_t *why)
 {
     bool is = false;
-    pthread_mutex_lock(&one->lock);
-    if (one->capture != NULL && may_run(c, one)) {
+    if (!bk_capturing_lock_soon(one)) {
+        bk_err_set(why, BK_TIMEOUT, "it is busy");
+        return false;
+    }
+    if (one->capture != NULL)
+        bk_capture_state(one->capture, state);
+    if (one->capture != NULL && !state->paused && may_run(c, one)) {
         (void)after_step(c, one, bk_capture_pinned(one->capture, pinned, &is, why), why);
         bk_capture_state(one->capture, state);
     }

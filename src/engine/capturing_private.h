@@ -52,6 +52,8 @@ struct bk_capturing_s {
     char problem[BK_ERR_TEXT]; /* of shipping, as last told; its thread's */
 };
 
+/* shipping.c: take the lock; false: whoever has it takes too long. */
+bool bk_capturing_lock_soon(bk_captured_t *one);
 /* shipping.c: which names are segments, for scandir. */
 struct dirent;
 int bk_capturing_segments(const struct dirent *entry);

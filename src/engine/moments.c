@@ -566,6 +566,8 @@ bk_rc_t bk_moments_placed(bk_moments_t *m, const bk_txlog_place_t *place, int64_
     *txid = 0;
     for (size_t s = m->count; s > 0; s--) {
         bk_txlog_t *log;
+        if (memcmp(m->segments[s - 1].epoch, m->known.epoch, BK_EPOCH_SIZE) != 0)
+            return BK_OK;
         bk_rc_t rc = bk_moments_segment(m, s - 1, &log, err);
         for (size_t i = rc == BK_OK ? bk_txlog_count(log) : 0; i > 0; i--) {
             const bk_tx_t *tx = bk_txlog_tx(log, i - 1);

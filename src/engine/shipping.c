@@ -116,8 +116,7 @@ static bool is_needed(bk_captured_t *one, const segment_t *segment)
                                     segment->name.last > state.saved);
 }
 
-/* With the capture's lock; false: whoever has it takes too long. */
-static bool lock_soon(bk_captured_t *one)
+bool bk_capturing_lock_soon(bk_captured_t *one)
 {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
@@ -130,7 +129,7 @@ static bk_rc_t remove_local(bk_capturing_t *c, bk_captured_t *one, const segment
                             const char *path, bool *later, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
-    if (!lock_soon(one)) {
+    if (!bk_capturing_lock_soon(one)) {
         *later = true;
         return BK_OK;
     }
@@ -152,7 +151,8 @@ static void put_away(const bk_capturing_t *c, bk_captured_t *one, const char *pa
     segment_t segment = {.name.last = UINT64_MAX};
     const char *name = strrchr(path, '/') + 1;
     bk_err_t failure = {0};
-    if (!bk_unhex(segment.name.epoch, BK_EPOCH_SIZE, name, 2 * BK_EPOCH_SIZE) || !lock_soon(one))
+    if (!bk_unhex(segment.name.epoch, BK_EPOCH_SIZE, name, 2 * BK_EPOCH_SIZE) ||
+        !bk_capturing_lock_soon(one))
         return;
     if (atomic_load(&c->allowed) && !is_needed(one, &segment)) {
         bk_rc_t rc = bk_capture_set_aside(path, "damaged", &failure);

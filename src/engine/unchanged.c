@@ -4,9 +4,24 @@
  */
 #include "engine/unchanged.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/bases.h"
+
+/* Who shares the storage is not believed. */
+static bk_rc_t choose_own(const bk_unchanged_of_t *of, bk_snapshot_list_t *own, bk_err_t *err)
+{
+    own->items = calloc(of->list->count + 1, sizeof *own->items);
+    if (own->items == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "out of memory");
+    for (size_t i = 0; i < of->list->count; i++) {
+        const bk_snapshot_t *s = &of->list->items[i];
+        if (strcmp(s->set, of->set) == 0 && strcmp(s->host, of->host) == 0)
+            own->items[own->count++] = *s;
+    }
+    return BK_OK;
+}
 
 /* A backup that holds just that: no transaction is asked. */
 static bk_rc_t find_same(const bk_unchanged_of_t *of, const bk_capture_state_t *state,
@@ -14,7 +29,7 @@ static bk_rc_t find_same(const bk_unchanged_of_t *of, const bk_capture_state_t *
 {
     bk_bases_t bases;
     bk_past_segments_t none = {.count = 0};
-    bk_rc_t rc = bk_bases_init(&bases, of->list, of->database, err);
+    bk_rc_t rc = bk_bases_init(&bases, &u->own, of->database, err);
     bool found = rc == BK_OK && bk_bases_find(&bases, state->digest, state->page_count, &u->moment);
     bk_bases_free(&bases);
     if (!found)
@@ -27,39 +42,40 @@ static bk_rc_t find_same(const bk_unchanged_of_t *of, const bk_capture_state_t *
     return rc;
 }
 
-/* Behind the last one that the capture knows, or before it. */
-static bk_rc_t number_of(bk_unchanged_t *u, const bk_db_info_t *pinned,
-                         const bk_capture_state_t *state, uint64_t *txid, bk_err_t *err)
+static void place_of(const bk_db_info_t *pinned, bk_txlog_place_t *place)
 {
-    bk_txlog_place_t place = {.frame = (uint32_t)pinned->wal_frames};
-    memcpy(place.salt, pinned->wal_salt, sizeof place.salt);
-    memcpy(place.checksum, pinned->wal_checksum, sizeof place.checksum);
-    *txid = state != NULL ? state->txid : 0;
-    return state != NULL ? BK_OK
-                         : bk_moments_placed(u->moments, &place, pinned->instant, txid, err);
+    *place = (bk_txlog_place_t){.frame = (uint32_t)pinned->wal_frames};
+    memcpy(place->salt, pinned->wal_salt, sizeof place->salt);
+    memcpy(place->checksum, pinned->wal_checksum, sizeof place->checksum);
 }
 
 /* A new epoch begins with the number of the last transaction before it, and another content. */
-static bool is_it(const bk_unchanged_t *u, const bk_db_info_t *pinned,
+static bool is_it(const bk_unchanged_t *u, const bk_txlog_place_t *place, uint64_t page_count,
                   const bk_capture_state_t *state)
 {
     const bk_tx_t *tx = &u->moment.tx;
-    return tx->page_count == pinned->page_count && (state == NULL || tx->after == state->digest);
+    return tx->page_count == page_count &&
+           (state != NULL ? tx->after == state->digest
+                          : memcmp(&tx->place, place, sizeof *place) == 0);
 }
 
 static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
                     const bk_capture_state_t *state, bk_unchanged_t *u, bk_err_t *err)
 {
-    uint64_t txid = 0;
-    bk_rc_t rc = state != NULL ? find_same(of, state, u, err) : BK_OK;
-    if (rc != BK_OK || u->past != NULL)
+    bk_txlog_place_t place;
+    uint64_t txid = state != NULL ? state->txid : 0;
+    place_of(pinned, &place);
+    bk_rc_t rc = choose_own(of, &u->own, err);
+    if (rc == BK_OK && state != NULL)
+        rc = find_same(of, state, u, err);
+    if (rc != BK_OK || u->past != NULL || (state == NULL && place.frame == 0))
         return rc;
     rc = bk_moments_open(of->base_dir, of->set, of->database, of->repo, of->ctl, &u->moments, err);
-    if (rc == BK_OK)
-        rc = number_of(u, pinned, state, &txid, err);
+    if (rc == BK_OK && state == NULL)
+        rc = bk_moments_placed(u->moments, &place, pinned->instant, &txid, err);
     if (rc == BK_OK && txid > 0)
-        rc = bk_moments_number(u->moments, txid, of->list, &u->moment, err);
-    if (rc != BK_OK || txid == 0 || !is_it(u, pinned, state))
+        rc = bk_moments_number(u->moments, txid, &u->own, &u->moment, err);
+    if (rc != BK_OK || txid == 0 || !is_it(u, &place, pinned->page_count, state))
         return rc;
     rc = bk_moments_past(&u->moment, NULL, NULL, &u->past, err);
     if (rc == BK_OK)
@@ -80,5 +96,6 @@ void bk_unchanged_free(bk_unchanged_t *u)
 {
     bk_past_free(u->past);
     bk_moments_free(u->moments);
+    free(u->own.items); /* they are the list's */
     *u = (bk_unchanged_t){.moments = NULL};
 }

@@ -10,6 +10,7 @@
 #include "sqlite/source.h"
 
 typedef struct {
+    bk_snapshot_list_t own; /* of the list that was given */
     bk_moments_t *moments;
     bk_moment_t moment;
     bk_past_t *past;
@@ -22,7 +23,7 @@ typedef struct {
  * borrowed until free.  That nothing is known is no failure: only a stop is.
  */
 typedef struct {
-    const char *base_dir, *set, *database;
+    const char *base_dir, *set, *host, *database; /* only backups of these */
     bk_repo_t *repo;
     const bk_snapshot_list_t *list;
     bk_ctl_t *ctl;

@@ -490,11 +490,10 @@ static bk_rc_t step(bk_capture_t *c, bool woken, bool now, bk_err_t *err)
     bk_err_t why = {0};
     bk_rc_t rc = c->going ? look(c, now, &why) : start(c, &why);
     /* What could not be had now is tried again; the pin is held. */
-    c->busy = rc == BK_BUSY ? c->busy + 1 : 0;
     if (rc == BK_BUSY && c->going && (!c->batches || c->busy < BUSY_MOST))
         rc = BK_OK;
     bool news = rc == BK_OK && c->at.txid != c->state.txid;
-    if (rc == BK_OK && !news && c->state.txid == c->at.txid && c->going)
+    if (rc == BK_OK && !news && !now && c->state.txid == c->at.txid && c->going)
         rc = audit_when_due(c, &why);
     if (news && c->log != NULL)
         rc = bk_txlog_sync(c->log, &why);

@@ -82,6 +82,7 @@ bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err)
     int64_t looked = bk_now();
     uint64_t txid = c->at.txid;
     if (bk_capture_marked(c)) {
+        c->busy = 0;
         /* What was committed before has changed the header by then. */
         c->looked = looked > c->looked ? looked : c->looked;
         return BK_OK;
@@ -91,7 +92,11 @@ bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err)
     bk_rc_t rc = now ? BK_OK : warm(c, err);
     if (rc == BK_OK)
         rc = bk_capture_difference(c, BK_TXLOG_BATCH, err);
-    rest(c);
+    c->busy = rc == BK_BUSY ? c->busy + 1 : 0;
+    if (rc != BK_BUSY)
+        rest(c);
+    else
+        c->rest = bk_mono() + c->batch_least;
     if (rc == BK_OK)
         c->looked = c->at.seen;
     if (c->at.txid != txid)

@@ -22,7 +22,8 @@
 
 #define READ_BYTES  (1u << 20)
 #define GROWTH_MOST (1ull << 30)
-#define FULL_BYTES  (4u << 20) /* a segment that nothing of unknown size is added to */
+#define MUCH_BYTES  (16u << 20) /* what may take too long to be written */
+#define FULL_BYTES  (4u << 20)  /* a segment that nothing of unknown size is added to */
 
 /* --- files --- */
 
@@ -306,6 +307,7 @@ static bk_rc_t compare_some(bk_capture_t *c, bool log, const uint8_t *pages, uin
         if (pgno == bk_db_lock_page(size) || hash == bk_hashes_get(&c->hashes, pgno))
             continue;
         bk_hashes_set(&c->hashes, pgno, hash);
+        c->logged += log;
         if (log)
             rc = bk_txlog_page(c->log, (uint32_t)pgno, pages + (size_t)i * size, err);
     }
@@ -425,6 +427,7 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
     bk_tx_t tx = {
         .flags = flag, .txid = c->at.txid + 1, .t_lo = known_until(c), .before = c->hashes.digest};
     uint64_t count = c->hashes.count;
+    c->logged = 0;
     bk_rc_t rc = room_for_difference(c, err);
     if (rc == BK_OK)
         rc = open_source(c, &source, err);
@@ -701,13 +704,14 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = begin_epoch(c, err);
     else if (rc == BK_OK && !goes_on)
         rc = bridge(c, err);
-    /* It may be the writing, which another try would not get done either. */
-    if (rc == BK_TIMEOUT && c->batches && fits) {
-        bk_ctl_note(c->ctl,
-                    "database %s: what was captured before ends here: more changed than can be "
-                    "written while the application's commits wait",
-                    c->database);
+    /* It was the writing, which another try would not get done either. */
+    if (rc == BK_TIMEOUT && c->batches && c->logged * page_size >= MUCH_BYTES) {
         rc = begin_epoch(c, err);
+        if (rc == BK_OK)
+            bk_ctl_note(c->ctl,
+                        "database %s: what was captured before ends here: more changed than can be "
+                        "written while the application's commits wait",
+                        c->database);
     }
     if (rc == BK_TOO_LARGE) {
         bk_capture_forget(c);

@@ -43,8 +43,9 @@ struct bk_capture_s {
     bool going;      /* one of the readers is pinned; or, of batches, they are known */
     unsigned reader; /* which */
     bool want_wal;
-    bool batches;  /* no log, and no pin */
-    unsigned busy; /* looks in a row that a lock was in the way of */
+    bool batches;    /* no log, and no pin */
+    unsigned busy;   /* batches in a row that a lock was in the way of */
+    uint64_t logged; /* pages of the last difference */
     bk_capture_mark_t mark;
     int64_t held;                    /* ns: that commits waited for the last one */
     int64_t rest;                    /* bk_mono: no batch before */

@@ -5,6 +5,7 @@
 #include "sqlite/dump.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
@@ -18,6 +19,8 @@
 #define IN_FLIGHT    (16u << 20) /* bytes of blocks that are read ahead, hashed, stored */
 #define RING_MAX     (IN_FLIGHT / BK_BLOCK_SIZE)
 #define FETCH_BLOCKS 4096u
+#define CHANGED_PART 8u          /* of the blocks: as many are looked at one by one */
+#define WRITE_BEHIND (16u << 20) /* bytes */
 
 typedef struct dump_s dump_t;
 
@@ -42,8 +45,7 @@ typedef struct {
     bk_chunk_ref_t *refs;
     uint64_t first;
     size_t count;
-    uint64_t digest;    /* of what was read, and of what was there before */
-    atomic_bool unread; /* some of the latter is lost */
+    uint64_t digest; /* of what was read, and of what was there before */
 } earlier_t;
 
 /*
@@ -85,25 +87,27 @@ static bk_rc_t look_at_what_was(block_t *block, bk_err_t *err)
 {
     dump_t *dump = block->dump;
     bk_buf_t bytes;
-    uint8_t *zeros;
-    bk_err_t why = {0};
-    bk_rc_t rc = BK_OK;
-    block->was_digest = 0;
-    if (!block->was_there)
+    bool same = block->was_there && block->was.raw == block->pages * dump->page_size &&
+                bk_id_equal(&block->was.id, &block->id);
+    block->was_digest = same ? block->digest : 0;
+    if (same || !block->was_there)
         return BK_OK;
+    bk_rc_t rc = BK_OK;
     bk_buf_init(&bytes, BK_CHUNK_MAX);
+    uint8_t *zeros = bk_buf_room(&bytes, block->was.raw);
     if (!bk_id_is_zero(&block->was.id))
-        rc = bk_repo_get(bk_session_repo(dump->session), &block->was.id, &bytes, dump->ctl, &why);
-    else if ((zeros = bk_buf_room(&bytes, block->was.raw)) != NULL)
+        rc = bk_repo_get(bk_session_repo(dump->session), &block->was.id, &bytes, dump->ctl, err);
+    else if (zeros != NULL)
         memset(zeros, 0, bytes.len = block->was.raw);
     else
-        rc = bk_err_set(&why, BK_NO_MEMORY, "out of memory");
-    if (rc != BK_OK)
-        atomic_store(&dump->earlier.unread, true);
-    else
+        rc = bk_err_set(err, BK_NO_MEMORY, "out of memory");
+    if (rc == BK_OK)
         block->was_digest = digest_of_block(block, bytes.data, bytes.len);
+    else
+        bk_err_wrap(err, "block %llu of the earlier backup",
+                    (unsigned long long)(block->first / block->pages));
     bk_buf_free(&bytes);
-    return rc == BK_OK ? rc : bk_ctl_check(dump->ctl, err);
+    return rc;
 }
 
 /* A lane's work: digest of the pages, then into the repository. */
@@ -151,17 +155,19 @@ static bk_rc_t look_up_what_was(dump_t *dump, block_t *block, bk_err_t *err)
     return BK_OK;
 }
 
-/* Nothing in it changed, and it is stored: it is taken over. */
+/* Nothing in it changed, and it is stored: it is taken over.  That is asked last, since the backup
+ * relies on what it was told of. */
 static void keep_block(dump_t *dump, block_t *block)
 {
     const bk_past_t *past = dump->earlier.known->past;
     bk_chunk_ref_t *was = &block->was;
-    if (!block->was_there || was->raw != block->pages * dump->page_size ||
-        (!bk_id_is_zero(&was->id) && !bk_session_has(dump->session, &was->id)))
+    if (!block->was_there || was->raw != block->pages * dump->page_size)
         return;
     for (unsigned i = 0; i < block->pages; i++)
         if (!bk_past_same(past, block->first + i))
             return;
+    if (!bk_id_is_zero(&was->id) && !bk_session_has(dump->session, &was->id))
+        return;
     block->kept = true;
     block->id = was->id;
     if (dump->ctl != NULL)
@@ -265,14 +271,21 @@ static bk_rc_t describe(dump_t *dump, const char *path, bk_snapshot_db_t *db, bk
 
 /*
  * It has to have the same blocks.  One that became smaller was rewritten anyway, and what is behind
- * its end would have to be looked at.
+ * its end would have to be looked at; and when much changed it takes less to read all.
  */
+static bool is_of_use(const bk_db_known_t *known, const bk_snapshot_db_t *db)
+{
+    const bk_snapshot_db_t *like = known->like;
+    return like->page_size == db->page_size && like->block_size == db->block_size &&
+           like->page_count <= db->page_count &&
+           bk_past_page_count(known->past) == db->page_count &&
+           bk_past_changed(known->past) <= like->map.count / CHANGED_PART + 1;
+}
+
 static bk_rc_t begin_earlier(dump_t *dump, const bk_db_known_t *known, const bk_snapshot_db_t *db,
                              bk_err_t *err)
 {
-    if (known == NULL || known->like->page_size != db->page_size ||
-        known->like->block_size != db->block_size || known->like->page_count > db->page_count ||
-        bk_past_page_count(known->past) != db->page_count)
+    if (known == NULL || !is_of_use(known, db))
         return BK_OK;
     dump->earlier.refs = calloc(FETCH_BLOCKS, sizeof *dump->earlier.refs);
     if (dump->earlier.refs == NULL)
@@ -287,8 +300,7 @@ static bk_rc_t end_earlier(const dump_t *dump, bk_snapshot_db_t *db, bk_err_t *e
     if (known == NULL)
         return BK_OK;
     db->digest = bk_past_digest(known->past);
-    return (known->like->digest ^ dump->earlier.digest) == db->digest &&
-                   !atomic_load(&dump->earlier.unread)
+    return (known->like->digest ^ dump->earlier.digest) == db->digest
                ? BK_OK
                : bk_err_set(err, BK_CHANGED,
                             "database %s: what changed in it is not what its transactions tell",
@@ -326,7 +338,7 @@ typedef struct {
     const char *file;
     const bk_snapshot_db_t *db;
     uint64_t lock_page;
-    atomic_uint_fast64_t digest;
+    atomic_uint_fast64_t digest, written;
     bk_ctl_t *ctl;
 } image_t;
 
@@ -337,6 +349,15 @@ static uint64_t digest_of(const image_t *image, uint64_t block, const uint8_t *b
         if (first != image->lock_page)
             digest ^= bk_db_page_hash(first, bytes + at, image->db->page_size);
     return digest;
+}
+
+/* The disk begins with what is there, or the flush at the end would find it idle until then.  That
+ * it cannot is no failure. */
+static void write_behind(image_t *image, size_t len)
+{
+    uint64_t before = atomic_fetch_add(&image->written, len);
+    if (before / WRITE_BEHIND != (before + len) / WRITE_BEHIND)
+        (void)sync_file_range(image->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
 /* XOR is commutative: blocks may arrive in any order. */
@@ -354,8 +375,11 @@ static bk_rc_t write_block(void *arg, const bk_want_chunk_t *want, const uint8_t
     atomic_fetch_xor(&image->digest, digest_of(image, want->tag, data, want->raw));
     if (image->ctl != NULL)
         atomic_fetch_add(&image->ctl->bytes_done, want->raw);
-    return bk_pwrite_all(image->fd, data, want->raw, want->tag * image->db->block_size, image->file,
-                         err);
+    bk_rc_t rc = bk_pwrite_all(image->fd, data, want->raw, want->tag * image->db->block_size,
+                               image->file, err);
+    if (rc == BK_OK)
+        write_behind(image, want->raw);
+    return rc;
 }
 
 /* Blocks of the map from first on, holes counted into the digest; the others are fetched. */
@@ -433,6 +457,7 @@ bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, int fd, c
         return rc;
     image.lock_page = bk_db_lock_page(db->page_size);
     atomic_init(&image.digest, 0);
+    atomic_init(&image.written, 0);
     if (ctl != NULL)
         atomic_fetch_add(&ctl->bytes_total, db->page_count * db->page_size);
     return write_image(&image, repo, team, err);

@@ -21,7 +21,8 @@ typedef struct {
  * Back up a pinned database, which is at path: blocks of BK_BLOCK_SIZE into chunks and a map, and
  * the digest.  Fills every member of *db but name (heap strings owned by it).  All-zero blocks are
  * stored as holes.  known may be NULL; else blocks that it says are as in the earlier backup, and
- * that are stored, are not read.  BK_CHANGED: what was read shows that it is wrong.
+ * that are stored, are not read.  BK_CHANGED: what was read shows that it is
+ * wrong; other failures may come from the earlier backup: without known they do not.
  */
 bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path,
                    const bk_db_known_t *known, bk_team_t *team, bk_snapshot_db_t *db, bk_ctl_t *ctl,

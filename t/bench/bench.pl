@@ -334,7 +334,12 @@ sub point_in_time {
     $nginx->wait_until(300, 'captured', sub { my $now = capture_of($nginx)->{transaction}; my $same = $now >= $count && $now == $last; $last = $now; sleep 6 unless $same; $same })
         or die "not captured\n";
     my $n = 0;
+    my $incremental = $nginx->backup({ backup_type => 'incremental' });
+    printf "  an incremental backup after them: %.2f s, read %.0f of %.0f MiB\n", $incremental->{duration_seconds},
+        map { $_ / 2**20 } $incremental->{stats}{bytes_read}, -s $db;
     measure($set, 'restore', 'cp', sub { warm($data) }, sub { run_command('cp', $db, fresh_dir()) });
+    measure($set, 'restore', 'cp, sync -f', sub { warm($data) },
+        sub { my $out = fresh_dir(); run_command('sh', '-c', 'cp "$1" "$2" && sync -f "$2"', 'sh', $db, $out) });
     measure($set, 'restore', 'ngx-backup', undef,
         sub { job_seconds($nginx, '/recovery', { recovery_type => 'database', restore_to_original => JSON::PP::false, transaction => $last,
                     target_directory => "$nginx->{dir}/restored/" . $n++ }) });
