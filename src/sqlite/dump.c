@@ -19,7 +19,7 @@
 #define IN_FLIGHT    (16u << 20) /* bytes of blocks that are read ahead, hashed, stored */
 #define RING_MAX     (IN_FLIGHT / BK_BLOCK_SIZE)
 #define FETCH_BLOCKS 4096u
-#define CHANGED_PART 8u          /* of the blocks: as many are looked at one by one */
+#define CHANGED_PART 8u          /* of the earlier backup's blocks */
 #define WRITE_BEHIND (16u << 20) /* bytes */
 
 typedef struct dump_s dump_t;
@@ -155,17 +155,23 @@ static bk_rc_t look_up_what_was(dump_t *dump, block_t *block, bk_err_t *err)
     return BK_OK;
 }
 
+static bool all_same(const bk_past_t *past, uint64_t first, uint64_t pages)
+{
+    for (uint64_t page = first; page < first + pages; page++)
+        if (!bk_past_same(past, page))
+            return false;
+    return true;
+}
+
 /* Nothing in it changed, and it is stored: it is taken over.  That is asked last, since the backup
  * relies on what it was told of. */
 static void keep_block(dump_t *dump, block_t *block)
 {
     const bk_past_t *past = dump->earlier.known->past;
     bk_chunk_ref_t *was = &block->was;
-    if (!block->was_there || was->raw != block->pages * dump->page_size)
+    if (!block->was_there || was->raw != block->pages * dump->page_size ||
+        !all_same(past, block->first, block->pages))
         return;
-    for (unsigned i = 0; i < block->pages; i++)
-        if (!bk_past_same(past, block->first + i))
-            return;
     if (!bk_id_is_zero(&was->id) && !bk_session_has(dump->session, &was->id))
         return;
     block->kept = true;
@@ -269,9 +275,22 @@ static bk_rc_t describe(dump_t *dump, const char *path, bk_snapshot_db_t *db, bk
                : bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
 }
 
+/* Looked at one by one these take longer than reading all. */
+static bool too_many_changed(const bk_db_known_t *known)
+{
+    const bk_snapshot_db_t *like = known->like;
+    uint64_t per_block = like->block_size / like->page_size, changed = 0;
+    uint64_t most = like->map.count / CHANGED_PART + 1;
+    for (uint64_t first = 1; first <= like->page_count && changed <= most; first += per_block) {
+        uint64_t left = like->page_count - first + 1;
+        changed += !all_same(known->past, first, left < per_block ? left : per_block);
+    }
+    return changed > most;
+}
+
 /*
  * It has to have the same blocks.  One that became smaller was rewritten anyway, and what is behind
- * its end would have to be looked at; and when much changed it takes less to read all.
+ * its end would have to be looked at.
  */
 static bool is_of_use(const bk_db_known_t *known, const bk_snapshot_db_t *db)
 {
@@ -279,7 +298,7 @@ static bool is_of_use(const bk_db_known_t *known, const bk_snapshot_db_t *db)
     return like->page_size == db->page_size && like->block_size == db->block_size &&
            like->page_count <= db->page_count &&
            bk_past_page_count(known->past) == db->page_count &&
-           bk_past_changed(known->past) <= like->map.count / CHANGED_PART + 1;
+           bk_db_check_geometry(like, NULL) == BK_OK && !too_many_changed(known);
 }
 
 static bk_rc_t begin_earlier(dump_t *dump, const bk_db_known_t *known, const bk_snapshot_db_t *db,
@@ -291,7 +310,7 @@ static bk_rc_t begin_earlier(dump_t *dump, const bk_db_known_t *known, const bk_
     if (dump->earlier.refs == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", db->path);
     dump->earlier.known = known;
-    return bk_db_check_geometry(known->like, err);
+    return BK_OK;
 }
 
 static bk_rc_t end_earlier(const dump_t *dump, bk_snapshot_db_t *db, bk_err_t *err)

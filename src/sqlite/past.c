@@ -272,11 +272,6 @@ uint64_t bk_past_base_end(const bk_past_t *past)
     return past->base_end;
 }
 
-uint64_t bk_past_changed(const bk_past_t *past)
-{
-    return past->count;
-}
-
 bool bk_past_same(const bk_past_t *past, uint64_t pgno)
 {
     return pgno <= past->base_end && past->versions[place_of(past, (uint32_t)pgno)].pgno == 0;

@@ -52,9 +52,7 @@ bk_rc_t bk_past_page(bk_past_t *past, uint64_t pgno, uint8_t *page, bk_err_t *er
  * and then the newest version of each page that was changed, in the order in which they are stored.
  */
 uint64_t bk_past_base_end(const bk_past_t *past);
-/* How many pages were changed; and is page pgno (1 to page_count) as in the base?  Nothing is read
- * for either. */
-uint64_t bk_past_changed(const bk_past_t *past);
+/* Is page pgno (1 to page_count) as in the base?  Nothing is read for it. */
 bool bk_past_same(const bk_past_t *past, uint64_t pgno);
 uint64_t bk_past_digest(const bk_past_t *past);
 bk_rc_t bk_past_changes(bk_past_t *past, bk_txlog_page_fn fn, void *arg, bk_err_t *err);
