@@ -105,7 +105,7 @@ static bk_rc_t look_at_what_was(block_t *block, bk_err_t *err)
         block->was_digest = digest_of_block(block, bytes.data, bytes.len);
     else
         bk_err_wrap(err, "block %llu of the earlier backup",
-                    (unsigned long long)(block->first / block->pages));
+                    (unsigned long long)((block->first - 1) * dump->page_size / dump->block_size));
     bk_buf_free(&bytes);
     return rc;
 }
