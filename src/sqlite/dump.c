@@ -5,7 +5,6 @@
 #include "sqlite/dump.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
@@ -19,8 +18,7 @@
 #define IN_FLIGHT    (16u << 20) /* bytes of blocks that are read ahead, hashed, stored */
 #define RING_MAX     (IN_FLIGHT / BK_BLOCK_SIZE)
 #define FETCH_BLOCKS 4096u
-#define CHANGED_PART 8u          /* of the earlier backup's blocks */
-#define WRITE_BEHIND (16u << 20) /* bytes */
+#define CHANGED_PART 8u /* of the earlier backup's blocks */
 
 typedef struct dump_s dump_t;
 
@@ -357,7 +355,7 @@ typedef struct {
     const char *file;
     const bk_snapshot_db_t *db;
     uint64_t lock_page;
-    atomic_uint_fast64_t digest, written;
+    atomic_uint_fast64_t digest;
     bk_ctl_t *ctl;
 } image_t;
 
@@ -368,15 +366,6 @@ static uint64_t digest_of(const image_t *image, uint64_t block, const uint8_t *b
         if (first != image->lock_page)
             digest ^= bk_db_page_hash(first, bytes + at, image->db->page_size);
     return digest;
-}
-
-/* The disk begins with what is there, or the flush at the end would find it idle until then.  That
- * it cannot is no failure. */
-static void write_behind(image_t *image, size_t len)
-{
-    uint64_t before = atomic_fetch_add(&image->written, len);
-    if (before / WRITE_BEHIND != (before + len) / WRITE_BEHIND)
-        (void)sync_file_range(image->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
 /* XOR is commutative: blocks may arrive in any order. */
@@ -394,11 +383,8 @@ static bk_rc_t write_block(void *arg, const bk_want_chunk_t *want, const uint8_t
     atomic_fetch_xor(&image->digest, digest_of(image, want->tag, data, want->raw));
     if (image->ctl != NULL)
         atomic_fetch_add(&image->ctl->bytes_done, want->raw);
-    bk_rc_t rc = bk_pwrite_all(image->fd, data, want->raw, want->tag * image->db->block_size,
-                               image->file, err);
-    if (rc == BK_OK)
-        write_behind(image, want->raw);
-    return rc;
+    return bk_pwrite_all(image->fd, data, want->raw, want->tag * image->db->block_size, image->file,
+                         err);
 }
 
 /* Blocks of the map from first on, holes counted into the digest; the others are fetched. */
@@ -476,7 +462,6 @@ bk_rc_t bk_db_materialise(bk_repo_t *repo, const bk_snapshot_db_t *db, int fd, c
         return rc;
     image.lock_page = bk_db_lock_page(db->page_size);
     atomic_init(&image.digest, 0);
-    atomic_init(&image.written, 0);
     if (ctl != NULL)
         atomic_fetch_add(&ctl->bytes_total, db->page_count * db->page_size);
     return write_image(&image, repo, team, err);
