@@ -86,12 +86,14 @@ static bk_rc_t find_unchanged(const backup_t *b, const bk_set_db_t *db, const bk
                             .repo = b->opened->repo,
                             .list = b->list,
                             .ctl = b->job->ctl};
-    bool is = bk_capturing_pinned(engine->capturing, db->path, pinned, &state, b->job->ctl);
+    bool wal = strcmp(pinned->journal, "wal") == 0;
+    bool all = b->scope->full || b->scope->lenient || !wal;
     *unchanged = (bk_unchanged_t){.moments = NULL};
-    return b->scope->full || b->scope->lenient || db->pitr_window == 0 ||
-                   strcmp(pinned->journal, "wal") != 0
-               ? BK_OK
-               : bk_unchanged_find(&of, pinned, is ? &state : NULL, unchanged, err);
+    if (db->pitr_window == 0 || (wal && all))
+        return BK_OK;
+    /* Without a log this makes a batch of it, whatever is read then. */
+    bool is = bk_capturing_pinned(engine->capturing, db->path, pinned, &state, b->job->ctl);
+    return all ? BK_OK : bk_unchanged_find(&of, pinned, is ? &state : NULL, unchanged, err);
 }
 
 static void tell_why_all_is_read(const backup_t *b, const bk_set_db_t *db, bk_rc_t rc,

@@ -553,13 +553,6 @@ bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list
     return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
 }
 
-static bool is_at(const bk_tx_t *tx, const bk_txlog_place_t *place)
-{
-    return tx->place.frame == place->frame && place->frame != 0 &&
-           memcmp(tx->place.salt, place->salt, sizeof place->salt) == 0 &&
-           memcmp(tx->place.checksum, place->checksum, sizeof place->checksum) == 0;
-}
-
 bk_rc_t bk_moments_placed(bk_moments_t *m, const bk_txlog_place_t *place, int64_t instant,
                           uint64_t *txid, bk_err_t *err)
 {
@@ -571,9 +564,9 @@ bk_rc_t bk_moments_placed(bk_moments_t *m, const bk_txlog_place_t *place, int64_
         bk_rc_t rc = bk_moments_segment(m, s - 1, &log, err);
         for (size_t i = rc == BK_OK ? bk_txlog_count(log) : 0; i > 0; i--) {
             const bk_tx_t *tx = bk_txlog_tx(log, i - 1);
-            if (is_at(tx, place))
-                *txid = tx->txid;
-            if (is_at(tx, place) || tx->t_hi < instant)
+            bool found = bk_txlog_same_place(&tx->place, place);
+            *txid = found ? tx->txid : 0;
+            if (found || tx->t_hi < instant)
                 return BK_OK;
         }
         if (rc != BK_OK)

@@ -59,7 +59,8 @@ bk_rc_t bk_moments_number(bk_moments_t *moments, uint64_t txid, const bk_snapsho
                           bk_moment_t *moment, bk_err_t *err);
 /*
  * The transaction of the epoch that goes on which ends at that place of the write-ahead log; it was
- * the last one at instant (ns), or is one of those after it.  0: none is.
+ * the last one at instant (ns), or is one of those after it.  0: none is.  The place is not the
+ * one before the first frame.
  */
 bk_rc_t bk_moments_placed(bk_moments_t *moments, const bk_txlog_place_t *place, int64_t instant,
                           uint64_t *txid, bk_err_t *err);

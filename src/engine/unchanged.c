@@ -42,21 +42,13 @@ static bk_rc_t find_same(const bk_unchanged_of_t *of, const bk_capture_state_t *
     return rc;
 }
 
-static void place_of(const bk_db_info_t *pinned, bk_txlog_place_t *place)
-{
-    *place = (bk_txlog_place_t){.frame = (uint32_t)pinned->wal_frames};
-    memcpy(place->salt, pinned->wal_salt, sizeof place->salt);
-    memcpy(place->checksum, pinned->wal_checksum, sizeof place->checksum);
-}
-
 /* A new epoch begins with the number of the last transaction before it, and another content. */
 static bool is_it(const bk_unchanged_t *u, const bk_txlog_place_t *place, uint64_t page_count,
                   const bk_capture_state_t *state)
 {
     const bk_tx_t *tx = &u->moment.tx;
     return tx->page_count == page_count &&
-           (state != NULL ? tx->after == state->digest
-                          : memcmp(&tx->place, place, sizeof *place) == 0);
+           (state != NULL ? tx->after == state->digest : bk_txlog_same_place(&tx->place, place));
 }
 
 static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
@@ -64,7 +56,7 @@ static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
 {
     bk_txlog_place_t place;
     uint64_t txid = state != NULL ? state->txid : 0;
-    place_of(pinned, &place);
+    bk_capture_place(pinned, &place);
     bk_rc_t rc = choose_own(of, &u->own, err);
     if (rc == BK_OK && state != NULL)
         rc = find_same(of, state, u, err);

@@ -417,12 +417,10 @@ bk_rc_t bk_capture_roll(bk_capture_t *c, bk_err_t *err)
 {
     if (!c->going || c->log == NULL)
         return BK_OK;
-    bk_txlog_writer_t *log = c->log;
     bk_tx_t last;
-    if (!bk_txlog_last(log, &last))
+    if (!bk_txlog_last(c->log, &last))
         return BK_OK;
-    c->log = NULL;
-    bk_rc_t rc = bk_txlog_seal(log, err);
+    bk_rc_t rc = bk_capture_seal(c, err);
     /* Not each time: of a large database they are much more than what changes. */
     if (rc == BK_OK && c->unsaved >= SAVE_LEAST && c->unsaved >= c->hashes.count * 8)
         rc = bk_capture_save(c, err);
@@ -524,10 +522,9 @@ bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *
 
 static bool is_at(const bk_capture_t *c, const bk_db_info_t *pinned)
 {
-    const bk_txlog_place_t *at = &c->at.place;
-    return at->frame == pinned->wal_frames &&
-           memcmp(at->salt, pinned->wal_salt, sizeof at->salt) == 0 &&
-           (at->frame == 0 || memcmp(at->checksum, pinned->wal_checksum, sizeof at->checksum) == 0);
+    bk_txlog_place_t place;
+    bk_capture_place(pinned, &place);
+    return bk_txlog_same_place(&c->at.place, &place);
 }
 
 bk_rc_t bk_capture_pinned(bk_capture_t *c, const bk_db_info_t *pinned, bool *is, bk_err_t *err)

@@ -106,6 +106,8 @@ bk_rc_t bk_capture_step(bk_capture_t *capture, bool woken, unsigned *again, bk_e
  */
 bk_rc_t bk_capture_pinned(bk_capture_t *capture, const bk_db_info_t *pinned, bool *is,
                           bk_err_t *err);
+/* Where in the log a pin is; all zeros without one. */
+void bk_capture_place(const bk_db_info_t *pinned, bk_txlog_place_t *place);
 /* Seal the open segment, if there is one, so that it can be shipped. */
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
 /*

@@ -40,6 +40,20 @@ bool bk_capture_marked(bk_capture_t *c)
     return read_mark(c, &mark, NULL) == BK_OK && memcmp(&mark, &c->mark, sizeof mark) == 0;
 }
 
+static bk_rc_t too_long(const bk_capture_t *c, bk_err_t *err)
+{
+    return bk_err_set(err, BK_TIMEOUT,
+                      "database %s cannot be compared within %lld ms, while the application's "
+                      "commits wait: run \"PRAGMA journal_mode=WAL\" once, and every transaction "
+                      "is captured",
+                      c->database, (long long)(c->batch_most / BK_MS));
+}
+
+bk_rc_t bk_capture_check_hold(const bk_capture_t *c, int64_t began, bk_err_t *err)
+{
+    return c->batches && bk_mono() - began > c->batch_most ? too_long(c, err) : BK_OK;
+}
+
 /* What comes from a disk is read before commits wait for it; not when it is of no use. */
 static bk_rc_t warm(bk_capture_t *c, bk_err_t *err)
 {
@@ -48,11 +62,7 @@ static bk_rc_t warm(bk_capture_t *c, bk_err_t *err)
     sqlite3_file *file = c->readers[0].file;
     bk_rc_t rc = read_mark(c, &mark, err);
     if (rc == BK_OK && mark.size / FASTEST > c->batch_most)
-        rc = bk_err_set(err, BK_TIMEOUT,
-                        "database %s is too large to be compared within %lld ms, while the "
-                        "application's commits wait: run \"PRAGMA journal_mode=WAL\" once, and "
-                        "every transaction is captured",
-                        c->database, (long long)(c->batch_most / BK_MS));
+        rc = too_long(c, err);
     for (int64_t at = 0; at < mark.size && rc == BK_OK; at += WARM_SIZE) {
         rc = bk_ctl_check(c->ctl, err);
         int code = rc == BK_OK ? file->pMethods->xRead(file, bytes, WARM_SIZE, at) : SQLITE_OK;

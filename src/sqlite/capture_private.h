@@ -1,6 +1,7 @@
 /*
  * sqlite/capture_private.h: what capture.c (pinning), capture_read.c (the log), capture_begin.c
- * (where to go on) and capture_batches.c (no log) share of one capture.
+ * (where to go on), capture_compare.c (all pages) and capture_batches.c (no log) share of one
+ * capture.
  */
 #ifndef BK_SQLITE_CAPTURE_PRIVATE_H
 #define BK_SQLITE_CAPTURE_PRIVATE_H
@@ -78,13 +79,9 @@ bk_rc_t bk_capture_frames(bk_capture_t *c, const bk_wal_header_t *header, bk_err
 /* capture_begin.c */
 /* Hashes and log of dir, or a new epoch; and a gap when there is one.  A reader is pinned. */
 bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err);
-/*
- * The difference between what is known and what is there as one transaction with that flag; or
- * nothing, when there is none.
- */
-bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err);
-/* A segment for the next transaction. */
+/* A segment for the next transaction; and the end of the open one. */
 bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);
+bk_rc_t bk_capture_seal(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
 /*
  * Are all pages what was captured?  When they are not, a new epoch has begun.  *done: false when
@@ -94,7 +91,24 @@ bk_rc_t bk_capture_audit(bk_capture_t *c, bool *done, bk_err_t *err);
 /* What is in dir is not gone on with: the next one begins an epoch. */
 void bk_capture_forget(bk_capture_t *c);
 
+/* capture_compare.c */
+/* BK_UNSUPPORTED: its journal mode changed. */
+bk_rc_t bk_capture_open_source(bk_capture_t *c, bk_db_source_t **source, bk_err_t *err);
+/* Make the hashes those of all pages; the pages that differ go into the log when there is one. */
+bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err);
+/*
+ * The difference between what is known and what is there as one transaction with that flag; or
+ * nothing, when there is none.
+ */
+bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err);
+/* Pages that are not what was captured; *done: false when somebody began to write meanwhile. */
+bk_rc_t bk_capture_count_differing(bk_capture_t *c, uint64_t *differing, bool *done, bk_err_t *err);
+/* ns: until when nothing but what is known can have happened. */
+int64_t bk_capture_known_until(const bk_capture_t *c);
+
 /* capture_batches.c */
+/* BK_TIMEOUT: commits have been waiting since began (bk_mono) for longer than they are to. */
+bk_rc_t bk_capture_check_hold(const bk_capture_t *c, int64_t began, bk_err_t *err);
 /* In place of pinning: reader 0 is connected. */
 bk_rc_t bk_capture_start_batches(bk_capture_t *c, bk_err_t *err);
 /* A lock is held that commits wait for: what they change is remembered. */

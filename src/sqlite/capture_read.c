@@ -107,9 +107,7 @@ static bk_rc_t write_transaction(bk_capture_t *c, bk_tx_t *tx, bk_err_t *err)
             c->unsaved += bk_txlog_size(c->log) - size;
         if (rc != BK_TOO_LARGE || !bk_txlog_last(c->log, &before))
             return rc;
-        bk_txlog_writer_t *full = c->log;
-        c->log = NULL;
-        if ((rc = bk_txlog_seal(full, err)) != BK_OK)
+        if ((rc = bk_capture_seal(c, err)) != BK_OK)
             return rc;
     }
 }

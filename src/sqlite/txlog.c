@@ -505,3 +505,9 @@ bk_rc_t bk_txlog_narrow(bk_txlog_t *log, uint64_t first, uint64_t last, bk_err_t
     log->held = SIZE_MAX;
     return BK_OK;
 }
+
+bool bk_txlog_same_place(const bk_txlog_place_t *a, const bk_txlog_place_t *b)
+{
+    return a->frame == b->frame && memcmp(a->salt, b->salt, sizeof a->salt) == 0 &&
+           (a->frame == 0 || memcmp(a->checksum, b->checksum, sizeof a->checksum) == 0);
+}

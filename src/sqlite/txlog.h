@@ -24,6 +24,9 @@ typedef struct {
     uint32_t checksum[2];
 } bk_txlog_place_t;
 
+/* Before the first frame there is no checksum. */
+bool bk_txlog_same_place(const bk_txlog_place_t *a, const bk_txlog_place_t *b);
+
 #define BK_TXLOG_GAP   1u /* all the changes of an interval that nobody saw */
 #define BK_TXLOG_BATCH 8u /* all the changes between two looks at a database without a log */
 

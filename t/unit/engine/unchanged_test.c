@@ -26,14 +26,22 @@ static fixture_t *with_rows(sqlite3 **db)
     return f;
 }
 
-/* An incremental backup: how much of its sources it read. */
-static uint64_t incremental(fixture_t *f, char id[BK_BACKUP_ID])
+/* An incremental backup that ends so, with such a warning: how much of its sources it read. */
+static uint64_t incremental_ends(fixture_t *f, const char *status, const char *warning,
+                                 char id[BK_BACKUP_ID])
 {
-    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "completed");
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", status);
+    if (warning != NULL)
+        assert_contains(text_of(job, "warnings.0"), warning);
     bk_strcpy(id, BK_BACKUP_ID, text_of(job, "backup_id"));
     uint64_t bytes = (uint64_t)int_of(job, "stats.bytes_read");
     done(job);
     return bytes;
+}
+
+static uint64_t incremental(fixture_t *f, char id[BK_BACKUP_ID])
+{
+    return incremental_ends(f, "completed", NULL, id);
 }
 
 /* Digest, pages and SQLite's check are asked of it by the recovery itself. */
@@ -140,11 +148,7 @@ static void what_no_transaction_tells_is_noticed(void **state)
     fixture_t *f = with_rows(&db);
     write_past_sqlite(at(f, "app/app.db"));
     sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id = 2999");
-    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "warning");
-    assert_contains(text_of(job, "warnings.0"), "not what its transactions tell");
-    assert_true(int_of(job, "stats.bytes_read") > ROWS * 4096);
-    bk_strcpy(id, sizeof id, text_of(job, "backup_id"));
-    done(job);
+    assert_true(incremental_ends(f, "warning", "not what its transactions tell", id) > ROWS * 4096);
     assert_int_equal(recovered(f, id, sum), number(db, sum));
     sqlite3_close(db);
     fixture_free(f);
@@ -167,11 +171,8 @@ static void what_cannot_be_read_of_the_earlier_backup_is_no_obstacle(void **stat
     json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "failed");
     assert_contains(text_of(job, "error"), "run it again");
     done(job);
-    job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"incremental\"}", "warning");
-    assert_contains(text_of(job, "warnings.0"), "previous"); /* of the files, too */
-    assert_true(int_of(job, "stats.bytes_read") > ROWS * 4096);
-    bk_strcpy(id, sizeof id, text_of(job, "backup_id"));
-    done(job);
+    /* The warning is of the files. */
+    assert_true(incremental_ends(f, "warning", "previous", id) > ROWS * 4096);
     assert_int_equal(recovered(f, id, sum), number(db, sum));
     sqlite3_close(db);
     fixture_free(f);

@@ -1,0 +1,228 @@
+/*
+ * sqlite/capture_compare.c: all pages of a database and what is known of them: what differs becomes
+ * a transaction, or is counted.  Reads the database through sqlite/source.h; writes the open
+ * segment.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "base/clock.h"
+#include "sqlite/capture_private.h"
+#include "sqlite/source.h"
+
+#define READ_BYTES  (1u << 20)
+#define GROWTH_MOST (1ull << 30)
+#define FULL_BYTES  (4u << 20) /* a segment that nothing of unknown size is added to */
+
+bk_rc_t bk_capture_open_source(bk_capture_t *c, bk_db_source_t **source, bk_err_t *err)
+{
+    bk_rc_t rc = bk_db_source_open(c->database, c->busy_ms, c->ctl, source, err);
+    if (rc != BK_OK)
+        return rc;
+    if ((strcmp(bk_db_source_info(*source)->journal, "wal") != 0) != c->batches)
+        rc = bk_err_set(err, BK_UNSUPPORTED, "database %s changed its journal mode", c->database);
+    else if (c->batches)
+        rc = bk_capture_mark(c, err);
+    if (rc != BK_OK) {
+        bk_db_source_close(*source);
+        *source = NULL;
+    }
+    return rc;
+}
+
+/* Pages first..first+n-1: those that differ from the hashes, into the log when there is one. */
+static bk_rc_t compare_some(bk_capture_t *c, bool log, const uint8_t *pages, uint64_t first,
+                            unsigned n, bk_err_t *err)
+{
+    uint32_t size = c->hashes.page_size;
+    bk_rc_t rc = BK_OK;
+    for (unsigned i = 0; i < n && rc == BK_OK; i++) {
+        uint64_t pgno = first + i;
+        uint64_t hash = bk_db_page_hash(pgno, pages + (size_t)i * size, size);
+        if (pgno == bk_db_lock_page(size) || hash == bk_hashes_get(&c->hashes, pgno))
+            continue;
+        bk_hashes_set(&c->hashes, pgno, hash);
+        c->logged += log;
+        if (log)
+            rc = bk_txlog_page(c->log, (uint32_t)pgno, pages + (size_t)i * size, err);
+    }
+    return rc;
+}
+
+/* How much the log may grow under the pin of a long read: it lies on the application's disk. */
+static uint64_t growth_allowed(const bk_capture_t *c)
+{
+    struct statvfs fs;
+    uint64_t quarter = fstatvfs(c->wal_fd, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize / 4 : 0;
+    return c->growth != 0 ? c->growth : quarter < GROWTH_MOST ? quarter : GROWTH_MOST;
+}
+
+static bk_rc_t check_growth(const bk_capture_t *c, uint64_t limit, bk_err_t *err)
+{
+    struct stat st;
+    if (fstat(c->wal_fd, &st) != 0 || (uint64_t)st.st_size <= limit)
+        return BK_OK;
+    return bk_err_set(err, BK_TIMEOUT,
+                      "database %s: its -wal grew to %llu MiB while all of the database was read: "
+                      "let go of, and tried again when less is written",
+                      c->database, (unsigned long long)st.st_size >> 20);
+}
+
+bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
+{
+    struct stat st;
+    uint64_t limit = growth_allowed(c) + (fstat(c->wal_fd, &st) == 0 ? (uint64_t)st.st_size : 0);
+    const bk_db_info_t *info = bk_db_source_info(source);
+    unsigned batch = READ_BYTES / info->page_size;
+    int64_t began = bk_mono();
+    uint8_t *pages = malloc(READ_BYTES);
+    bk_rc_t rc = pages != NULL
+                     ? bk_hashes_resize(&c->hashes, info->page_count, err)
+                     : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    for (uint64_t first = 1; first <= info->page_count && rc == BK_OK; first += batch) {
+        uint64_t left = info->page_count - first + 1;
+        unsigned n = left < batch ? (unsigned)left : batch;
+        rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = check_growth(c, limit, err);
+        if (rc == BK_OK)
+            rc = bk_capture_check_hold(c, began, err);
+        if (rc == BK_OK)
+            rc = bk_db_source_read(source, first, n, pages, err);
+        if (rc == BK_OK)
+            rc = compare_some(c, log, pages, first, n, err);
+    }
+    c->held = bk_mono() - began;
+    free(pages);
+    return rc;
+}
+
+void bk_capture_place(const bk_db_info_t *info, bk_txlog_place_t *place)
+{
+    place->frame = (uint32_t)info->wal_frames;
+    memcpy(place->salt, info->wal_salt, sizeof place->salt);
+    memcpy(place->checksum, info->wal_checksum, sizeof place->checksum);
+}
+
+int64_t bk_capture_known_until(const bk_capture_t *c)
+{
+    bool same = memcmp(c->known.epoch, c->at.epoch, sizeof c->known.epoch) == 0 &&
+                c->known.txid <= c->at.txid;
+    return same && c->known.until > c->at.seen ? c->known.until : c->at.seen;
+}
+
+/* What is found is compared page by page, and could not be begun again in another segment. */
+static bk_rc_t room_for_difference(bk_capture_t *c, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    if (c->log != NULL && bk_txlog_size(c->log) >= FULL_BYTES)
+        rc = bk_capture_seal(c, err);
+    if (rc == BK_OK && c->log == NULL)
+        rc = bk_capture_next_segment(c, err);
+    return rc;
+}
+
+static bk_rc_t end_difference(bk_capture_t *c, uint64_t count, bk_tx_t *tx, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    uint64_t size = bk_txlog_size(c->log);
+    tx->page_count = c->hashes.count;
+    tx->after = c->hashes.digest;
+    if (tx->after != tx->before || tx->page_count != count) {
+        rc = bk_txlog_end(c->log, tx, err);
+        c->at.txid += rc == BK_OK;
+        c->unsaved += bk_txlog_size(c->log) - size;
+    }
+    if (rc == BK_OK) {
+        c->at.place = tx->place;
+        c->at.seen = tx->t_hi;
+    }
+    return rc;
+}
+
+bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
+{
+    bk_db_source_t *source = NULL;
+    bk_tx_t tx = {.flags = flag,
+                  .txid = c->at.txid + 1,
+                  .t_lo = bk_capture_known_until(c),
+                  .before = c->hashes.digest};
+    uint64_t count = c->hashes.count;
+    c->logged = 0;
+    bk_rc_t rc = room_for_difference(c, err);
+    if (rc == BK_OK)
+        rc = bk_capture_open_source(c, &source, err);
+    tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;
+    if (rc == BK_OK && bk_db_source_info(source)->page_size != c->hashes.page_size)
+        rc = bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
+                        c->database, c->hashes.page_size, bk_db_source_info(source)->page_size);
+    if (rc == BK_OK)
+        rc = bk_txlog_begin(c->log, err);
+    if (rc == BK_OK)
+        rc = bk_capture_compare(c, source, true, err);
+    if (rc == BK_OK) {
+        bk_capture_place(bk_db_source_info(source), &tx.place);
+        rc = end_difference(c, count, &tx, err);
+    }
+    bk_db_source_close(source);
+    return rc;
+}
+
+/* --- audit --- */
+
+/* Nobody writes: else the application's commits would wait to be captured until all was read. */
+static bool is_still(bk_capture_t *c, const bk_txlog_place_t *place)
+{
+    bk_wal_header_t header;
+    return bk_db_wal_header(&c->readers[c->reader], 1, &header, NULL) == BK_OK &&
+           header.frames == place->frame &&
+           memcmp(header.salt, place->salt, sizeof header.salt) == 0;
+}
+
+static bk_rc_t count(bk_capture_t *c, bk_db_source_t *source, uint64_t *differing, bool *done,
+                     bk_err_t *err)
+{
+    uint32_t size = c->hashes.page_size;
+    unsigned batch = READ_BYTES / size;
+    uint8_t *pages = malloc(READ_BYTES);
+    bk_rc_t rc = pages != NULL
+                     ? BK_OK
+                     : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    for (uint64_t first = 1; first <= c->hashes.count && *done && rc == BK_OK; first += batch) {
+        uint64_t left = c->hashes.count - first + 1;
+        unsigned n = left < batch ? (unsigned)left : batch;
+        rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = bk_db_source_read(source, first, n, pages, err);
+        for (unsigned i = 0; i < n && rc == BK_OK; i++)
+            *differing += first + i != bk_db_lock_page(size) &&
+                          bk_db_page_hash(first + i, pages + (size_t)i * size, size) !=
+                              bk_hashes_get(&c->hashes, first + i);
+        *done = is_still(c, &c->at.place);
+    }
+    free(pages);
+    return rc;
+}
+
+bk_rc_t bk_capture_count_differing(bk_capture_t *c, uint64_t *differing, bool *done, bk_err_t *err)
+{
+    bk_db_source_t *source = NULL;
+    bk_txlog_place_t place;
+    *differing = 0;
+    *done = false;
+    bk_rc_t rc = bk_capture_open_source(c, &source, err);
+    if (rc != BK_OK)
+        return rc;
+    const bk_db_info_t *info = bk_db_source_info(source);
+    bk_capture_place(info, &place);
+    *done = place.frame == c->at.place.frame &&
+            memcmp(place.salt, c->at.place.salt, sizeof place.salt) == 0;
+    if (*done && info->page_count != c->hashes.count)
+        *differing = 1;
+    else if (*done)
+        rc = count(c, source, differing, done, err);
+    bk_db_source_close(source);
+    return rc;
+}
