@@ -47,7 +47,9 @@ sub rejects {
 accepts('the least');
 accepts('everything', main => 'thread_pool backup threads=2; thread_pool small threads=2;',
     pool => 'thread_pool backup short=small;', http => 'backup_zone b:1m; backup_helper off;', more => <<CONF);
-        database main { path $dir/app/app.db; wal require; busy_timeout 10s; }
+        pitr_window 2w;
+        ship_interval 1m;
+        database main { path $dir/app/app.db; wal require; busy_timeout 10s; pitr_window 3d; }
         files more { path $dir/app/transcripts; match *.txt **/*.md; exclude *.tmp /cache/; max_file_size 100m;
                      one_file_system on; xattrs off; cachedir off; }
         compression gzip level=9;
@@ -70,6 +72,11 @@ chmod 0600, "$dir/k1.key";
 accepts("compression $_", more => "compression $_;") for 'off', 'zstd', 'gzip', 'gzip level=1', 'zstd level=19';
 accepts('a key file', more => "encryption { key k1 $dir/k1.key; }");
 
+rejects('ship_interval too short', 'ship_interval must be 1s to 1h', more => 'ship_interval 10ms;');
+rejects('ship_interval off', 'ship_interval must be 1s to 1h', more => 'ship_interval off;');
+rejects('a database whose name cannot be captured', 'database Main: its name must be in lower case.*pitr_window off',
+    more => "database Main { path $dir/app/app.db; }");
+accepts('that database not captured', more => "pitr_window off; database Main { path $dir/app/app.db; }");
 rejects('unknown directive', 'unknown directive "shedule"', more => 'shedule x;');
 rejects('a directive of a later version', 'unknown directive "schedule"', more => 'schedule full "0 2 * * *";');
 rejects('directive in the wrong block', '"wal" directive is not allowed here', more => 'wal on;');

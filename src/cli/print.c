@@ -225,10 +225,11 @@ void cli_print_job(const json_t *job)
         else
             fprintf(stderr, "warning: %s: %s\n", text(item, "path"), text(item, "error"));
     }
-    static const char *const facts[] = {
-        "stats",      "source_backup",  "recovery_point", "transaction",   "files_recovery_point",
-        "target",     "files_restored", "files_failed",   "safety_backup", "validation_result",
-        "validation", "test_result",    "cleanup_result", "verify_result"};
+    static const char *const facts[] = {"stats",         "source_backup",        "recovery_point",
+                                        "transaction",   "files_recovery_point", "files_read_until",
+                                        "target",        "files_restored",       "files_failed",
+                                        "safety_backup", "validation_result",    "validation",
+                                        "test_result",   "cleanup_result",       "verify_result"};
     for (i = 0; i < sizeof facts / sizeof *facts; i++) {
         json_t *value = json_object_get(job, facts[i]);
         if (value == NULL || json_is_null(value) ||

@@ -20,7 +20,6 @@
 #include "engine/covered.h"
 #include "engine/moments.h"
 
-#define SHIP_EVERY   (10 * BK_SEC)
 #define SEGMENT_SIZE (64ull << 20)
 #define RETRY_MS     5000u
 #define WAIT_MOST    1000u
@@ -431,7 +430,8 @@ static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned 
     if (rc == BK_OK) {
         bk_capture_state_t state;
         bk_capture_state(one->capture, &state);
-        if (state.bytes >= SEGMENT_SIZE || bk_mono() - one->sealed >= SHIP_EVERY) {
+        if (state.bytes >= SEGMENT_SIZE ||
+            bk_mono() - one->sealed >= (int64_t)c->set->ship_interval * BK_MS) {
             one->sealed = bk_mono();
             rc = bk_capture_roll(one->capture, err);
             if (state.bytes > 0)

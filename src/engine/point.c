@@ -42,13 +42,16 @@ bk_rc_t bk_point_backup(const bk_snapshot_list_t *list, const char *set, const c
                       list->count > 0 ? "; recover one of the others by its backup_id" : "");
 }
 
-/* The newest one that is not younger; NULL: there is none. */
-static const bk_snapshot_t *backup_until(const bk_snapshot_list_t *list, const char *set,
-                                         int64_t time, bool files)
+/*
+ * The newest one with files that had ended by then; NULL: there is none.  Of one that was under way
+ * some files may be younger.
+ */
+static const bk_snapshot_t *files_until(const bk_snapshot_list_t *list, const char *set,
+                                        int64_t time)
 {
     for (size_t i = list->count; i-- > 0;) {
         const bk_snapshot_t *s = &list->items[i];
-        if (is_of(s, set) && s->instant <= time && (!files || s->tree_count > 0))
+        if (is_of(s, set) && s->completed <= time && s->tree_count > 0)
             return s;
     }
     return NULL;
@@ -291,13 +294,12 @@ static bk_rc_t time_of_transaction(find_t *f, bk_err_t *err)
 static bk_rc_t find_files(find_t *f, bk_err_t *err)
 {
     char at[BK_TIME_TEXT];
-    f->backup = backup_until(&f->point->list, f->set, f->time, true);
+    f->backup = files_until(&f->point->list, f->set, f->time);
     if (f->backup != NULL)
         return BK_OK;
     bk_time_format_exact(at, f->time);
     return bk_err_set(err, BK_INVALID,
-                      "there is no backup of the files from %s or before: GET …/list shows which "
-                      "there are",
+                      "no backup of the files had ended by %s: GET …/list shows which there are",
                       at);
 }
 
@@ -325,7 +327,7 @@ static void put_together(find_t *f)
     if (f->backup == NULL)
         made->tree_count = 0;
     else
-        point->files_instant = f->backup->instant;
+        point->files = f->backup;
     if (past)
         made->instant = point->dbs[0].instant;
     point->snapshot = made;
@@ -391,8 +393,10 @@ void bk_point_describe(const bk_point_t *point, json_t *result)
     if (past && s->db_count > 0 && point->past[0].moments != NULL)
         json_object_set_new(result, "transaction",
                             json_integer((json_int_t)point->past[0].moment.tx.txid));
-    if (past && point->files_instant > 0)
-        json_object_set_new(result, "files_recovery_point", bk_json_time(point->files_instant));
+    if (past && point->files != NULL) {
+        json_object_set_new(result, "files_recovery_point", bk_json_moment(point->files->instant));
+        json_object_set_new(result, "files_read_until", bk_json_moment(point->files->completed));
+    }
 }
 
 /* --- a database --- */

@@ -34,11 +34,11 @@ typedef struct {
     bk_repo_t *repo;
     bk_ctl_t *ctl;
     bk_snapshot_list_t list;
-    bk_snapshot_t made;    /* is the snapshot, unless that is a real one */
-    bk_snapshot_db_t *dbs; /* of made */
-    bk_point_past_t *past; /* of each of them */
-    int64_t files_instant; /* ns; 0: no files */
-    json_t *window;        /* after BK_INVALID: as bk_moments_describe says, or NULL */
+    bk_snapshot_t made;         /* is the snapshot, unless that is a real one */
+    bk_snapshot_db_t *dbs;      /* of made */
+    bk_point_past_t *past;      /* of each of them */
+    const bk_snapshot_t *files; /* of a moment; NULL: no files */
+    json_t *window;             /* after BK_INVALID: as bk_moments_describe says, or NULL */
 } bk_point_t;
 
 /*
@@ -49,7 +49,8 @@ typedef struct {
 bk_rc_t bk_point_find(bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ctl,
                       bk_point_t *point, bk_err_t *err);
 void bk_point_close(bk_point_t *point);
-/* source_backup, recovery_point, and for a moment transaction and files_recovery_point. */
+/* source_backup, recovery_point, and for a moment transaction, files_recovery_point and
+ * files_read_until. */
 void bk_point_describe(const bk_point_t *point, json_t *result);
 
 /* By exact id; the newest of the set (NULL: of all) when id is NULL or "latest".  BK_NOT_FOUND. */

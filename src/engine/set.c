@@ -28,6 +28,8 @@ bk_rc_t bk_set_init(bk_set_t *set, const char *name, bk_err_t *err)
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", name);
     set->compression = (bk_compression_t){.codec = BK_CODEC_ZSTD, .level = 3};
     set->restore_safety = true;
+    set->pitr_window = 7 * DAY_MS;
+    set->ship_interval = 10000;
     set->retention_db = set->retention_files = 30 * DAY_MS;
     set->min_free = 1ull << 30;
     set->shutdown_grace = 5000;
@@ -99,6 +101,7 @@ bk_set_db_t *bk_set_add_db(bk_set_t *set, const char *name)
         return NULL;
     db->wal = BK_WAL_ON;
     db->busy_timeout = 30000;
+    db->pitr_window = BK_SET_INHERIT;
     return db;
 }
 
@@ -223,10 +226,13 @@ static bk_rc_t check_captured(const bk_set_t *set, const bk_set_db_t *db, bk_err
 {
     if (strpbrk(db->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != NULL)
         return bk_err_set(err, BK_CONFIG,
-                          "database %s: with pitr_window its name must be in lower case", db->name);
+                          "database %s: its name must be in lower case for its transactions to be "
+                          "captured (or say \"pitr_window off\" in its block)",
+                          db->name);
     if (strpbrk(set->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != NULL)
         return bk_err_set(err, BK_CONFIG,
-                          "backup %s: with a pitr_window its name must be in lower case",
+                          "backup %s: its name must be in lower case for the transactions of its "
+                          "databases to be captured (or say \"pitr_window off\")",
                           set->name);
     return BK_OK;
 }
@@ -235,6 +241,8 @@ static bk_rc_t check_dbs(bk_set_t *set, bk_err_t *err)
 {
     for (size_t i = 0; i < set->db_count; i++) {
         bk_set_db_t *db = &set->dbs[i];
+        if (db->pitr_window == BK_SET_INHERIT)
+            db->pitr_window = set->pitr_window;
         bk_rc_t rc = check_name("database", db->name, err);
         if (rc == BK_OK)
             rc = check_path("database", db->name, "path", db->path, err);
@@ -392,6 +400,8 @@ bk_rc_t bk_set_check(bk_set_t *set, bool files_too, json_t *warnings, bk_err_t *
          set->compression.level > (set->compression.codec == BK_CODEC_GZIP ? 9 : 19)))
         rc = bk_err_set(err, BK_CONFIG, "compression: level must be 1 to %d",
                         set->compression.codec == BK_CODEC_GZIP ? 9 : 19);
+    if (rc == BK_OK && (set->ship_interval < 1000 || set->ship_interval > 3600000))
+        rc = bk_err_set(err, BK_CONFIG, "backup %s: ship_interval must be 1s to 1h", set->name);
     if (rc == BK_OK && (set->lanes < 1 || set->lanes > 16))
         rc = bk_err_set(err, BK_CONFIG, "backup %s: lanes must be 1 to 16", set->name);
     if (rc == BK_OK && files_too)
@@ -454,7 +464,7 @@ json_t *bk_set_describe(const bk_set_t *set)
     for (size_t i = 0; i < set->key_count; i++)
         json_array_append_new(keys, json_string(set->keys[i].id));
     return json_pack(
-        "{ss so so so s{ss si} s{sb so sb} so so sb sb sb s{sf sf} sI sf}", "name", set->name,
+        "{ss so so so s{ss si} s{sb so sb} so so sb sb sb s{sf sf} sI sf sf}", "name", set->name,
         "base_dir", path_json(set->base_dir), "databases", dbs, "files", files, "compression",
         "method", codec[set->compression.codec], "level", set->compression.level, "encryption",
         "enabled", (int)(set->key_count > 0 || set->passphrase_file != NULL), "keys", keys,
@@ -463,5 +473,6 @@ json_t *bk_set_describe(const bk_set_t *set)
         (int)set->restore_safety, "restore_setuid", (int)set->restore_setuid, "retention",
         "database_days", (double)set->retention_db / (double)DAY_MS, "files_days",
         (double)set->retention_files / (double)DAY_MS, "min_free", (json_int_t)set->min_free,
-        "shutdown_grace_seconds", (double)set->shutdown_grace / 1000);
+        "shutdown_grace_seconds", (double)set->shutdown_grace / 1000, "ship_interval_seconds",
+        (double)set->ship_interval / 1000);
 }

@@ -16,6 +16,8 @@
 #include "files/pattern.h"
 #include "storage/storage.h"
 
+#define BK_SET_INHERIT UINT64_MAX /* the set's own value */
+
 typedef enum { BK_WAL_OFF, BK_WAL_ON, BK_WAL_REQUIRE } bk_wal_t;
 
 typedef struct {
@@ -23,7 +25,7 @@ typedef struct {
     bk_wal_t
         wal; /* on: WAL is expected, status says when it is not; require: backup fails otherwise */
     uint64_t busy_timeout; /* ms */
-    uint64_t pitr_window;  /* ms; 0: transactions are not captured */
+    uint64_t pitr_window;  /* ms; 0: transactions are not captured; BK_SET_INHERIT until checked */
     char **checks;         /* SQL that a recovered one has to answer with true, NULL-terminated */
 } bk_set_db_t;
 
@@ -54,7 +56,9 @@ typedef struct {
     size_t storage_count; /* exactly one in this version */
     char **restore_roots; /* NULL-terminated */
     bool restore_in_place, restore_safety;
-    bool restore_setuid; /* the helper may give set-user-id bits and file capabilities back */
+    bool restore_setuid;    /* the helper may give set-user-id bits and file capabilities back */
+    uint64_t pitr_window;   /* ms; of the databases that say nothing else */
+    uint64_t ship_interval; /* ms: how often transactions go to the storage */
     uint64_t retention_db, retention_files; /* ms; 0: keep for ever */
     uint64_t min_free;       /* bytes that must stay free in base_dir and local storages */
     uint64_t shutdown_grace; /* ms */

@@ -5,14 +5,13 @@
  * of its own, so that one that is locked, or read for the first time, keeps no
  * other waiting.  A step runs on a thread when the watcher tells that a
  * database was written to, and after the time that the step before asked for;
- * every 10 s what was sealed is shipped, on another thread.  Only the worker
+ * each ship_interval what was sealed is shipped, on another thread.  Only the worker
  * that has the set does anything.
  */
 
 #include "nginx/module.h"
 
 
-#define NGX_HTTP_BACKUP_CAPTURE_SHIP   10000    /* ms */
 #define NGX_HTTP_BACKUP_CAPTURE_RETRY  1000     /* the queue was full */
 
 
@@ -76,7 +75,7 @@ ngx_http_backup_capture_init(ngx_cycle_t *cycle, ngx_http_backup_set_t *bset)
     cp->bset = bset;
     cp->databases = db;
     cp->count = count;
-    cp->ship_next = ngx_current_msec + NGX_HTTP_BACKUP_CAPTURE_SHIP;
+    cp->ship_next = ngx_current_msec + (ngx_msec_t) bset->set.ship_interval;
 
     for (i = 0; i < count; i++) {
         db[i].capture = cp;
@@ -240,7 +239,8 @@ ngx_http_backup_capture_ship_done(void *data)
     ngx_http_backup_capture_t  *cp = data;
 
     cp->shipping = 0;
-    cp->ship_next = ngx_current_msec + NGX_HTTP_BACKUP_CAPTURE_SHIP;
+    cp->ship_next = ngx_current_msec
+                    + (ngx_msec_t) cp->bset->set.ship_interval;
     ngx_http_backup_ctl_done(&cp->ship);
 }
 

@@ -60,6 +60,14 @@ static ngx_command_t  ngx_backup_conf_commands[] = {
       NGX_HTTP_BACKUP_SET|NGX_CONF_TAKE12,
       ngx_http_backup_compression, 0, 0, NULL },
 
+    { ngx_string("pitr_window"),
+      NGX_HTTP_BACKUP_SET|NGX_CONF_TAKE1,
+      ngx_http_backup_duration, 0, offsetof(bk_set_t, pitr_window), NULL },
+
+    { ngx_string("ship_interval"),
+      NGX_HTTP_BACKUP_SET|NGX_CONF_TAKE1,
+      ngx_http_backup_duration, 0, offsetof(bk_set_t, ship_interval), NULL },
+
     { ngx_string("retention"),
       NGX_HTTP_BACKUP_SET|NGX_CONF_TAKE12,
       ngx_http_backup_retention, 0, 0, NULL },

@@ -151,6 +151,7 @@ static inline void make_set(fixture_t *f, bool encrypted, const char *where)
     OK(bk_set_init(set, "app", &err), &err);
     set->base_dir = text_at(f, "base");
     set->min_free = 0;
+    set->pitr_window = 0;
     set->restore_in_place = true;
     bk_set_add_db(set, "main")->path = text_at(f, "app/app.db");
     bk_set_files_t *files = bk_set_add_files(set, "uploads");

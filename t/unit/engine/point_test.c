@@ -7,7 +7,8 @@
 
 typedef struct {
     fixture_t *f;
-    int64_t times[20]; /* after each row */
+    int64_t times[20];    /* after each row */
+    int64_t begun, ended; /* the second of the later backups */
     bk_err_t err;
 } world_t;
 
@@ -34,6 +35,7 @@ static int set_up_world(void **state)
     bk_set_add_db(&f->set, "other")->path = text_at(f, "app/other.db");
     bk_set_add_db(&f->set, "plain")->path = text_at(f, "app/plain.db");
     f->set.dbs[0].pitr_window = f->set.dbs[1].pitr_window = 86400000;
+    f->set.dbs[2].pitr_window = 0;
     open_engine(f);
     capture(w->f);
     sqlite3 *main = open_db(f, "app/app.db");
@@ -44,8 +46,10 @@ static int set_up_world(void **state)
         put(f, "app/uploads/a.wav", text);
         sql(plain, "UPDATE t SET x = x + 1");
         add_row(w, main, made, n);
+        w->begun = n == 10 ? bk_now() : w->begun;
         if (n == 5 || n == 10)
             back_up(f, "incremental", id);
+        w->ended = n == 10 ? bk_now() : w->ended;
     }
     capture(w->f);
     sqlite3_close(main);
@@ -134,6 +138,31 @@ static void files_come_from_the_backup_before_it(void **state)
     world_t *w = *state;
     full_at(w, 7, at_time(w, 7), 5);
     full_at(w, 12, at_time(w, 12), 10);
+}
+
+/* Of a backup that is still under way at the moment, some files are younger. */
+static void no_file_is_younger_than_the_moment(void **state)
+{
+    world_t *w = *state;
+    fixture_t *f = w->f;
+    bool old = false, new = false;
+    for (int64_t i = 0; i <= 16; i++) {
+        char text[BK_TIME_TEXT], request[512];
+        bk_time_format_exact(text, w->begun + (w->ended - w->begun) * i / 16);
+        bk_fmt(request, sizeof request,
+               "{\"recovery_type\": \"files\", \"target_directory\": \"%s\", "
+               "\"point_in_time\": \"%s\"}",
+               at(f, "restored/younger"), text);
+        json_t *job = do_job(f, BK_JOB_RECOVERY, request, "completed");
+        bk_ctl_init(&f->ctl);
+        const char *until = json_string_value(json_object_get(job, "files_read_until"));
+        assert_true(until != NULL && strcmp(until, text) <= 0);
+        bool is_new = strcmp(get(f, "restored/younger/uploads/a.wav"), "version 10") == 0;
+        old = old || !is_new;
+        new = new || is_new;
+        done(job);
+    }
+    assert_true(old && new);
 }
 
 /* *more: what can be had instead. */
@@ -423,6 +452,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(sql_of_any_moment),
         T(files_come_from_the_backup_before_it),
+        T(no_file_is_younger_than_the_moment),
         T(what_is_not_there_is_told_before_the_job),
         T(sets_share_a_storage_but_no_moments),
         T(a_time_that_nobody_looked_at_is_refused),

@@ -521,7 +521,9 @@ static void two_databases_of_one_name_get_two_files(void **state)
     sqlite3 *db = open_db(f, "app2/app.db");
     sql(db, "CREATE TABLE other(x)");
     sqlite3_close(db);
-    bk_set_add_db(&f->set, "second")->path = text_at(f, "app2/app.db");
+    bk_set_db_t *second = bk_set_add_db(&f->set, "second");
+    second->path = text_at(f, "app2/app.db");
+    second->pitr_window = 0;
     back_up(f, "full", id);
     done(do_job(
         f, BK_JOB_RECOVERY,

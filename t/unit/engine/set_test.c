@@ -63,6 +63,25 @@ static void what_is_captured_has_a_plain_name(void **state)
     assert_refused(f, "lower case");
 }
 
+static void every_transaction_is_kept_for_a_week_unless_something_else_is_said(void **state)
+{
+    (void)state;
+    bk_set_t set;
+    bk_err_t err = {0};
+    fixture_t *f = fresh();
+    OK(bk_set_init(&set, "app", &err), &err);
+    assert_int_equal(set.pitr_window, 7 * 86400000);
+    bk_set_free(&set);
+    f->set.pitr_window = 5000;
+    f->set.dbs[0].pitr_window = 0;
+    bk_set_db_t *other = bk_set_add_db(&f->set, "other");
+    other->path = text_at(f, "app/other.db");
+    OK(bk_set_check(&f->set, true, NULL, &err), &err);
+    assert_int_equal(f->set.dbs[0].pitr_window, 0);
+    assert_int_equal(f->set.dbs[1].pitr_window, 5000);
+    fixture_free(f);
+}
+
 static void names_are_plain(void **state)
 {
     (void)state;
@@ -225,6 +244,7 @@ int main(void)
         cmocka_unit_test(a_good_set_is_accepted),
         cmocka_unit_test(a_set_without_sources_or_storage_is_refused),
         cmocka_unit_test(what_is_captured_has_a_plain_name),
+        cmocka_unit_test(every_transaction_is_kept_for_a_week_unless_something_else_is_said),
         cmocka_unit_test(names_are_plain),
         cmocka_unit_test(paths_are_absolute),
         cmocka_unit_test(a_path_has_one_spelling),
