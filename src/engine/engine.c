@@ -302,7 +302,7 @@ void bk_engine_disown(bk_engine_t *engine)
     if (fd < 0)
         return;
     bk_capturing_allow(engine->capturing, false);
-    if (bk_engine_watched(engine))
+    if (bk_watching_any(engine->watching))
         bk_watching_save(engine->watching);
     unlock(fd);
 }

@@ -213,7 +213,7 @@ typedef struct {
 bk_rc_t bk_engine_watch(bk_engine_t *engine, bk_helper_t *helper, int *fd, bk_err_t *err);
 bk_rc_t bk_engine_watch_drain(bk_engine_t *engine, bk_err_t *err);
 void bk_engine_watch_end(bk_engine_t *engine);
-/* Is a tree of it watched now, or is there none? */
+/* Is each of its trees watched now, or is it known why not? */
 bool bk_engine_watched(bk_engine_t *engine);
 /* Counts what was told of databases: it changed, so something was written to one.  Never waits. */
 unsigned bk_engine_written(bk_engine_t *engine);

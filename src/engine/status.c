@@ -83,8 +83,7 @@ static json_t *files_status(const bk_engine_t *engine, const json_t *summary)
         json_array_append_new(directories,
                               bk_json_name(set->files[i].path, strlen(set->files[i].path)));
     return json_pack("{so sb so sI sI si sI sI sI sf so}", "monitored_directories", directories,
-                     "realtime_monitoring_enabled",
-                     (int)(set->files_count > 0 && bk_watching_any(engine->watching)), "watch",
+                     "realtime_monitoring_enabled", (int)bk_watching_any(engine->watching), "watch",
                      bk_watching_describe(engine->watching), "total_files_tracked",
                      figure(summary, "files"), "unique_content_items", figure(summary, "chunks"),
                      "backup_queue_size", 0, "total_original_size", figure(summary, "files_size"),

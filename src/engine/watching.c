@@ -367,7 +367,7 @@ unsigned bk_engine_written(bk_engine_t *engine)
 
 bool bk_engine_watched(bk_engine_t *engine)
 {
-    return bk_watching_any(engine->watching);
+    return bk_watching_settled(engine->watching);
 }
 
 /* --- what a backup goes by --- */
@@ -603,13 +603,26 @@ void bk_watching_load(bk_watching_t *w)
 
 bool bk_watching_any(bk_watching_t *w)
 {
-    bool any = w->set->files_count == 0;
+    bool any = false;
     for (size_t i = 0; i < w->set->files_count; i++) {
         bk_changes_state_t state;
         bk_changes_state(w->trees[i].journal, &state);
         any = any || state.watched;
     }
     return any;
+}
+
+bool bk_watching_settled(bk_watching_t *w)
+{
+    bool settled = true;
+    pthread_mutex_lock(&w->text);
+    for (size_t i = 0; i < w->set->files_count; i++) {
+        bk_changes_state_t state;
+        bk_changes_state(w->trees[i].journal, &state);
+        settled = settled && (state.watched || w->trees[i].reason[0] != '\0');
+    }
+    pthread_mutex_unlock(&w->text);
+    return settled;
 }
 
 static const char *why_not(const bk_watching_t *w, const tree_t *tree,

@@ -48,7 +48,10 @@ void bk_watching_save(bk_watching_t *watching);
 
 /* [{"name", "watching", "reason", "incremental", "dirty_directories", "last_event"}] */
 json_t *bk_watching_describe(bk_watching_t *watching);
+/* Is a tree watched now? */
 bool bk_watching_any(bk_watching_t *watching);
+/* Is each tree watched, or is it known why not? */
+bool bk_watching_settled(bk_watching_t *watching);
 
 /* For tests, ns: how often a tree that is not watched is tried, and how much later it is. */
 extern int64_t bk_watching_try_every, bk_watching_later;

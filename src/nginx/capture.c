@@ -5,8 +5,8 @@
  * of its own, so that one that is locked, or read for the first time, keeps no
  * other waiting.  A step runs on a thread when the watcher tells that a
  * database was written to, and after the time that the step before asked for;
- * each ship_interval what was sealed is shipped, on another thread.  Only the worker
- * that has the set does anything.
+ * each ship_interval what was sealed is shipped, on another thread.  Only the
+ * worker that has the set does anything.
  */
 
 #include "nginx/module.h"

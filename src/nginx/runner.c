@@ -107,12 +107,12 @@ ngx_http_backup_runner_exit(ngx_cycle_t *cycle,
         }
 
         ngx_http_backup_capture_exit(sets[i]);
-        ngx_http_backup_watch_exit(sets[i]);
 
         if (sets[i]->runner && sets[i]->runner->owned) {
             bk_engine_disown(sets[i]->engine);
         }
 
+        ngx_http_backup_watch_exit(sets[i]);
         bk_engine_close(sets[i]->engine);
         sets[i]->engine = NULL;
     }
