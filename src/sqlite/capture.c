@@ -29,9 +29,11 @@
 #define WAIT_PAUSE  2000u
 #define LOCK_MS     2000u
 #define SAVE_LEAST  (4u << 20)
-#define BUSY_MOST   5u     /* looks in a row that a lock keeps from a batch */
-#define BATCH_LEAST 1000u  /* ms */
-#define BATCH_MOST  1000u  /* ms */
+#define BUSY_MOST   5u    /* looks in a row that a lock keeps from a batch */
+#define BATCH_LEAST 1000u /* ms */
+#define BATCH_MOST  1000u /* ms */
+#define SWEEP_FROM  (256ull << 20)
+#define SWEEP_PIN   200u
 #define AUDIT_IDLE  60u    /* s */
 #define AUDIT_EVERY 86400u /* s */
 #define AUDIT_FIRST (3600 * BK_SEC)
@@ -89,6 +91,11 @@ static bk_rc_t advance(bk_capture_t *c, bk_err_t *err)
         end_read(&c->readers[other]);
     }
     return rc;
+}
+
+bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err)
+{
+    return take_until_now(c, c->reader, err);
 }
 
 /* --- checkpoints --- */
@@ -155,6 +162,12 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bk_err_t *err)
         return BK_OK;
     c->tried = now;
     return pressing ? help_alone(c, err) : help(c, err);
+}
+
+bk_rc_t bk_capture_move_on(bk_capture_t *c, bk_err_t *err)
+{
+    bk_rc_t rc = advance(c, err);
+    return rc == BK_OK ? help_when_needed(c, err) : rc;
 }
 
 /* --- a pin alone --- */
@@ -260,6 +273,7 @@ static void let_go(bk_capture_t *c)
     bk_txlog_close(c->log);
     c->log = NULL;
     bk_hashes_free(&c->hashes);
+    bk_capture_sweep_end(c);
     c->going = false;
 }
 
@@ -359,6 +373,8 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     c->busy_ms = options->busy_ms;
     c->hold = options->hold;
     c->growth = options->growth;
+    c->sweep_pin = (options->pin != 0 ? options->pin : SWEEP_PIN) * BK_MS;
+    c->sweep_from = options->sweep != 0 ? options->sweep : SWEEP_FROM;
     c->known = options->known;
     c->audit_idle = (options->audit_idle != 0 ? options->audit_idle : AUDIT_IDLE) * BK_SEC;
     c->audit_every = (options->audit_every != 0 ? options->audit_every : AUDIT_EVERY) * BK_SEC;
@@ -480,7 +496,7 @@ static bk_rc_t audit_when_due(bk_capture_t *c, bk_err_t *err)
         return BK_OK;
     bk_rc_t rc = bk_capture_audit(c, &done, err);
     c->audited = done ? bk_mono() : bk_mono() - c->audit_every + AUDIT_AGAIN;
-    return rc == BK_BUSY ? BK_OK : rc;
+    return rc == BK_BUSY && !done ? BK_OK : rc;
 }
 
 static bk_rc_t step(bk_capture_t *c, bool woken, bool now, bk_err_t *err)

@@ -55,6 +55,8 @@ typedef struct {
                                           day */
     uint64_t growth; /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
                         quarter of what is free there */
+    uint64_t sweep;  /* bytes from which a database is read in many short pins; 0: 256 MiB */
+    unsigned pin;    /* ms, of one of these; 0: 200 */
     bool want_wal;   /* BK_UNSUPPORTED without a log: no commit is to wait for a batch */
     unsigned batch_least, batch_most; /* ms: between two batches, and that commits wait for one; 0:
                                          a second each */
@@ -88,7 +90,8 @@ typedef struct {
  * Pin the database and find out what happened since the last capture in dir: what the log tells,
  * or, when that began anew meanwhile or there is none, the difference of all pages as one gap.  The
  * first time, or when dir does not fit (another page size, hashes lost), a new epoch begins; both
- * read the whole database once; BK_TIMEOUT when the log grows too much meanwhile, or commits would
+ * read the whole database once, a large one without holding its log for long; BK_TIMEOUT when the
+ * log grows too much meanwhile all the same, or commits would
  * have to wait too long.  BK_UNSUPPORTED when it is empty, or not in a wanted WAL mode; BK_BUSY,
  * BK_DENIED and the like.  options is borrowed during the call, ctl until close.
  */

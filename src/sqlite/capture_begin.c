@@ -327,23 +327,26 @@ static uint64_t last_number(const bk_capture_t *c)
     return last;
 }
 
-static bk_rc_t begin_epoch(bk_capture_t *c, bk_err_t *err)
+static bk_rc_t begin_epoch(bk_capture_t *c, uint32_t page_size, bk_err_t *err)
 {
     bk_db_source_t *source = NULL;
-    uint64_t inode = c->at.inode;
-    bk_rc_t rc = bk_capture_open_source(c, &source, err);
-    if (rc != BK_OK)
-        return rc;
-    const bk_db_info_t *info = bk_db_source_info(source);
     bk_txlog_close(c->log);
     c->log = NULL;
     bk_hashes_free(&c->hashes);
-    bk_hashes_init(&c->hashes, info->page_size);
-    c->at = (bk_hashes_state_t){
-        .txid = last_number(c), .seen = bk_now(), .began = bk_now(), .inode = inode};
+    bk_hashes_init(&c->hashes, page_size);
+    bk_rc_t rc = bk_capture_sweep(c, true, err);
+    if (rc == BK_OK)
+        rc = bk_capture_open_source(c, &source, err);
+    if (rc == BK_OK && bk_db_source_info(source)->page_size != page_size)
+        rc = bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
+                        c->database, page_size, bk_db_source_info(source)->page_size);
+    c->at.txid = last_number(c);
+    c->at.seen = c->at.began = bk_now();
     bk_random(c->at.epoch, sizeof c->at.epoch);
-    bk_capture_place(info, &c->at.place);
-    rc = bk_capture_compare(c, source, false, err);
+    if (rc == BK_OK)
+        rc = bk_capture_compare(c, source, false, err);
+    if (rc == BK_OK)
+        bk_capture_place(bk_db_source_info(source), &c->at.place);
     bk_db_source_close(source);
     c->state.new_epoch = true;
     c->state.resumed = c->at.txid;
@@ -380,7 +383,7 @@ bk_rc_t bk_capture_audit(bk_capture_t *c, bool *done, bk_err_t *err)
     c->state.differing += differing;
     bk_txlog_close(c->log);
     c->log = NULL;
-    rc = begin_epoch(c, err);
+    rc = begin_epoch(c, c->hashes.page_size, err);
     return rc == BK_OK ? tidy(c, err) : rc;
 }
 
@@ -485,12 +488,12 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         rc = take_rest(c, page_size, header, &fits, &goes_on, err);
     c->at.inode = inode;
     if (rc == BK_OK && !fits)
-        rc = begin_epoch(c, err);
+        rc = begin_epoch(c, page_size, err);
     else if (rc == BK_OK && !goes_on)
         rc = bridge(c, err);
     /* It was the writing, which another try would not get done either. */
     if (rc == BK_TIMEOUT && c->batches && c->logged * page_size >= MUCH_BYTES) {
-        rc = begin_epoch(c, err);
+        rc = begin_epoch(c, page_size, err);
         if (rc == BK_OK)
             bk_ctl_note(c->ctl,
                         "database %s: what was captured before ends here: more changed than can be "
@@ -499,7 +502,7 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
     }
     if (rc == BK_TOO_LARGE) {
         bk_capture_forget(c);
-        rc = begin_epoch(c, err);
+        rc = begin_epoch(c, page_size, err);
     }
     if (rc == BK_OK)
         rc = tidy(c, err);

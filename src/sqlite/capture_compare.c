@@ -10,10 +10,13 @@
 
 #include "base/clock.h"
 #include "sqlite/capture_private.h"
+#include "sqlite/opening.h"
 #include "sqlite/source.h"
 
 #define READ_BYTES  (1u << 20)
 #define GROWTH_MOST (1ull << 30)
+#define PIECE_BYTES (64u << 10)
+#define BUSY_MS     2000u
 #define FULL_BYTES  (4u << 20) /* a segment that nothing of unknown size is added to */
 
 bk_rc_t bk_capture_open_source(bk_capture_t *c, bk_db_source_t **source, bk_err_t *err)
@@ -70,10 +73,165 @@ static bk_rc_t check_growth(const bk_capture_t *c, uint64_t limit, bk_err_t *err
                       c->database, (unsigned long long)st.st_size >> 20);
 }
 
-bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
+/* Bytes; a log that is as large already may be empty inside. */
+static uint64_t growth_limit(const bk_capture_t *c)
 {
     struct stat st;
-    uint64_t limit = growth_allowed(c) + (fstat(c->wal_fd, &st) == 0 ? (uint64_t)st.st_size : 0);
+    return growth_allowed(c) + (fstat(c->wal_fd, &st) == 0 ? (uint64_t)st.st_size : 0);
+}
+
+/* --- a large database --- */
+
+void bk_capture_sweep_end(bk_capture_t *c)
+{
+    free(c->sweep.again);
+    c->sweep = (bk_capture_sweep_t){.again = NULL};
+}
+
+/* What is cut off may come back as zeros, which no frame tells. */
+static void sweep_until(bk_capture_sweep_t *sweep, uint64_t page_count)
+{
+    if (page_count < sweep->count)
+        sweep->count = page_count;
+}
+
+void bk_capture_swept(bk_capture_t *c, uint64_t page_count)
+{
+    bk_capture_sweep_t *sweep = &c->sweep;
+    sweep_until(sweep, page_count);
+    for (size_t i = 0; i < c->page_count; i++)
+        if (c->pages[i].pgno <= sweep->count && c->pages[i].pgno < sweep->next)
+            sweep->again[(c->pages[i].pgno - 1) / sweep->pieces] = 1;
+}
+
+static bk_rc_t sweep_pages(bk_capture_t *c, bool learn, const uint8_t *pages, unsigned n,
+                           bk_err_t *err)
+{
+    bk_capture_sweep_t *sweep = &c->sweep;
+    uint32_t size = c->hashes.page_size;
+    if (learn)
+        return compare_some(c, false, pages, sweep->next, n, err);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t pgno = sweep->next + i;
+        if (pgno != bk_db_lock_page(size) &&
+            bk_db_page_hash(pgno, pages + (size_t)i * size, size) !=
+                bk_hashes_get(&c->hashes, pgno))
+            sweep->again[(pgno - 1) / sweep->pieces] = 1;
+    }
+    return BK_OK;
+}
+
+/* What can be read under one pin. */
+static bk_rc_t sweep_some(bk_capture_t *c, bool learn, uint8_t *pages, bk_err_t *err)
+{
+    bk_db_source_t *source = NULL;
+    bk_capture_sweep_t *sweep = &c->sweep;
+    uint32_t size = c->hashes.page_size;
+    int64_t began = bk_mono();
+    bk_rc_t rc = bk_capture_open_source(c, &source, err);
+    if (rc != BK_OK)
+        return rc;
+    if (bk_db_source_info(source)->page_size != size)
+        rc = bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
+                        c->database, size, bk_db_source_info(source)->page_size);
+    sweep_until(sweep, bk_db_source_info(source)->page_count);
+    while (rc == BK_OK && sweep->next <= sweep->count && bk_mono() - began < c->sweep_pin) {
+        uint64_t left = sweep->count - sweep->next + 1;
+        unsigned n = left < READ_BYTES / size ? (unsigned)left : READ_BYTES / size;
+        rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = bk_db_source_read(source, sweep->next, n, pages, err);
+        if (rc == BK_OK)
+            rc = sweep_pages(c, learn, pages, n, err);
+        sweep->next += n;
+    }
+    bk_db_source_close(source);
+    return rc;
+}
+
+/* A lock that is in the way is one for a moment. */
+static bk_rc_t move_on(bk_capture_t *c, bk_err_t *err)
+{
+    int64_t began = bk_mono();
+    for (;;) {
+        bk_rc_t rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = bk_capture_move_on(c, err);
+        if (rc != BK_BUSY || bk_mono() - began > BUSY_MS * BK_MS)
+            return rc;
+        bk_sleep_ms(1);
+    }
+}
+
+static bk_rc_t begin_sweep(bk_capture_t *c, bool learn, uint64_t bytes, bk_err_t *err)
+{
+    bk_wal_header_t header;
+    bk_txlog_place_t *place = &c->at.place;
+    uint32_t size = c->hashes.page_size;
+    bk_rc_t rc = bk_db_wal_header(&c->readers[c->reader], BUSY_MS, &header, err);
+    if (rc != BK_OK)
+        return rc;
+    place->frame = header.frames;
+    memcpy(place->salt, header.salt, sizeof place->salt);
+    memcpy(place->checksum, header.checksum, sizeof place->checksum);
+    c->sweep = (bk_capture_sweep_t){
+        .count = bytes / size, .next = 1, .pieces = size < PIECE_BYTES ? PIECE_BYTES / size : 1};
+    c->sweep.again = calloc(c->sweep.count / c->sweep.pieces + 1, 1);
+    if (c->sweep.again == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    return learn ? bk_hashes_resize(&c->hashes, c->sweep.count, err) : BK_OK;
+}
+
+bk_rc_t bk_capture_sweep(bk_capture_t *c, bool learn, bk_err_t *err)
+{
+    struct stat st;
+    uint64_t limit = growth_limit(c);
+    if (c->batches || bk_db_stat(c->readers[c->reader].path, &st) != 0 ||
+        (uint64_t)st.st_size < c->sweep_from)
+        return BK_OK;
+    uint8_t *pages = malloc(READ_BYTES);
+    bk_rc_t rc = pages != NULL
+                     ? begin_sweep(c, learn, (uint64_t)st.st_size, err)
+                     : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
+    while (rc == BK_OK && c->sweep.next <= c->sweep.count) {
+        rc = sweep_some(c, learn, pages, err);
+        if (rc == BK_OK)
+            rc = move_on(c, err);
+        if (rc == BK_OK)
+            rc = check_growth(c, limit, err);
+    }
+    free(pages);
+    return rc;
+}
+
+/* The next pages to be compared, at most n; 0: none. */
+static unsigned next_pages(const bk_capture_t *c, uint64_t *first, uint64_t count, unsigned n)
+{
+    const bk_capture_sweep_t *sweep = &c->sweep;
+    while (sweep->again != NULL && *first <= sweep->count && *first <= count &&
+           !sweep->again[(*first - 1) / sweep->pieces]) {
+        uint64_t next = *first + sweep->pieces - (*first - 1) % sweep->pieces;
+        *first = next <= sweep->count ? next : sweep->count + 1;
+    }
+    if (sweep->again != NULL && n > sweep->pieces)
+        n = sweep->pieces;
+    return *first > count ? 0 : count - *first + 1 < n ? (unsigned)(count - *first + 1) : n;
+}
+
+/* Everything that was written up to the source's pin, and maybe a little more, is known. */
+static bk_rc_t catch_up(bk_capture_t *c, bk_err_t *err)
+{
+    int64_t began = bk_mono();
+    bk_rc_t rc = BK_OK;
+    while (c->sweep.again != NULL && (rc = bk_capture_take(c, err)) == BK_BUSY &&
+           bk_mono() - began < BUSY_MS * BK_MS)
+        bk_sleep_ms(1);
+    return rc;
+}
+
+bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
+{
+    uint64_t limit = growth_limit(c), first = 1;
     const bk_db_info_t *info = bk_db_source_info(source);
     unsigned batch = READ_BYTES / info->page_size;
     int64_t began = bk_mono();
@@ -81,9 +239,10 @@ bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk
     bk_rc_t rc = pages != NULL
                      ? bk_hashes_resize(&c->hashes, info->page_count, err)
                      : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
-    for (uint64_t first = 1; first <= info->page_count && rc == BK_OK; first += batch) {
-        uint64_t left = info->page_count - first + 1;
-        unsigned n = left < batch ? (unsigned)left : batch;
+    if (rc == BK_OK)
+        rc = catch_up(c, err);
+    for (unsigned n; rc == BK_OK && (n = next_pages(c, &first, info->page_count, batch)) > 0;
+         first += n) {
         rc = bk_ctl_check(c->ctl, err);
         if (rc == BK_OK)
             rc = check_growth(c, limit, err);
@@ -95,6 +254,7 @@ bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk
             rc = compare_some(c, log, pages, first, n, err);
     }
     c->held = bk_mono() - began;
+    bk_capture_sweep_end(c);
     free(pages);
     return rc;
 }
@@ -152,6 +312,8 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
     uint64_t count = c->hashes.count;
     c->logged = 0;
     bk_rc_t rc = room_for_difference(c, err);
+    if (rc == BK_OK)
+        rc = bk_capture_sweep(c, false, err);
     if (rc == BK_OK)
         rc = bk_capture_open_source(c, &source, err);
     tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;

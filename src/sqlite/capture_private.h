@@ -31,12 +31,22 @@ typedef struct {
     int64_t size;
 } bk_capture_mark_t;
 
+/* All pages of a large database are read in many short pins, in pieces of so many pages. */
+typedef struct {
+    uint8_t *again;  /* one a piece: what was read of it is not what is there at the end */
+    uint64_t count;  /* pages; what lies behind them has to be read again, too */
+    uint64_t next;   /* pages from here on are not read yet */
+    unsigned pieces; /* pages in one */
+} bk_capture_sweep_t;
+
 struct bk_capture_s {
     const bk_capture_hold_t *hold; /* while it begins */
     char *database, *dir;
     unsigned busy_ms;
     uint32_t soft;
-    uint64_t growth;
+    uint64_t growth, sweep_from;
+    int64_t sweep_pin; /* ns */
+    bk_capture_sweep_t sweep;
     int64_t audit_idle, audit_every; /* ns */
     int64_t audited;                 /* bk_mono of the last audit */
     bk_ctl_t *ctl;
@@ -72,6 +82,11 @@ struct bk_capture_s {
     uint8_t *page; /* room for two, of page_size bytes */
 };
 
+/* capture.c */
+/* What was committed until now, the pin stays; and with a new pin, so that the log can begin anew. */
+bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err);
+bk_rc_t bk_capture_move_on(bk_capture_t *c, bk_err_t *err);
+
 /* capture_read.c */
 /* Take in everything up to header, which was seen at c->seen; c->at is then its end. */
 bk_rc_t bk_capture_frames(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err);
@@ -94,6 +109,14 @@ void bk_capture_forget(bk_capture_t *c);
 /* capture_compare.c */
 /* BK_UNSUPPORTED: its journal mode changed. */
 bk_rc_t bk_capture_open_source(bk_capture_t *c, bk_db_source_t **source, bk_err_t *err);
+/*
+ * Before all pages of a large database are compared, without holding its log for longer than a
+ * moment: learn makes the hashes those of what is read, else only what differs is found.  Compare
+ * then reads what was found, and what was written meanwhile: bk_capture_swept tells it of pages.
+ */
+bk_rc_t bk_capture_sweep(bk_capture_t *c, bool learn, bk_err_t *err);
+void bk_capture_swept(bk_capture_t *c, uint64_t page_count);
+void bk_capture_sweep_end(bk_capture_t *c);
 /* Make the hashes those of all pages; the pages that differ go into the log when there is one. */
 bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err);
 /*

@@ -127,6 +127,11 @@ static bk_rc_t end_transaction(bk_capture_t *c, const bk_wal_frame_t *last, bk_e
     tx.place.frame = last->frame;
     memcpy(tx.place.checksum, last->checksum, sizeof tx.place.checksum);
     keep_what_counts(c, last->commit);
+    if (c->sweep.again != NULL) {
+        bk_capture_swept(c, last->commit);
+        c->at.place = tx.place;
+        return BK_OK;
+    }
     if (is_padding(c, last)) {
         c->at.place = tx.place;
         return BK_OK;

@@ -24,6 +24,8 @@ typedef struct {
     uint32_t page_size;
     unsigned gaps, batches;
     unsigned least, most; /* ms, of batches */
+    uint64_t sweep;       /* bytes */
+    unsigned pin;         /* ms */
 } box_t;
 
 static inline int set_up(void **state)
@@ -56,7 +58,9 @@ static inline bk_rc_t try_open(box_t *box)
                                     .dir = box->log,
                                     .busy_ms = 20000,
                                     .batch_least = box->least,
-                                    .batch_most = box->most};
+                                    .batch_most = box->most,
+                                    .sweep = box->sweep,
+                                    .pin = box->pin};
     bk_err_clear(&box->err);
     return bk_capture_open(&options, &box->ctl, &box->capture, &box->err);
 }
