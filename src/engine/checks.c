@@ -19,11 +19,10 @@
 #include "sqlite/check.h"
 #include "sqlite/connect.h"
 #include "sqlite/opening.h"
-#include "sqlite/query.h"
+#include "sqlite/require.h"
 
 #define FINDINGS_SHOWN 100
 #define TABLES_SHOWN   1000
-#define CHECK_MS       60000
 
 void bk_add_check(json_t *checks, const char *name, const char *status, const char *detail)
 {
@@ -76,42 +75,14 @@ static void remove_image(const char *image)
     }
 }
 
-/* As SQL takes it for one: a number other than 0. */
-static bool is_true(const json_t *value)
-{
-    const char *text = json_string_value(value);
-    return json_is_number(value) ? json_number_value(value) != 0
-                                 : text != NULL && strtod(text, NULL) != 0;
-}
-
 bk_rc_t bk_check_required(const bk_set_db_t *db, const char *image, bk_ctl_t *ctl, bk_err_t *err)
 {
-    char uri[PATH_MAX * 3 + 64];
-    bk_rc_t rc = BK_OK;
+    char uri[BK_DB_URI];
     if (db == NULL || db->checks == NULL)
         return BK_OK;
-    rc = bk_db_image_uri(image, uri, sizeof uri, err);
-    for (size_t i = 0; rc == BK_OK && db->checks[i] != NULL; i++) {
-        json_t *answer = NULL;
-        bk_db_select_t how = {
-            .image = uri, .sql = db->checks[i], .max_rows = 2, .max_ms = CHECK_MS};
-        rc = bk_db_select(&how, &answer, ctl, err);
-        if (rc != BK_OK && !is_stop(rc)) {
-            bk_err_wrap(err, "database %s: check \"%s\"", db->name, db->checks[i]);
-            rc = BK_FAILED;
-            if (err != NULL)
-                err->rc = rc;
-        }
-        const json_t *rows = json_object_get(answer, "rows");
-        if (rc == BK_OK &&
-            (json_array_size(rows) != 1 || !is_true(json_array_get(json_array_get(rows, 0), 0))))
-            rc = bk_err_set(err, BK_FAILED,
-                            "database %s: check \"%s\" is not true of it: choose another backup "
-                            "or moment, or leave the check out with \"verify\": false",
-                            db->name, db->checks[i]);
-        json_decref(answer);
-    }
-    return rc;
+    bk_rc_t rc = bk_db_image_uri(image, uri, sizeof uri, err);
+    bk_db_select_t of = {.image = uri};
+    return rc == BK_OK ? bk_db_require(db->name, db->checks, &of, ctl, err) : rc;
 }
 
 static const bk_set_db_t *block_of(const bk_set_t *set, const char *name)
