@@ -14,6 +14,7 @@
 #include "base/json.h"
 #include "base/str.h"
 #include "engine/readback.h"
+#include "engine/recover.h"
 #include "files/fsaccess.h"
 #include "repo/verify.h"
 #include "sqlite/check.h"
@@ -382,7 +383,8 @@ static bk_rc_t validate(bk_job_t *job, bk_opened_t *opened, const bk_point_t *po
                 *err = why;
         }
     }
-    json_object_set_new(result, "system_validation", path_facts(job, checks, &paths));
+    if (job->engine->set->db_count + job->engine->set->files_count > 0)
+        json_object_set_new(result, "system_validation", path_facts(job, checks, &paths));
     json_object_set_new(result, "valid", json_boolean(rc == BK_OK));
     if (!paths)
         bk_ctl_note(job->ctl, "a configured path of the application cannot be read now");
@@ -410,5 +412,22 @@ bk_rc_t bk_job_validate(bk_job_t *job, bk_err_t *err)
         bk_point_close(&point);
         bk_engine_close_repo(&opened);
     }
+    return rc;
+}
+
+bk_rc_t bk_validate_alone(const bk_point_t *point, char *scratch_dir, bool deep, bk_team_t *team,
+                          json_t *result, bk_err_t *err)
+{
+    /* No application is here: nothing is configured, and an engine has nothing but scratch/. */
+    bk_set_t nothing = {.name = NULL};
+    bk_engine_t bare = {.set = &nothing, .scratch_dir = scratch_dir};
+    bk_opened_t opened = {.repo = point->repo};
+    json_t *body = json_pack("{sb}", "deep", (int)deep);
+    bk_job_t job = {
+        .engine = &bare, .id = "validate", .body = body, .team = team, .ctl = point->ctl};
+    json_object_set_new(result, "timestamp", bk_json_time(bk_now()));
+    json_object_set_new(result, "valid", json_false());
+    bk_rc_t rc = validate(&job, &opened, point, result, err);
+    json_decref(body);
     return rc;
 }
