@@ -10,6 +10,8 @@
 #include "sqlite/require.h"
 #include "sqlite/table.h"
 
+#define CACHE_KIB                                                                                  \
+    16384 /* of each side: an index is read, and made, in another order than its table */
 #define LOOK_EVERY 10000 /* virtual machine instructions between two looks at the stop flag */
 
 typedef struct {
@@ -42,6 +44,10 @@ static bk_rc_t open_both(work_t *w, bk_ctl_t *ctl, bk_err_t *err)
         rc = bk_table_sql(&w->c, NULL, err, "PRAGMA temp_store = FILE");
     if (rc == BK_OK)
         rc = bk_table_sql(&w->c, NULL, err, "ATTACH %Q AS past", w->how->image);
+    if (rc == BK_OK)
+        rc = bk_table_sql(&w->c, NULL, err, "PRAGMA main.cache_size = -%d", CACHE_KIB);
+    if (rc == BK_OK)
+        rc = bk_table_sql(&w->c, NULL, err, "PRAGMA past.cache_size = -%d", CACHE_KIB);
     return rc;
 }
 
