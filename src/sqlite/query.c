@@ -3,11 +3,12 @@
  * or for a while the one that it is given.
  *
  * What keeps it harmless, from the outside in: the connection is read only and of an immutable
- * file, or is kept from writing meanwhile, and from what is attached to it; the authorizer lets statements only read; the limits bound SQL, values and expressions; the
- * progress handler bounds time, and with it recursion; rows and bytes are counted as they come.
- * Sorting and materialising spill from a small cache into unlinked temporary files, so memory does
- * not grow with them; values on the way are bounded by how much more SQLite takes than when it
- * began.  There is no heap limit, which would be one for all of nginx.
+ * file, or is kept from writing meanwhile, and from what is attached to it; the authorizer lets
+ * statements only read; the limits bound SQL, values and expressions; the progress handler bounds
+ * time, and with it recursion; rows and bytes are counted as they come.  Sorting and materialising
+ * spill from a small cache into unlinked temporary files, so memory does not grow with them; values
+ * on the way are bounded by how much more SQLite takes than when it began.  There is no heap limit,
+ * which would be one for all of nginx.
  */
 #include "sqlite/query.h"
 
