@@ -19,7 +19,6 @@
 #include "base/str.h"
 #include "engine/engine.h"
 
-#define LANES      4
 #define SECRET_MAX 4096u
 
 bk_rc_t cli_secret_read(const char *key_file, const char *passphrase_file, cli_secret_t *secret,
@@ -125,7 +124,7 @@ bk_rc_t cli_offline_run(const cli_t *cli, bk_ctl_t *ctl,
     pthread_t watcher;
     watch_t w = {.cli = cli, .ctl = ctl};
     bool watched = pthread_create(&watcher, NULL, watch, &w) == 0;
-    bk_rc_t rc = bk_team_run(LANES, main_fn, arg, err);
+    bk_rc_t rc = bk_team_run(CLI_LANES, main_fn, arg, err);
     atomic_store(&w.done, true);
     if (watched)
         pthread_join(watcher, NULL);

@@ -9,6 +9,8 @@
 #include "engine/point.h"
 #include "repo/repo.h"
 
+#define CLI_LANES 4 /* threads of what is done here */
+
 typedef struct {
     bk_secret_t secret; /* points into the members below, or both NULL */
     uint8_t key[BK_KEY_SIZE];

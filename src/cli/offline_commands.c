@@ -147,7 +147,7 @@ int cli_offline_verify(const cli_t *cli)
     bk_ctl_init(&ctl);
     cli_interrupts(&ctl);
     verify_t verify = {.repo = offline.repo, .level = (unsigned)(*level - '0'), .ctl = &ctl};
-    if (cli_offline_run(cli, &ctl, verify_main, &verify, &err) != BK_OK) {
+    if (bk_team_run(CLI_LANES, verify_main, &verify, &err) != BK_OK) {
         code = cli_fail(&err);
     } else {
         char size[16];
