@@ -102,9 +102,13 @@ static bk_rc_t add_database(past_t *past, bk_set_t *set, const char *name, bk_er
             return BK_OK;
     bk_rc_t rc =
         bk_moments_open(NULL, set->name, name, past->offline.repo, &past->ctl, &moments, err);
+    if (rc == BK_INVALID) { /* capital letters, say: with such a name none can be */
+        bk_err_clear(err);
+        rc = BK_OK;
+    }
     bk_set_db_t *db = rc == BK_OK ? bk_set_add_db(set, name) : NULL;
     if (db != NULL)
-        db->pitr_window = bk_moments_count(moments) > 0;
+        db->pitr_window = moments != NULL && bk_moments_count(moments) > 0;
     else if (rc == BK_OK)
         rc = bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", name);
     bk_moments_free(moments);
