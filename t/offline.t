@@ -39,7 +39,7 @@ backup first {
 }
 backup second {
     base_dir $dir/second;
-    database main { path $dir/app/second.db; wal off; }
+    database Main { path $dir/app/second.db; wal off; }
     files uploads { path $dir/app/uploads; }
     storage local disk { path $dir/storage; }
     min_free 0;
@@ -65,11 +65,16 @@ my $list = decode_json(cli_is('a list of all', 0, qr/"total":2/, 'list', @storag
 is_deeply([map { $_->{backup_id} } @{ $list->{backups} }], [@id{qw(second first)}], 'the newest is first');
 $list = decode_json(cli_is('no more than asked for', 0, qr/"total":2/, 'list', @storage, '--json', '--limit', '1'));
 is_deeply([map { $_->{backup_id} } @{ $list->{backups} }], [$id{second}], 'the newest stays');
+cli_is('a limit is a number', 2, qr/--limit is a number from 1 to/, 'list', @storage, '--limit', 'all');
 $list = decode_json(cli_is('a list of one set', 0, qr/"total":1/, 'list', @storage, '--json', '--set', 'first'));
 is($list->{backups}[0]{backup_id}, $id{first}, 'is its own');
 cli_is('recover does not guess whose', 2, qr/several sets: (first, second|second, first): say which with --set/, 'recover', @storage, '--target', "$dir/bare");
 ok(!-e "$dir/bare", 'and makes nothing');
 cli_is('nor does a query', 2, qr/several sets/, 'query', @storage, 'select count(*) from t');
+cli_is('nor does a timeline', 2, qr/several sets/, 'timeline', @storage);
+cli_is('nor a validation', 2, qr/several sets/, 'validate', @storage);
+cli_is('validation of one', 0, qr/backup_id: \Q$id{second}\E/, 'validate', @storage, '--set', 'second');
+cli_is('timeline of one that nobody captured', 0, qr/No database is captured/, 'timeline', @storage, '--set', 'second');
 cli_is('nor is another set taken', 1, qr/no backup of third/, 'recover', @storage, '--target', "$dir/bare", '--set', 'third');
 cli_is('a query of one', 0, qr/^10$/m, 'query', @storage, '--set', 'second', 'select count(*) from t');
 cli_is('recovery of one', 0, qr/source_backup: \Q$id{second}\E/, 'recover', @storage, '--set', 'second', '--target', "$dir/second-again");

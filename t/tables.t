@@ -13,7 +13,8 @@ plan skip_all => 'only root may start the helper' if $> != 0;
 
 my $t = NgxBackup->new(user => 'www-data', helper => $NgxBackup::helper, daemon => 1);
 my $path = "$t->{dir}/app/app.db";
-$t->{set} = $t->set_conf =~ s/(files uploads)/database main { path $path; pitr_window 7d; } $1/r;
+$t->{set} = $t->set_conf =~ s/(files uploads)/database main { path $path; pitr_window 7d;
+    check "SELECT count(*) = 0 FROM notes WHERE body = 'never'"; } $1/r;
 
 my $app = NgxBackup::connect_db($path);
 $app->do($_) for split /;\s*/, <<'SQL';
@@ -110,6 +111,21 @@ subtest 'by the command line, from a backup, and undone' => sub {
     ($code, $out) = cli('recover', '--storage', "file://$t->{dir}/repo", '--target', "$t->{dir}/x", qw(--table notes));
     isnt($code, 0, 'without nginx it is no live database');
     like($out, qr/through nginx/, 'and it says so');
+};
+
+subtest 'the check of the configuration is asked before anybody sees the rows' => sub {
+    my $last = transaction();
+    $app->do("INSERT INTO notes(user, body) VALUES(3, 'never')");
+    ok($t->wait_until(20, 'captured', sub { transaction() > $last }), 'a moment of which it is not true');
+    my $never = transaction();
+    $app->do("UPDATE notes SET body = 'today'");
+    my $r = $t->post('/recovery', { recovery_type => 'database', tables => ['notes'], transaction => $never });
+    my $job = $t->wait_job($r->{json}{id});
+    is($job->{status}, 'failed', 'a recovery to it fails') or diag(explain($job));
+    like($job->{error}, qr/nothing is changed: database main: check "SELECT count.*" is not true of it/, 'and says what is not true');
+    is(one("SELECT group_concat(DISTINCT body) FROM notes"), 'today', 'nothing has changed');
+    recover(tables => ['notes'], transaction => $never, verify => \0);
+    is(one("SELECT count(*) FROM notes WHERE body = 'never'"), 1, 'unless it is left out');
 };
 
 subtest 'what cannot be is refused before a job' => sub {

@@ -50,6 +50,7 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_WARNING = 3, EXIT_INTE
     X(DEEP, "deep", NULL, "validate: also check every chunk of the files")                         \
     X(LEVEL, "level", "N", "verify: 0 names, 1 checksums, 2 decrypt, 3 restore (default: 1)")      \
     X(LIMIT, "limit", "N", "at most so many rows (default: 50)")                                   \
+    X(TIMEOUT, "timeout", "SECONDS", "query: at most so long (default: 10; an hour on a storage)") \
     X(WAIT, "wait", NULL, "wait until the job has ended (the default)")                            \
     X(NO_WAIT, "no-wait", NULL, "return as soon as the job is queued")                             \
     X(ROLE, "role", "ROLE", "viewer, operator or admin")                                           \
@@ -68,7 +69,8 @@ typedef enum {
         OPT_COUNT
 } cli_option_t;
 
-#define CLI_ARGUMENTS 8 /* positional arguments */
+#define CLI_TIMELINE_ROWS 20 /* of a timeline, when there is no --limit */
+#define CLI_ARGUMENTS     8  /* positional arguments */
 
 typedef struct cli_command_s cli_command_t;
 
@@ -91,6 +93,8 @@ struct cli_command_s {
 };
 
 extern const cli_command_t cli_commands[]; /* ended by name NULL */
+
+const char *cli_option_name(cli_option_t option);
 
 /* Print "ngx-backup: text" to standard error and return the exit code of rc. */
 int cli_fail(const bk_err_t *err);
@@ -131,7 +135,7 @@ void cli_answer_free(cli_answer_t *answer);
 /* Percent-encode one path or query component; owned by the caller. */
 char *cli_escape(const char *text);
 
-/* --- online.c, offline.c, keys.c: the commands --- */
+/* --- online.c, offline_commands.c, offline_past.c, keys.c: the commands --- */
 int cli_status(const cli_t *cli);
 int cli_list(const cli_t *cli);
 int cli_show(const cli_t *cli);
@@ -150,6 +154,8 @@ int cli_offline_list(const cli_t *cli);
 int cli_offline_show(const cli_t *cli);
 int cli_offline_recover(const cli_t *cli);
 int cli_offline_query(const cli_t *cli);
+int cli_offline_timeline(const cli_t *cli);
+int cli_offline_validate(const cli_t *cli);
 int cli_offline_verify(const cli_t *cli);
 int cli_key(const cli_t *cli);
 int cli_token(const cli_t *cli);

@@ -21,6 +21,11 @@ static const option_row_t options[OPT_COUNT] = {
 #undef X
 };
 
+const char *cli_option_name(cli_option_t option)
+{
+    return options[option].name;
+}
+
 static const cli_option_t online_options[] = {OPT_URL, OPT_TOKEN_FILE, OPT_SOCKET, OPT_COUNT};
 static const cli_option_t offline_options[] = {OPT_STORAGE, OPT_KEY_FILE, OPT_PASSPHRASE_FILE,
                                                OPT_SET, OPT_COUNT};
@@ -40,16 +45,18 @@ const cli_command_t cli_commands[] = {
      OPTIONS(OPT_TYPE, OPT_BACKUP_ID, OPT_AT, OPT_TRANSACTION, OPT_DATABASE, OPT_TABLE, OPT_PATTERN,
              OPT_PATH, OPT_TARGET, OPT_OVERWRITE, OPT_DELETE_EXTRA, OPT_DRY_RUN, OPT_WAIT,
              OPT_NO_WAIT)},
-    {"validate", "", 0, 0, "prove that a backup or a moment can be recovered", cli_validate, NULL,
+    {"validate", "", 0, 0, "prove that a backup or a moment can be recovered", cli_validate,
+     cli_offline_validate,
      OPTIONS(OPT_BACKUP_ID, OPT_AT, OPT_TRANSACTION, OPT_DATABASE, OPT_DEEP, OPT_WAIT,
              OPT_NO_WAIT)},
     {"timeline", "", 0, 0, "from when to when databases can be had as of any moment", cli_timeline,
-     NULL, OPTIONS(OPT_DATABASE, OPT_SINCE, OPT_UNTIL, OPT_LIMIT)},
+     cli_offline_timeline, OPTIONS(OPT_DATABASE, OPT_SINCE, OPT_UNTIL, OPT_LIMIT)},
     {"detach", "DATABASE", 1, 1, "let go of a database: its transactions are not captured for now",
      cli_detach, NULL, NO_OPTIONS},
     {"attach", "DATABASE", 1, 1, "capture its transactions again", cli_detach, NULL, NO_OPTIONS},
     {"query", "SQL", 1, 1, "ask a database as it was, without recovering it", cli_query,
-     cli_offline_query, OPTIONS(OPT_BACKUP_ID, OPT_AT, OPT_TRANSACTION, OPT_DATABASE, OPT_LIMIT)},
+     cli_offline_query,
+     OPTIONS(OPT_BACKUP_ID, OPT_AT, OPT_TRANSACTION, OPT_DATABASE, OPT_LIMIT, OPT_TIMEOUT)},
     {"verify", "", 0, 0, "look for damage on the storage", cli_verify, cli_offline_verify,
      OPTIONS(OPT_LEVEL, OPT_WAIT, OPT_NO_WAIT)},
     {"test", "", 0, 0, "test storage, database, key and a small recovery", cli_test, NULL,

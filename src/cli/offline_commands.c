@@ -1,16 +1,13 @@
 /*
- * cli/offline_commands.c: list, show, recover and verify on a storage alone.  The answers have the
+ * cli/offline_commands.c: list, show, verify and recover on a storage alone.  The answers have the
  * members of REST's.
  */
 #include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/str.h"
 #include "cli/offline.h"
 #include "engine/engine.h"
@@ -18,22 +15,12 @@
 #include "repo/snapshot.h"
 #include "repo/verify.h"
 
-#define LANES 4
-
 /* As REST gives it. */
 static json_t *describe(const cli_t *cli, const bk_snapshot_t *snapshot)
 {
     json_t *backup = bk_describe_snapshot(snapshot, cli->value[OPT_STORAGE]);
     json_object_del(backup, "completed_ns");
     return backup;
-}
-
-/* Notes about damaged snapshots, once the command is through. */
-static int print_notes(bk_ctl_t *ctl)
-{
-    for (unsigned i = 0; i < ctl->notes_kept; i++)
-        fprintf(stderr, "warning: %s\n", ctl->notes[i]);
-    return ctl->notes_total > 0 ? EXIT_WARNING : EXIT_OK;
 }
 
 typedef int (*snapshots_fn)(const cli_t *cli, const bk_snapshot_list_t *list, bk_err_t *err);
@@ -54,7 +41,7 @@ static int with_snapshots(const cli_t *cli, snapshots_fn fn)
         code = cli_fail(&err);
     } else {
         code = fn(cli, &list, &err);
-        int notes = print_notes(&ctl);
+        int notes = cli_print_notes(&ctl);
         if (code == EXIT_OK)
             code = notes;
     }
@@ -82,9 +69,12 @@ static bool is_listed(const cli_t *cli, const bk_snapshot_t *snapshot)
 static int list_snapshots(const cli_t *cli, const bk_snapshot_list_t *list, bk_err_t *err)
 {
     json_t *backups = json_array();
-    const char *limit = cli->value[OPT_LIMIT];
-    unsigned long long most = limit != NULL ? strtoull(limit, NULL, 10) : 50, total = 0;
+    uint64_t most = 50, total = 0;
     (void)err;
+    if (cli_number(cli, OPT_LIMIT, UINT32_MAX, &most) != EXIT_OK) {
+        json_decref(backups);
+        return EXIT_USAGE;
+    }
     for (size_t i = list->count; i-- > 0;)
         if (is_listed(cli, &list->items[i]) && ++total <= most)
             json_array_append_new(backups, describe(cli, &list->items[i]));
@@ -157,14 +147,14 @@ int cli_offline_verify(const cli_t *cli)
     bk_ctl_init(&ctl);
     cli_interrupts(&ctl);
     verify_t verify = {.repo = offline.repo, .level = (unsigned)(*level - '0'), .ctl = &ctl};
-    if (bk_team_run(LANES, verify_main, &verify, &err) != BK_OK) {
+    if (bk_team_run(CLI_LANES, verify_main, &verify, &err) != BK_OK) {
         code = cli_fail(&err);
     } else {
         char size[16];
         cli_size(size, (double)verify.result.bytes);
         printf("%" PRIu64 " objects, %s, %" PRIu64 " chunks looked at: %" PRIu64 " findings\n",
                verify.result.objects, size, verify.result.chunks, verify.result.findings);
-        code = print_notes(&ctl);
+        code = cli_print_notes(&ctl);
         if (verify.result.findings > 0)
             code = verify.result.findings > verify.result.harmless ? EXIT_FAILED : EXIT_WARNING;
     }
@@ -184,7 +174,6 @@ typedef struct {
     const char *below; /* of target; "" but in a dry run into what is not there yet */
     json_t *result;
     bk_ctl_t *ctl;
-    atomic_bool done;
 } recover_t;
 
 static bk_rc_t recover_main(bk_team_t *team, void *arg, bk_err_t *err)
@@ -192,31 +181,6 @@ static bk_rc_t recover_main(bk_team_t *team, void *arg, bk_err_t *err)
     recover_t *recover = arg;
     return bk_recover_into(recover->offline->repo, &recover->options, recover->target,
                            recover->below, team, recover->result, recover->ctl, err);
-}
-
-/* Draws the progress while the lanes work. */
-static void *watch(void *arg)
-{
-    recover_t *recover = arg;
-    while (!atomic_load(&recover->done)) {
-        json_t *progress = bk_job_progress(recover->ctl);
-        cli_print_progress(recover->cli, progress);
-        json_decref(progress);
-        bk_sleep_ms(100);
-    }
-    cli_print_progress(recover->cli, NULL);
-    return NULL;
-}
-
-static bk_rc_t run_recovery(recover_t *recover, bk_err_t *err)
-{
-    pthread_t watcher;
-    bool watched = pthread_create(&watcher, NULL, watch, recover) == 0;
-    bk_rc_t rc = bk_team_run(LANES, recover_main, recover, err);
-    atomic_store(&recover->done, true);
-    if (watched)
-        pthread_join(watcher, NULL);
-    return rc;
 }
 
 static int print_recovery(recover_t *recover, const bk_point_t *point)
@@ -227,28 +191,8 @@ static int print_recovery(recover_t *recover, const bk_point_t *point)
         cli_print_json(recover->result);
     else
         cli_print_plan(recover->result);
-    int notes = print_notes(recover->ctl);
+    int notes = cli_print_notes(recover->ctl);
     return incomplete ? EXIT_WARNING : notes;
-}
-
-/* The point that the options name; a usage message otherwise. */
-static int read_point(const cli_t *cli, bk_point_wish_t *wish)
-{
-    const char *at = cli->value[OPT_AT], *number = cli->value[OPT_TRANSACTION];
-    char *end;
-    wish->set = cli->value[OPT_SET];
-    wish->backup_id = cli->value[OPT_BACKUP_ID];
-    wish->database = cli->value[OPT_DATABASE];
-    if ((at != NULL) + (number != NULL) + (wish->backup_id != NULL) > 1)
-        return cli_usage("--backup-id, --at and --transaction exclude each other");
-    if (at != NULL && !bk_time_parse(at, &wish->time))
-        return cli_usage("--at is a time like 2025-10-15T14:30:00Z");
-    if (number != NULL) {
-        wish->transaction = strtoull(number, &end, 10);
-        if (*number < '1' || *number > '9' || *end != '\0')
-            return cli_usage("--transaction is a number from 1 on");
-    }
-    return EXIT_OK;
 }
 
 static int recover_point(recover_t *recover, bk_err_t *err)
@@ -257,7 +201,7 @@ static int recover_point(recover_t *recover, bk_err_t *err)
     bk_recover_options_t *o = &recover->options;
     bk_point_wish_t wish = {.databases = o->databases, .files = o->files};
     bk_point_t point = {0};
-    int code = read_point(cli, &wish);
+    int code = cli_offline_point(cli, &wish);
     if (code != EXIT_OK)
         return code;
     bk_rc_t rc = bk_point_find(recover->offline->repo, &wish, recover->ctl, &point, err);
@@ -269,7 +213,7 @@ static int recover_point(recover_t *recover, bk_err_t *err)
                                         &recover->target, &recover->below, err)
                  : bk_root_open(cli->value[OPT_TARGET], true, &recover->target, err);
     if (rc == BK_OK)
-        rc = run_recovery(recover, err);
+        rc = cli_offline_run(cli, recover->ctl, recover_main, recover, err);
     code = rc == BK_OK ? print_recovery(recover, &point) : cli_fail(err);
     bk_root_close(recover->target);
     bk_point_close(&point);
@@ -336,64 +280,5 @@ int cli_offline_recover(const cli_t *cli)
         cli_offline_close(&offline);
     }
     bk_patterns_free(&patterns);
-    return code;
-}
-
-/* --- query --- */
-
-/* The only database of the backup, when none is named. */
-static bk_rc_t choose_database(const bk_snapshot_t *s, const char **name, bk_err_t *err)
-{
-    if (*name == NULL && s->db_count != 1)
-        return bk_err_set(err, BK_INVALID,
-                          "backup %s holds %zu databases: name one with --database", s->backup_id,
-                          s->db_count);
-    if (*name == NULL)
-        *name = s->dbs[0].name;
-    return BK_OK;
-}
-
-static int query(const cli_t *cli, bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ctl)
-{
-    bk_point_t point;
-    bk_err_t err = {0};
-    json_t *answer = NULL;
-    const char *name = wish->database, *limit = cli->value[OPT_LIMIT];
-    bk_db_select_t how = {.sql = cli->argument[0],
-                          .max_rows = limit != NULL ? strtoull(limit, NULL, 10) : 0,
-                          .max_ms = 3600000};
-    bk_rc_t rc = bk_point_find(repo, wish, ctl, &point, &err);
-    if (rc == BK_OK)
-        rc = choose_database(point.snapshot, &name, &err);
-    if (rc == BK_OK)
-        rc = bk_point_ask(&point, name, &how, &answer, &err);
-    bk_point_close(&point);
-    if (rc != BK_OK)
-        return cli_fail(&err);
-    if (cli->value[OPT_JSON] != NULL)
-        cli_print_json(answer);
-    else
-        cli_print_rows(answer);
-    json_decref(answer);
-    return print_notes(ctl);
-}
-
-int cli_offline_query(const cli_t *cli)
-{
-    cli_offline_t offline;
-    bk_point_wish_t wish = {.databases = true};
-    bk_err_t err = {0};
-    bk_ctl_t ctl;
-    int code = read_point(cli, &wish);
-    if (code != EXIT_OK)
-        return code;
-    if (cli_offline_open(cli, &offline, &err) != BK_OK)
-        return cli_fail(&err);
-    bk_ctl_init(&ctl);
-    cli_interrupts(&ctl);
-    code = query(cli, offline.repo, &wish, &ctl);
-    cli_interrupts(NULL);
-    bk_ctl_free(&ctl);
-    cli_offline_close(&offline);
     return code;
 }

@@ -230,6 +230,7 @@ int cli_query(const cli_t *cli)
     json_t *body = point_body(cli);
     put_text(body, "sql", cli->argument[0]);
     put_number(body, "limit", cli->value[OPT_LIMIT]);
+    put_number(body, "timeout", cli->value[OPT_TIMEOUT]);
     bk_rc_t rc = cli_request(cli, "POST", "/query", body, &answer, &err);
     json_decref(body);
     if (rc != BK_OK)
@@ -256,8 +257,10 @@ static bool add_parameter(char *path, size_t size, const char *name, const char 
 int cli_timeline(const cli_t *cli)
 {
     char path[1024];
-    snprintf(path, sizeof path, "/timeline?limit=%s",
-             given(cli, OPT_LIMIT) ? cli->value[OPT_LIMIT] : "20");
+    if (given(cli, OPT_LIMIT))
+        snprintf(path, sizeof path, "/timeline?limit=%s", cli->value[OPT_LIMIT]);
+    else
+        snprintf(path, sizeof path, "/timeline?limit=%d", CLI_TIMELINE_ROWS);
     if (!add_parameter(path, sizeof path, "database", cli->value[OPT_DATABASE]) ||
         !add_parameter(path, sizeof path, "since", cli->value[OPT_SINCE]) ||
         !add_parameter(path, sizeof path, "until", cli->value[OPT_UNTIL]))

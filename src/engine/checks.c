@@ -14,16 +14,16 @@
 #include "base/json.h"
 #include "base/str.h"
 #include "engine/readback.h"
+#include "engine/recover.h"
 #include "files/fsaccess.h"
 #include "repo/verify.h"
 #include "sqlite/check.h"
 #include "sqlite/connect.h"
 #include "sqlite/opening.h"
-#include "sqlite/query.h"
+#include "sqlite/require.h"
 
 #define FINDINGS_SHOWN 100
 #define TABLES_SHOWN   1000
-#define CHECK_MS       60000
 
 void bk_add_check(json_t *checks, const char *name, const char *status, const char *detail)
 {
@@ -76,42 +76,14 @@ static void remove_image(const char *image)
     }
 }
 
-/* As SQL takes it for one: a number other than 0. */
-static bool is_true(const json_t *value)
-{
-    const char *text = json_string_value(value);
-    return json_is_number(value) ? json_number_value(value) != 0
-                                 : text != NULL && strtod(text, NULL) != 0;
-}
-
 bk_rc_t bk_check_required(const bk_set_db_t *db, const char *image, bk_ctl_t *ctl, bk_err_t *err)
 {
-    char uri[PATH_MAX * 3 + 64];
-    bk_rc_t rc = BK_OK;
+    char uri[BK_DB_URI];
     if (db == NULL || db->checks == NULL)
         return BK_OK;
-    rc = bk_db_image_uri(image, uri, sizeof uri, err);
-    for (size_t i = 0; rc == BK_OK && db->checks[i] != NULL; i++) {
-        json_t *answer = NULL;
-        bk_db_select_t how = {
-            .image = uri, .sql = db->checks[i], .max_rows = 2, .max_ms = CHECK_MS};
-        rc = bk_db_select(&how, &answer, ctl, err);
-        if (rc != BK_OK && !is_stop(rc)) {
-            bk_err_wrap(err, "database %s: check \"%s\"", db->name, db->checks[i]);
-            rc = BK_FAILED;
-            if (err != NULL)
-                err->rc = rc;
-        }
-        const json_t *rows = json_object_get(answer, "rows");
-        if (rc == BK_OK &&
-            (json_array_size(rows) != 1 || !is_true(json_array_get(json_array_get(rows, 0), 0))))
-            rc = bk_err_set(err, BK_FAILED,
-                            "database %s: check \"%s\" is not true of it: choose another backup "
-                            "or moment, or leave the check out with \"verify\": false",
-                            db->name, db->checks[i]);
-        json_decref(answer);
-    }
-    return rc;
+    bk_rc_t rc = bk_db_image_uri(image, uri, sizeof uri, err);
+    bk_db_select_t of = {.image = uri};
+    return rc == BK_OK ? bk_db_require(db->name, db->checks, &of, ctl, err) : rc;
 }
 
 static const bk_set_db_t *block_of(const bk_set_t *set, const char *name)
@@ -411,7 +383,8 @@ static bk_rc_t validate(bk_job_t *job, bk_opened_t *opened, const bk_point_t *po
                 *err = why;
         }
     }
-    json_object_set_new(result, "system_validation", path_facts(job, checks, &paths));
+    if (job->engine->set->db_count + job->engine->set->files_count > 0)
+        json_object_set_new(result, "system_validation", path_facts(job, checks, &paths));
     json_object_set_new(result, "valid", json_boolean(rc == BK_OK));
     if (!paths)
         bk_ctl_note(job->ctl, "a configured path of the application cannot be read now");
@@ -439,5 +412,22 @@ bk_rc_t bk_job_validate(bk_job_t *job, bk_err_t *err)
         bk_point_close(&point);
         bk_engine_close_repo(&opened);
     }
+    return rc;
+}
+
+bk_rc_t bk_validate_alone(const bk_point_t *point, char *scratch_dir, bool deep, bk_team_t *team,
+                          json_t *result, bk_err_t *err)
+{
+    /* No application is here: nothing is configured, and an engine has nothing but scratch/. */
+    bk_set_t nothing = {.name = NULL};
+    bk_engine_t bare = {.set = &nothing, .scratch_dir = scratch_dir};
+    bk_opened_t opened = {.repo = point->repo};
+    json_t *body = json_pack("{sb}", "deep", (int)deep);
+    bk_job_t job = {
+        .engine = &bare, .id = "validate", .body = body, .team = team, .ctl = point->ctl};
+    json_object_set_new(result, "timestamp", bk_json_time(bk_now()));
+    json_object_set_new(result, "valid", json_false());
+    bk_rc_t rc = validate(&job, &opened, point, result, err);
+    json_decref(body);
     return rc;
 }

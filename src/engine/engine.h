@@ -119,6 +119,13 @@ typedef struct {
  */
 bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *filter, bk_ctl_t *ctl,
                            json_t **answer, bk_err_t *err);
+/*
+ * The same from a storage alone, for the command line that has no engine: of set name, databases
+ * and their pitr_window count, and base_dir when there is one.  cache_dir may be NULL.
+ */
+bk_rc_t bk_timeline(const bk_set_t *set, bk_repo_t *repo, const char *cache_dir,
+                    const bk_timeline_filter_t *filter, bk_ctl_t *ctl, json_t **answer,
+                    bk_err_t *err);
 
 typedef struct {
     bk_job_kind_t kind;

@@ -62,6 +62,14 @@ bk_rc_t bk_recover_root(const char *path, mode_t mode, bk_helper_t *helper, bk_c
 bk_rc_t bk_root_open_nearest(const char *path, bk_helper_t *helper, bk_ctl_t *ctl, bk_root_t **root,
                              const char **below, bk_err_t *err);
 
+/*
+ * What validate-recovery finds out, without an engine: nothing is configured here, so no check of a
+ * database's block is asked, and no path of the application is looked for.  Databases are rebuilt
+ * in scratch_dir, one after another.  result: as validation_result, also of a failure.  checks.c.
+ */
+bk_rc_t bk_validate_alone(const bk_point_t *point, char *scratch_dir, bool deep, bk_team_t *team,
+                          json_t *result, bk_err_t *err);
+
 /* The array of that name in a result, made when there is none; borrowed. */
 json_t *bk_recover_list(json_t *result, const char *name);
 

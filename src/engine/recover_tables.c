@@ -43,10 +43,14 @@ bk_rc_t bk_tables_of_point(bk_engine_t *engine, const bk_point_t *point, const j
         rc = bk_point_show(point, db, &view, err);
     if (rc != BK_OK)
         return rc;
+    bool verify = !json_is_false(json_object_get(body, "verify"));
     bk_tables_t how = {.image = bk_vfs_uri(view.image),
                        .target = target->path,
                        .tables = json_object_get(body, "tables"),
-                       .busy_ms = (unsigned)target->busy_timeout};
+                       .busy_ms = (unsigned)target->busy_timeout,
+                       .verify = verify,
+                       .database = target->name,
+                       .checks = verify ? target->checks : NULL};
     rc = act == BK_TABLES_CHECK     ? bk_tables_check(&how, point->ctl, err)
          : act == BK_TABLES_COMPARE ? bk_tables_compare(&how, &tables, point->ctl, err)
                                     : bk_tables_recover(&how, &tables, point->ctl, err);

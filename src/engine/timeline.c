@@ -156,13 +156,12 @@ static bk_rc_t one_database(timeline_t *t, const char *name, json_t *list, bk_er
     return rc;
 }
 
-static bk_rc_t all_databases(bk_engine_t *engine, bk_opened_t *opened,
+static bk_rc_t all_databases(const bk_set_t *set, bk_repo_t *repo, const char *cache_dir,
                              const bk_timeline_filter_t *filter, bk_ctl_t *ctl, json_t *list,
                              bk_err_t *err)
 {
-    const bk_set_t *set = engine->set;
     timeline_t t = {.filter = filter};
-    bk_rc_t rc = bk_snapshot_list(opened->repo, engine->cache_dir, ctl, &t.list, err);
+    bk_rc_t rc = bk_snapshot_list(repo, cache_dir, ctl, &t.list, err);
     if (rc == BK_OK && !read_cursor(&t))
         rc = bk_err_set(err, BK_INVALID, "cursor: is not one that a timeline gave");
     for (size_t i = 0; i < set->db_count && rc == BK_OK; i++) {
@@ -172,8 +171,7 @@ static bk_rc_t all_databases(bk_engine_t *engine, bk_opened_t *opened,
             continue;
         t.left = filter->limit;
         t.next[0] = '\0';
-        rc =
-            bk_moments_open(set->base_dir, set->name, db->name, opened->repo, ctl, &t.moments, err);
+        rc = bk_moments_open(set->base_dir, set->name, db->name, repo, ctl, &t.moments, err);
         if (rc == BK_OK)
             rc = bk_bases_init(&t.bases, &t.list, db->name, err);
         if (rc == BK_OK)
@@ -188,11 +186,11 @@ static bk_rc_t all_databases(bk_engine_t *engine, bk_opened_t *opened,
     return rc;
 }
 
-bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *wanted, bk_ctl_t *ctl,
-                           json_t **answer, bk_err_t *err)
+bk_rc_t bk_timeline(const bk_set_t *set, bk_repo_t *repo, const char *cache_dir,
+                    const bk_timeline_filter_t *wanted, bk_ctl_t *ctl, json_t **answer,
+                    bk_err_t *err)
 {
     bk_timeline_filter_t filter = *wanted;
-    bk_opened_t opened;
     *answer = NULL;
     if (filter.until == 0)
         filter.until = bk_now();
@@ -200,12 +198,8 @@ bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *want
         filter.since = filter.until - DAY;
     if (filter.limit == 0)
         filter.limit = 100;
-    bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
-    if (rc != BK_OK)
-        return rc;
     json_t *list = json_array();
-    rc = all_databases(engine, &opened, &filter, ctl, list, err);
-    bk_engine_close_repo(&opened);
+    bk_rc_t rc = all_databases(set, repo, cache_dir, &filter, ctl, list, err);
     if (rc != BK_OK) {
         json_decref(list);
         return rc;
@@ -213,4 +207,17 @@ bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *want
     *answer = json_pack("{so so so}", "since", bk_json_moment(filter.since), "until",
                         bk_json_moment(filter.until), "databases", list);
     return BK_OK;
+}
+
+bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *filter, bk_ctl_t *ctl,
+                           json_t **answer, bk_err_t *err)
+{
+    bk_opened_t opened;
+    *answer = NULL;
+    bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = bk_timeline(engine->set, opened.repo, engine->cache_dir, filter, ctl, answer, err);
+    bk_engine_close_repo(&opened);
+    return rc;
 }

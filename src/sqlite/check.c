@@ -16,7 +16,6 @@
 #include "sqlite/connect.h"
 #include "sqlite/vfs.h"
 
-#define WHOLE_BYTES (5ull << 30)
 #define CACHE_KIB   16384 /* an index is read in another order than its table */
 #define HEADER_SIZE 20
 
@@ -96,7 +95,7 @@ static bk_rc_t check_image(const image_t *image, uint64_t bytes, bk_err_t *err)
         return rc;
     rc = bk_vfs_show(past, &shown, err);
     if (rc == BK_OK) {
-        rc = check_uri(bk_vfs_uri(shown), bytes < WHOLE_BYTES, image->name, image->ctl, err);
+        rc = check_uri(bk_vfs_uri(shown), bytes < BK_DB_WHOLE_BYTES, image->name, image->ctl, err);
         rc = bk_vfs_failure(shown, rc, err);
         bk_vfs_hide(shown);
     }

@@ -8,9 +8,11 @@
 #include "base/ctl.h"
 #include "base/team.h"
 
+#define BK_DB_WHOLE_BYTES (5ull << 30) /* from here on an integrity_check would take too long */
+
 /*
- * integrity_check below 5 GiB, else quick_check, of a file that is open for reading; name is for
- * messages.  BK_CORRUPT: with what SQLite said.
+ * integrity_check below that size, else quick_check, of a file that is open for reading; name is
+ * for messages.  BK_CORRUPT: with what SQLite said.
  */
 bk_rc_t bk_db_check(int fd, const char *name, bk_ctl_t *ctl, bk_err_t *err);
 bk_rc_t bk_db_check_file(const char *file, bk_ctl_t *ctl, bk_err_t *err);

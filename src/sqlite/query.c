@@ -1,12 +1,14 @@
 /*
- * sqlite/query.c: SQL of a stranger on an image (query.h).  Touches only a connection of its own.
+ * sqlite/query.c: SQL of a stranger on an image (query.h).  Touches only a connection of its own,
+ * or for a while the one that it is given.
  *
  * What keeps it harmless, from the outside in: the connection is read only and of an immutable
- * file; the authorizer lets statements only read; the limits bound SQL, values and expressions; the
- * progress handler bounds time, and with it recursion; rows and bytes are counted as they come.
- * Sorting and materialising spill from a small cache into unlinked temporary files, so memory does
- * not grow with them; values on the way are bounded by how much more SQLite takes than when it
- * began.  There is no heap limit, which would be one for all of nginx.
+ * file, or is kept from writing meanwhile, and from what is attached to it; the authorizer lets
+ * statements only read; the limits bound SQL, values and expressions; the progress handler bounds
+ * time, and with it recursion; rows and bytes are counted as they come.  Sorting and materialising
+ * spill from a small cache into unlinked temporary files, so memory does not grow with them; values
+ * on the way are bounded by how much more SQLite takes than when it began.  There is no heap limit,
+ * which would be one for all of nginx.
  */
 #include "sqlite/query.h"
 
@@ -28,8 +30,33 @@
 #define COLUMNS       500              /* of the answer */
 #define WHY_ROOM      256
 
+static const struct {
+    int id, on;
+} options[] = {
+    {SQLITE_DBCONFIG_DEFENSIVE, 1},       {SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0},
+    {SQLITE_DBCONFIG_ENABLE_TRIGGER, 0},  {SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0},
+    {SQLITE_DBCONFIG_WRITABLE_SCHEMA, 0}, {SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, 0},
+};
+static const struct {
+    int id, value;
+} limits[] = {
+    {SQLITE_LIMIT_SQL_LENGTH, BK_QUERY_SQL},
+    {SQLITE_LIMIT_EXPR_DEPTH, 200},
+    {SQLITE_LIMIT_COMPOUND_SELECT, 100},
+    {SQLITE_LIMIT_VDBE_OP, 1000000},
+    {SQLITE_LIMIT_ATTACHED, 0},
+    {SQLITE_LIMIT_COLUMN, COLUMNS},
+    {SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000},
+    {SQLITE_LIMIT_WORKER_THREADS, 0},
+};
+#define OPTIONS (sizeof options / sizeof *options)
+#define LIMITS  (sizeof limits / sizeof *limits)
+
 typedef struct {
     bk_db_select_t how;
+    /* Of a connection that was given: as it was, and names of tables that are in no main. */
+    int options[OPTIONS], limits[LIMITS], length;
+    json_t *elsewhere;
     sqlite3 *db;
     bk_ctl_t *ctl;
     int64_t began, deadline;
@@ -87,12 +114,32 @@ static int refuse(select_t *s, const char *what, const char *name)
     return SQLITE_DENY;
 }
 
+/*
+ * Of a table whose rows are only counted SQLite does not say where it is, unless the SQL does; a
+ * name that main has not would be looked for in what is attached.
+ */
+static bool is_elsewhere(const select_t *s, const char *table, const char *database)
+{
+    size_t i;
+    const json_t *name;
+    if (database != NULL)
+        return sqlite3_stricmp(database, "main") != 0;
+    json_array_foreach(s->elsewhere, i, name)
+    {
+        if (sqlite3_stricmp(table, json_string_value(name)) == 0)
+            return true;
+    }
+    return false;
+}
+
 static int authorize(void *arg, int action, const char *one, const char *two, const char *database,
                      const char *trigger)
 {
     select_t *s = arg;
-    (void)database;
     (void)trigger;
+    if (s->how.db != NULL && (database != NULL || action == SQLITE_READ) &&
+        is_elsewhere(s, one, database))
+        return refuse(s, "what is not in this database:", one);
     switch (action) {
     case SQLITE_SELECT:
     case SQLITE_READ:
@@ -180,21 +227,17 @@ static bk_rc_t failed(select_t *s, int code, bk_err_t *err)
 
 static void set_limits(select_t *s)
 {
-    static const struct {
-        int id, value;
-    } limits[] = {
-        {SQLITE_LIMIT_SQL_LENGTH, BK_QUERY_SQL},
-        {SQLITE_LIMIT_EXPR_DEPTH, 200},
-        {SQLITE_LIMIT_COMPOUND_SELECT, 100},
-        {SQLITE_LIMIT_VDBE_OP, 1000000},
-        {SQLITE_LIMIT_ATTACHED, 0},
-        {SQLITE_LIMIT_COLUMN, COLUMNS},
-        {SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000},
-        {SQLITE_LIMIT_WORKER_THREADS, 0},
-    };
-    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
-        sqlite3_limit(s->db, limits[i].id, limits[i].value);
-    sqlite3_limit(s->db, SQLITE_LIMIT_LENGTH, (int)s->how.max_bytes);
+    for (size_t i = 0; i < LIMITS; i++)
+        s->limits[i] = sqlite3_limit(s->db, limits[i].id, limits[i].value);
+    s->length = sqlite3_limit(s->db, SQLITE_LIMIT_LENGTH, (int)s->how.max_bytes);
+}
+
+static void set_options(select_t *s)
+{
+    for (size_t i = 0; i < OPTIONS; i++) {
+        sqlite3_db_config(s->db, options[i].id, -1, &s->options[i]);
+        sqlite3_db_config(s->db, options[i].id, options[i].on, NULL);
+    }
 }
 
 static void connect_table(select_t *s, const char *format, const char *name)
@@ -230,19 +273,10 @@ static void connect_virtual_tables(select_t *s)
 
 static bk_rc_t open_image(select_t *s, bk_err_t *err)
 {
-    static const struct {
-        int option, on;
-    } options[] = {
-        {SQLITE_DBCONFIG_DEFENSIVE, 1},       {SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0},
-        {SQLITE_DBCONFIG_ENABLE_TRIGGER, 0},  {SQLITE_DBCONFIG_ENABLE_LOAD_EXTENSION, 0},
-        {SQLITE_DBCONFIG_WRITABLE_SCHEMA, 0}, {SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, 0},
-    };
     bk_rc_t rc = bk_db_open_uri(s->how.image, &s->db, err);
     if (rc != BK_OK)
         return rc;
     sqlite3_extended_result_codes(s->db, 1);
-    for (size_t i = 0; i < sizeof options / sizeof *options; i++)
-        sqlite3_db_config(s->db, options[i].option, options[i].on, NULL);
     int code = sqlite3_exec(s->db,
                             "PRAGMA query_only=ON; PRAGMA mmap_size=0; PRAGMA cache_size=-8192;"
                             "PRAGMA temp_store=FILE; PRAGMA cell_size_check=ON",
@@ -250,15 +284,85 @@ static bk_rc_t open_image(select_t *s, bk_err_t *err)
     if (code == SQLITE_OK && sqlite3_db_readonly(s->db, "main") != 1)
         return bk_err_set(err, BK_FORBIDDEN, "the image %s can be written to: it is not queried",
                           s->how.image);
+    return code == SQLITE_OK ? BK_OK : failed(s, code, err);
+}
+
+/* A row of one column: append it. */
+static int add_text(void *arg, int columns, char **values, char **names)
+{
+    (void)columns, (void)names;
+    return json_array_append_new(arg, bk_json_name(values[0], strlen(values[0]))) != 0;
+}
+
+static int list_elsewhere(select_t *s)
+{
+    size_t i;
+    const json_t *schema;
+    json_t *schemas = json_array();
+    int code = sqlite3_exec(s->how.db, "SELECT name FROM pragma_database_list WHERE name <> 'main'",
+                            add_text, schemas, NULL);
+    s->elsewhere = json_array();
+    json_array_foreach(schemas, i, schema)
+    {
+        char *sql =
+            sqlite3_mprintf("SELECT name FROM \"%w\".sqlite_schema WHERE lower(name) NOT IN "
+                            "(SELECT lower(name) FROM main.sqlite_schema)",
+                            json_string_value(schema));
+        if (code == SQLITE_OK)
+            code = sql != NULL ? sqlite3_exec(s->how.db, sql, add_text, s->elsewhere, NULL)
+                               : SQLITE_NOMEM;
+        sqlite3_free(sql);
+    }
+    json_decref(schemas);
+    return code;
+}
+
+static bk_rc_t take_connection(select_t *s, bk_err_t *err)
+{
+    int code = list_elsewhere(s);
     if (code == SQLITE_OK)
-        code = sqlite3_exec(s->db, "SELECT 1 FROM main.sqlite_schema", NULL, NULL, NULL);
+        code = sqlite3_exec(s->how.db, "PRAGMA query_only=ON", NULL, NULL, NULL);
     if (code != SQLITE_OK)
-        return failed(s, code, err);
+        return bk_db_error(s->how.db, code, "as it would be", "query", err);
+    s->db = s->how.db;
+    return BK_OK;
+}
+
+static bk_rc_t begin(select_t *s, bk_err_t *err)
+{
+    bk_rc_t rc = s->how.db != NULL ? take_connection(s, err) : open_image(s, err);
+    if (rc != BK_OK)
+        return rc;
+    set_options(s);
+    int code = sqlite3_exec(s->db, "SELECT 1 FROM main.sqlite_schema", NULL, NULL, NULL);
+    if (code != SQLITE_OK)
+        rc = failed(s, code, err);
     sqlite3_progress_handler(s->db, LOOK_EVERY, look, s);
     connect_virtual_tables(s);
     set_limits(s);
     sqlite3_set_authorizer(s->db, authorize, s);
-    return BK_OK;
+    return rc;
+}
+
+static void give_back(select_t *s)
+{
+    sqlite3_set_authorizer(s->db, NULL, NULL);
+    sqlite3_progress_handler(s->db, 0, NULL, NULL);
+    for (size_t i = 0; i < LIMITS; i++)
+        sqlite3_limit(s->db, limits[i].id, s->limits[i]);
+    sqlite3_limit(s->db, SQLITE_LIMIT_LENGTH, s->length);
+    for (size_t i = 0; i < OPTIONS; i++)
+        sqlite3_db_config(s->db, options[i].id, s->options[i], NULL);
+    sqlite3_exec(s->db, "PRAGMA query_only=OFF", NULL, NULL, NULL);
+}
+
+static void end(select_t *s)
+{
+    if (s->how.db == NULL)
+        sqlite3_close_v2(s->db);
+    else if (s->db != NULL)
+        give_back(s);
+    json_decref(s->elsewhere);
 }
 
 /* --- the answer --- */
@@ -447,7 +551,7 @@ bk_rc_t bk_db_select(const bk_db_select_t *how, json_t **result, bk_ctl_t *ctl, 
     s.deadline = s.began + (int64_t)s.how.max_ms * BK_MS;
     s.value = s.how.max_bytes;
     s.memory = sqlite3_memory_used();
-    bk_rc_t rc = open_image(&s, err);
+    bk_rc_t rc = begin(&s, err);
     if (rc == BK_OK)
         rc = prepare(&s, &statement, err);
     if (rc == BK_OK)
@@ -455,6 +559,6 @@ bk_rc_t bk_db_select(const bk_db_select_t *how, json_t **result, bk_ctl_t *ctl, 
     if (rc == BK_OK)
         rc = run(&s, statement, result, err);
     sqlite3_finalize(statement);
-    sqlite3_close_v2(s.db);
+    end(&s);
     return rc;
 }

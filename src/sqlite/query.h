@@ -5,6 +5,7 @@
 #ifndef BK_SQLITE_QUERY_H
 #define BK_SQLITE_QUERY_H
 
+#include <sqlite3.h>
 #include <stdint.h>
 
 #include "base/ctl.h"
@@ -18,6 +19,7 @@
 
 typedef struct {
     const char *image;  /* SQLite URI that opens for reading only (bk_db_image_uri) */
+    sqlite3 *db;        /* or, instead, a connection of whose main database it is asked */
     const char *sql;    /* one SELECT, VALUES, WITH or EXPLAIN of these, UTF-8 */
     uint64_t max_rows;  /* in the answer; at most 1e6 */
     uint64_t max_bytes; /* of values in the answer, and of any value on the way; at most 64 MiB */
@@ -29,6 +31,8 @@ typedef struct {
  * "row_count", "truncated": false | "rows" | "bytes", "elapsed": seconds}.  docs/sqlite.md says how
  * values look.  BK_INVALID: no such SQL (with the byte it fails at); BK_FORBIDDEN: SQL that does
  * more than read; BK_TIMEOUT; BK_TOO_LARGE: a single value passes max_bytes.  Any thread.
+ * A connection that was given is as before, within its transaction as well, but for its authorizer
+ * and progress handler: there are none then.
  */
 bk_rc_t bk_db_select(const bk_db_select_t *how, json_t **result, bk_ctl_t *ctl, bk_err_t *err);
 

@@ -27,6 +27,15 @@ bk_rc_t bk_table_number(bk_db_connection_t *c, int64_t *number, bk_err_t *err, c
 bk_rc_t bk_table_open(bk_db_connection_t *c, const char *name, bk_table_t *table, bk_err_t *err);
 void bk_table_free(bk_table_t *table);
 
+/*
+ * SQLite's own check of the past's table, or of what a virtual one keeps its content in, with their
+ * indexes: integrity_check of a database below 5 GiB, else quick_check, as for a whole one.  Reads
+ * every page of them; main is not touched.  BK_CORRUPT: with what SQLite said.
+ */
+bk_rc_t bk_table_prove(bk_db_connection_t *c, const bk_table_t *table, bk_err_t *err);
+/* The same of what names the tables, and of the numbers that were given out. */
+bk_rc_t bk_table_prove_schema(bk_db_connection_t *c, bk_err_t *err);
+
 /* Make it if it is missing, and give it the rows of the past.  *rows: how many. */
 bk_rc_t bk_table_put_back(bk_db_connection_t *c, const bk_table_t *table, int64_t *rows,
                           bk_err_t *err);

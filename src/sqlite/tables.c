@@ -7,8 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sqlite/require.h"
 #include "sqlite/table.h"
 
+#define CACHE_KIB                                                                                  \
+    16384 /* of each side: an index is read, and made, in another order than its table */
 #define LOOK_EVERY 10000 /* virtual machine instructions between two looks at the stop flag */
 
 typedef struct {
@@ -41,7 +44,20 @@ static bk_rc_t open_both(work_t *w, bk_ctl_t *ctl, bk_err_t *err)
         rc = bk_table_sql(&w->c, NULL, err, "PRAGMA temp_store = FILE");
     if (rc == BK_OK)
         rc = bk_table_sql(&w->c, NULL, err, "ATTACH %Q AS past", w->how->image);
+    if (rc == BK_OK)
+        rc = bk_table_sql(&w->c, NULL, err, "PRAGMA main.cache_size = -%d", CACHE_KIB);
+    if (rc == BK_OK)
+        rc = bk_table_sql(&w->c, NULL, err, "PRAGMA past.cache_size = -%d", CACHE_KIB);
     return rc;
+}
+
+static void close_tables(work_t *w)
+{
+    for (size_t i = 0; i < w->count; i++)
+        bk_table_free(&w->tables[i]);
+    free(w->tables);
+    w->tables = NULL;
+    w->count = 0;
 }
 
 static bk_rc_t open_tables(work_t *w, bk_err_t *err)
@@ -113,6 +129,41 @@ static bk_rc_t check_orphans(work_t *w, bk_err_t *err)
     return rc;
 }
 
+/* --- the proof --- */
+
+static bk_rc_t prove_tables(work_t *w, bk_err_t *err)
+{
+    bk_rc_t rc = bk_table_prove_schema(&w->c, err);
+    for (size_t i = 0; i < w->count && rc == BK_OK; i++) {
+        if (w->c.ctl != NULL)
+            bk_ctl_current(w->c.ctl, w->tables[i].name);
+        if ((rc = bk_table_prove(&w->c, &w->tables[i], err)) != BK_OK)
+            bk_err_wrap(err, "table %s as it was then", w->tables[i].name);
+    }
+    return rc;
+}
+
+/* Without a transaction: nobody waits for it, and no log is held. */
+static bk_rc_t prove(work_t *w, bk_err_t *err)
+{
+    bk_err_t why = {0};
+    bk_rc_t rc = open_tables(w, err);
+    if (rc != BK_OK)
+        return rc;
+    rc = prove_tables(w, &why);
+    if (rc == BK_CORRUPT && !w->how->verify) {
+        bk_ctl_note(w->c.ctl, "%s: what can be read of it comes back", why.text);
+        rc = BK_OK;
+    } else if (rc == BK_CORRUPT) {
+        bk_err_remedy(&why, "nothing is changed: choose another backup or moment, or take what can "
+                            "be read with \"verify\": false");
+    }
+    if (rc != BK_OK && err != NULL)
+        *err = why;
+    close_tables(w);
+    return rc;
+}
+
 /* --- the transaction --- */
 
 static bk_rc_t put_back(work_t *w, json_t *list, bk_err_t *err)
@@ -136,10 +187,23 @@ static bk_rc_t put_back(work_t *w, json_t *list, bk_err_t *err)
     return rc;
 }
 
+/* Of the target as it would be. */
+static bk_rc_t require(work_t *w, bk_err_t *err)
+{
+    bk_db_select_t of = {.db = w->c.db};
+    bk_rc_t rc = bk_db_require(w->how->database, w->how->checks, &of, w->c.ctl, err);
+    sqlite3_progress_handler(w->c.db, LOOK_EVERY, look, w);
+    if (rc == BK_FAILED)
+        bk_err_wrap(err, "nothing is changed");
+    return rc;
+}
+
 static bk_rc_t recover(work_t *w, json_t *list, bk_err_t *err)
 {
     bool known = false;
-    bk_rc_t rc = bk_table_sql(&w->c, NULL, err, "BEGIN IMMEDIATE");
+    bk_rc_t rc = prove(w, err);
+    if (rc == BK_OK)
+        rc = bk_table_sql(&w->c, NULL, err, "BEGIN IMMEDIATE");
     if (rc == BK_OK)
         rc = open_tables(w, err);
     if (rc == BK_OK)
@@ -148,6 +212,8 @@ static bk_rc_t recover(work_t *w, json_t *list, bk_err_t *err)
         rc = put_back(w, list, err);
     if (rc == BK_OK && known)
         rc = check_orphans(w, err);
+    if (rc == BK_OK && w->how->checks != NULL)
+        rc = require(w, err);
     if (rc == BK_OK)
         rc = bk_table_sql(&w->c, NULL, err, "COMMIT");
     return rc;
@@ -201,9 +267,7 @@ static bk_rc_t work(const bk_tables_t *how, bk_rc_t (*act)(work_t *, json_t *, b
             sqlite3_exec(w.c.db, "ROLLBACK", NULL, NULL, NULL);
         bk_db_share_companions(&w.c);
     }
-    for (size_t i = 0; i < w.count; i++)
-        bk_table_free(&w.tables[i]);
-    free(w.tables);
+    close_tables(&w);
     bk_db_disconnect(&w.c);
     if (rc == BK_OK)
         *result = list;

@@ -310,6 +310,40 @@ static void no_order_of_words_writes(void **state)
     end(&w);
 }
 
+/* Within a transaction of its owner: of main alone, and nothing of it is another one afterwards. */
+static void a_connection_is_asked_and_left_as_it_was(void **state)
+{
+    world_t w;
+    int triggers = 0;
+    (void)state;
+    start(&w);
+    sqlite3 *db = open_db(w.file);
+    run_sql(db, "ATTACH ':memory:' AS past; CREATE TABLE past.gone(x); CREATE TABLE past.t(id)");
+    int length = sqlite3_limit(db, SQLITE_LIMIT_LENGTH, -1);
+    run_sql(db, "BEGIN IMMEDIATE; INSERT INTO t(v) VALUES('four')");
+    w.how = (bk_db_select_t){.db = db};
+    rows_are(&w, "SELECT count(*) FROM t", "[[4]]");
+    rows_are(&w, "WITH o AS (SELECT 1) SELECT count(*), (SELECT count(*) FROM o) FROM main.t",
+             "[[4,1]]");
+    rows_are(&w, "SELECT x FROM f WHERE f MATCH 'hello'", "[[\"hello world\"]]");
+    rows_are(&w, "SELECT value FROM json_each('[7]')", "[[7]]");
+    assert_int_equal(ask(&w, "SELECT count(*) FROM gone"), BK_FORBIDDEN);
+    assert_int_equal(ask(&w, "SELECT id FROM past.t"), BK_FORBIDDEN);
+    assert_int_equal(ask(&w, "DELETE FROM t RETURNING id"), BK_FORBIDDEN);
+    assert_int_equal(ask(&w, "ROLLBACK"), BK_FORBIDDEN);
+    assert_int_equal(sqlite3_limit(db, SQLITE_LIMIT_LENGTH, -1), length);
+    assert_int_equal(sqlite3_limit(db, SQLITE_LIMIT_ATTACHED, -1), 10);
+    sqlite3_db_config(db, SQLITE_DBCONFIG_ENABLE_TRIGGER, -1, &triggers);
+    assert_int_equal(triggers, 1);
+    run_sql(db,
+            "INSERT INTO past.gone VALUES(1); INSERT INTO w VALUES(1)"); /* its trigger deletes */
+    assert_int_equal(query(db, "SELECT count(*) FROM t"), 0);
+    run_sql(db, "ROLLBACK");
+    assert_int_equal(query(db, "SELECT count(*) FROM t"), 3);
+    sqlite3_close(db);
+    end(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -319,6 +353,7 @@ int main(void)
         cmocka_unit_test(everything_is_bounded),
         cmocka_unit_test(a_row_of_large_values_takes_no_gigabytes),
         cmocka_unit_test(no_order_of_words_writes),
+        cmocka_unit_test(a_connection_is_asked_and_left_as_it_was),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

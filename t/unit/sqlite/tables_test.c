@@ -32,7 +32,8 @@ static void start(world_t *w, const char *before, const char *then)
     if (then != NULL)
         run_sql(w->app, then);
     OK(bk_db_image_uri(w->past, w->uri, sizeof w->uri, &w->err), &w->err);
-    w->how = (bk_tables_t){.image = w->uri, .target = w->live, .busy_ms = 300};
+    w->how = (bk_tables_t){
+        .image = w->uri, .target = w->live, .busy_ms = 300, .verify = true, .database = "main"};
 }
 
 static void end(world_t *w)
@@ -416,6 +417,144 @@ static void a_stop_changes_nothing(void **state)
     end(&w);
 }
 
+/* --- a past that was damaged already --- */
+
+/* In the past's b-tree of that name, where text stands (NULL: at its very beginning). */
+static void damage(world_t *w, const char *name, const char *text, const char *other)
+{
+    char sql[200], page[4096];
+    sqlite3 *past = open_db(w->past);
+    snprintf(sql, sizeof sql, "SELECT rootpage FROM sqlite_schema WHERE name = '%s'", name);
+    off_t at = (query(past, sql) - 1) * (off_t)sizeof page;
+    sqlite3_close(past);
+    int fd = open(w->past, O_RDWR);
+    assert_int_equal(pread(fd, page, sizeof page, at), sizeof page);
+    const char *found = text == NULL ? page : memmem(page, sizeof page, text, strlen(text));
+    assert_non_null(found);
+    assert_int_equal(pwrite(fd, other, strlen(other), at + (found - page)), strlen(other));
+    close(fd);
+}
+
+static void is_refused(world_t *w, const char *tables, const char *says)
+{
+    assert_int_equal(act(w, false, tables), BK_CORRUPT);
+    print_message("# %s\n", w->err.text);
+    assert_non_null(strstr(w->err.text, says));
+    assert_non_null(strstr(w->err.text, "nothing is changed"));
+}
+
+static void a_damaged_table_is_not_put_back(void **state)
+{
+    world_t w;
+    (void)state;
+    start(&w,
+          "CREATE TABLE t(a); INSERT INTO t VALUES(1), (2); CREATE TABLE u(a); INSERT INTO u "
+          "VALUES(3)",
+          "UPDATE t SET a = 8; UPDATE u SET a = 8");
+    damage(&w, "t", NULL, "\xff");
+    is_refused(&w, "u,t", "table t as it was then: SQLite's check of t says");
+    assert_int_equal(query(w.app, "SELECT sum(a) FROM (SELECT a FROM t UNION ALL SELECT a FROM u)"),
+                     24);
+    w.how.verify = false; /* there is nothing to read */
+    assert_int_equal(act(&w, false, "t"), BK_CORRUPT);
+    w.how.verify = true;
+    OK(act(&w, false, "u"), &w.err); /* which is sound */
+    as_then(&w, "SELECT * FROM u");
+    end(&w);
+}
+
+/* It has another text for row 2, and all that a copy takes: SQLite would read it instead of the
+ * wider table. */
+static void a_damaged_index_is_refused_and_says_nothing_of_the_rows(void **state)
+{
+    world_t w;
+    (void)state;
+    start(&w,
+          "CREATE TABLE t(a TEXT, g TEXT AS (a || a) STORED, h TEXT AS (g) STORED); CREATE INDEX i "
+          "ON t(a); INSERT INTO t VALUES('a'), ('bbbb'), "
+          "('d')",
+          "DELETE FROM t");
+    damage(&w, "i", "bbbb", "cccc");
+    is_refused(&w, "t", "row 2 missing from index i");
+    assert_int_equal(query(w.app, "SELECT count(*) FROM t"), 0);
+    w.how.verify = false;
+    OK(act(&w, false, "t"), &w.err);
+    assert_int_equal(w.ctl.notes_total, 1);
+    assert_non_null(strstr(w.ctl.notes[0], "what can be read of it comes back"));
+    as_then(&w, "SELECT rowid, a FROM t NOT INDEXED");
+    assert_int_equal(query(w.app, "SELECT count(*) FROM t WHERE a = 'bbbb'"), 1);
+    end(&w);
+}
+
+static void what_a_virtual_table_keeps_is_proved(void **state)
+{
+    world_t w;
+    (void)state;
+    start(&w, "CREATE VIRTUAL TABLE f USING fts5(x); INSERT INTO f VALUES('one')", "DELETE FROM f");
+    damage(&w, "f_docsize", NULL, "\xff");
+    is_refused(&w, "f", "table f as it was then: SQLite's check of f_docsize says");
+    end(&w);
+}
+
+static void what_names_the_tables_is_proved(void **state)
+{
+    world_t w;
+    (void)state;
+    start(&w, "CREATE TABLE t(a INTEGER PRIMARY KEY AUTOINCREMENT); INSERT INTO t VALUES(4)",
+          "DELETE FROM t");
+    damage(&w, "sqlite_sequence", NULL, "\xff");
+    is_refused(&w, "t", "SQLite's check of sqlite_sequence says");
+    end(&w);
+}
+
+/* --- what the configuration requires --- */
+
+static const struct {
+    const char *checks[3];
+    const char *says; /* NULL: it holds */
+} required[] = {
+    {{"SELECT count(*) = 3 FROM t"}, NULL}, /* of the table as it would be */
+    {{"SELECT count(*) = 1 FROM u", "SELECT count(*) = 1 FROM f WHERE f MATCH 'one'"}, NULL},
+    {{"SELECT 1", "SELECT count(*) = 2 FROM t"},
+     "check \"SELECT count(*) = 2 FROM t\" is not true of it"},
+    {{"SELECT a FROM t"}, "is not true of it"}, /* rows */
+    {{"SELECT 1 FROM t WHERE a = 77"}, "is not true of it"},
+    {{"SELECT count(*) FROM gone"}, "because of what is not in this database: gone"},
+    {{"SELECT 1 FROM temp.backup_wanted"}, "because of what is not in this database"},
+    {{"SELECT count(*) FROM pragma_table_info('t', 'past')"}, "what is not in this database"},
+    {{"DELETE FROM t RETURNING 1"}, "refused because of DELETE from t"},
+    {{"COMMIT"}, "refused because of a transaction"},
+    {{"PRAGMA query_only = OFF"}, "refused because of PRAGMA query_only"},
+    {{"SELECT 1 FROM nowhere"}, "no such table: nowhere"},
+};
+
+static void what_is_required_is_asked_before_anybody_sees_it(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof required / sizeof *required; i++) {
+        world_t w;
+        start(&w,
+              "CREATE TABLE t(a INTEGER PRIMARY KEY AUTOINCREMENT); INSERT INTO t VALUES(1), (2), "
+              "(3); CREATE TABLE gone(a); CREATE TABLE u(a); CREATE VIRTUAL TABLE f USING "
+              "fts5(x); INSERT INTO f VALUES('one')",
+              "DELETE FROM t; DROP TABLE gone; INSERT INTO u VALUES(1); DELETE FROM f");
+        w.how.checks = (char *const *)(uintptr_t)required[i].checks;
+        bk_rc_t rc = act(&w, false, "t,f");
+        print_message("# %s: %s\n", required[i].checks[0], w.err.text);
+        if (required[i].says == NULL) {
+            OK(rc, &w.err);
+            as_then(&w, "SELECT * FROM t");
+        } else {
+            assert_int_equal(rc, BK_FAILED);
+            assert_non_null(strstr(w.err.text, "nothing is changed: database main: check"));
+            assert_non_null(strstr(w.err.text, required[i].says));
+            assert_int_equal(query(w.app, "SELECT count(*) FROM t"), 0);
+        }
+        OK(act(&w, true, "t"), &w.err); /* a plan asks nothing */
+        end(&w);
+    }
+}
+
 static void no_database_needs_a_whole_recovery(void **state)
 {
     world_t w;
@@ -439,6 +578,11 @@ int main(void)
         cmocka_unit_test(a_writer_is_waited_for_and_then_left_alone),
         cmocka_unit_test(readers_keep_what_they_see),
         cmocka_unit_test(a_stop_changes_nothing),
+        cmocka_unit_test(a_damaged_table_is_not_put_back),
+        cmocka_unit_test(a_damaged_index_is_refused_and_says_nothing_of_the_rows),
+        cmocka_unit_test(what_a_virtual_table_keeps_is_proved),
+        cmocka_unit_test(what_names_the_tables_is_proved),
+        cmocka_unit_test(what_is_required_is_asked_before_anybody_sees_it),
         cmocka_unit_test(no_database_needs_a_whole_recovery),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
