@@ -82,32 +82,39 @@ static void note_stats(json_t *totals, json_t *one, const json_t *stats)
         add(child(totals, "scans"), scan, 1);
 }
 
-void bk_metrics_count(bk_engine_t *engine, bk_job_kind_t kind, const json_t *body,
-                      bk_job_status_t status, const json_t *result, double seconds)
+typedef struct {
+    bk_job_kind_t kind;
+    const json_t *body, *result;
+    bk_job_status_t status;
+    double seconds;
+} ended_t;
+
+static void count(json_t *totals, void *arg)
 {
-    json_t *totals = NULL;
-    const json_t *stats = json_object_get(result, "stats");
-    bool good = status == BK_STATUS_COMPLETED || status == BK_STATUS_WARNING;
-    if (bk_catalog_value(engine->catalog, KEY, &totals, NULL) != BK_OK)
-        return;
-    if (totals == NULL)
-        totals = json_object();
-    json_t *one = child(child(totals, "jobs"), type_of(kind, body));
-    add(child(one, "status"), bk_job_status_name(status), 1);
-    count_seconds(one, seconds);
+    const ended_t *job = arg;
+    const json_t *stats = json_object_get(job->result, "stats");
+    bool good = job->status == BK_STATUS_COMPLETED || job->status == BK_STATUS_WARNING;
+    json_t *one = child(child(totals, "jobs"), type_of(job->kind, job->body));
+    add(child(one, "status"), bk_job_status_name(job->status), 1);
+    count_seconds(one, job->seconds);
     json_object_set_new(one, "attempt", json_integer(bk_now() / BK_SEC));
     json_object_set_new(one, "good", json_boolean(good));
     if (good) {
         json_object_set_new(one, "success", json_integer(bk_now() / BK_SEC));
-        json_object_set_new(one, "seconds", json_real(seconds));
+        json_object_set_new(one, "seconds", json_real(job->seconds));
     }
     if (good && json_is_object(stats))
         note_stats(totals, one, stats);
-    if (kind == BK_JOB_VERIFY)
+    if (job->kind == BK_JOB_VERIFY)
         add(totals, "verify_findings",
-            json_integer_value(json_object_get(result, "findings_total")));
-    (void)bk_catalog_set_value(engine->catalog, KEY, totals, NULL);
-    json_decref(totals);
+            json_integer_value(json_object_get(job->result, "findings_total")));
+}
+
+void bk_metrics_count(bk_engine_t *engine, bk_job_kind_t kind, const json_t *body,
+                      bk_job_status_t status, const json_t *result, double seconds)
+{
+    ended_t job = {kind, body, result, status, seconds};
+    (void)bk_catalog_edit_value(engine->catalog, KEY, count, &job, NULL);
 }
 
 /* --- the text --- */

@@ -231,9 +231,10 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
     if (good < figure(summary, "total"))
         good = figure(summary, "total");
     json_t *configuration = json_pack(
-        "{sb sb sb sb sI}", "scheduling_enabled", 0, "realtime_monitoring", 0,
-        "compression_enabled", (int)(set->compression.codec != BK_CODEC_RAW), "encryption_enabled",
-        (int)encrypted, "storage_backends", (json_int_t)set->storage_count);
+        "{sb sb sb sb sI}", "scheduling_enabled", 0, "realtime_monitoring",
+        (int)(set->files_count > 0 && bk_watching_any(engine->watching)), "compression_enabled",
+        (int)(set->compression.codec != BK_CODEC_RAW), "encryption_enabled", (int)encrypted,
+        "storage_backends", (json_int_t)set->storage_count);
     json_t *statistics = json_pack(
         "{so sI sI sI so so so}", "started", bk_json_time(engine->started), "total_operations",
         good + bad, "successful_operations", good, "failed_operations", bad, "last_full_backup",
