@@ -351,6 +351,34 @@ static void put_capture(const text_t *t, const json_t *captures, const char *mem
     }
 }
 
+static void put_shipped(const text_t *t, bk_engine_t *engine)
+{
+    const bk_storage_config_t *storage = &engine->set->storages[0];
+    family(t, "shipped_age_seconds", "gauge",
+           "So long ago all that was committed was on the storage.");
+    for (size_t i = 0; i < bk_capturing_count(engine->capturing); i++) {
+        bk_capture_report_t r;
+        bk_capturing_report(engine->capturing, i, &r);
+        int64_t age = bk_now() - r.shipped;
+        if (r.shipped != 0)
+            sample(t, "shipped_age_seconds", age > 0 ? (double)(age / BK_MS) / 1000 : 0, "database",
+                   r.name, "storage", storage->name, NULL);
+    }
+}
+
+static void put_proved(const text_t *t, bk_engine_t *engine)
+{
+    family(t, "capture_proved_timestamp_seconds", "gauge",
+           "When all pages were last compared with what was captured.");
+    for (size_t i = 0; i < bk_capturing_count(engine->capturing); i++) {
+        bk_capture_report_t r;
+        bk_capturing_report(engine->capturing, i, &r);
+        if (r.proved != 0)
+            sample(t, "capture_proved_timestamp_seconds", floor((double)r.proved / BK_SEC),
+                   "database", r.name, NULL);
+    }
+}
+
 static void put_captures(const text_t *t, bk_engine_t *engine)
 {
     json_t *captures = bk_capturing_describe(engine->capturing);
@@ -359,12 +387,12 @@ static void put_captures(const text_t *t, bk_engine_t *engine)
                     "1: every transaction of the database is captured.");
         put_capture(t, captures, "transaction", "captured_transactions_total", "counter",
                     "Transactions that are durable; begins anew when the database is another.");
-        put_capture(t, captures, "gaps", "capture_gaps", "gauge",
-                    "Intervals that nobody saw, since this worker has the set.");
+        put_capture(t, captures, "gaps", "capture_gaps_total", "counter",
+                    "Intervals that nobody saw.");
         put_capture(t, captures, "durable_age_seconds", "durable_age_seconds", "gauge",
                     "So long ago all that was committed was durable in base_dir.");
-        put_capture(t, captures, "shipped_age_seconds", "shipped_age_seconds", "gauge",
-                    "So long ago all that was committed was on the storage.");
+        put_shipped(t, engine);
+        put_proved(t, engine);
         put_capture(t, captures, "wal_frames", "wal_frames", "gauge",
                     "Frames in the write-ahead log.");
     }
