@@ -25,11 +25,9 @@
 static void load_one(const json_t *all, bk_captured_t *one)
 {
     const json_t *value = json_object_get(all, one->db->name);
-    bk_capture_known_t known;
-    bool covered = bk_covered_read(one->dir, &known);
     pthread_mutex_lock(&one->text);
     one->since = bk_now();
-    one->before = covered ? known.until : 0;
+    one->looked = false;
     one->gaps = (uint64_t)json_integer_value(json_object_get(value, "gaps"));
     one->proved = json_integer_value(json_object_get(value, "proved"));
     one->doubted = json_integer_value(json_object_get(value, "doubted"));
@@ -43,6 +41,20 @@ void bk_capture_report_begin(bk_capturing_t *c)
     for (size_t i = 0; i < c->count; i++)
         load_one(all, &c->list[i]);
     json_decref(all);
+}
+
+void bk_capture_report_first(bk_captured_t *one)
+{
+    bk_capture_known_t known;
+    pthread_mutex_lock(&one->text);
+    bool looked = one->looked;
+    one->looked = true;
+    pthread_mutex_unlock(&one->text);
+    if (looked || !bk_covered_read(one->dir, &known))
+        return;
+    pthread_mutex_lock(&one->text);
+    one->before = known.until;
+    pthread_mutex_unlock(&one->text);
 }
 
 static void put(json_t *all, void *arg)

@@ -517,6 +517,7 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     int64_t now = bk_mono();
     if (atomic_exchange(&one->soon, false))
         one->next = 0;
+    bk_capture_report_first(one);
     if (may_run(c, one) && now >= one->next) {
         note_stepping(one, now);
         rc = after_step(c, one, step(c, one, woken, again, &why), &why);

@@ -41,7 +41,8 @@ typedef struct {
     char problem[BK_ERR_TEXT];
     char shipping[BK_ERR_TEXT]; /* why its transactions do not come to the storage */
     int64_t since;              /* ns: when this process became the owner */
-    int64_t before;             /* ns: as_of of the owner before */
+    bool looked;                /* whether there was one before */
+    int64_t before;             /* ns: as_of of that one */
     uint64_t gaps;              /* since the catalog knows */
     int64_t proved, doubted;    /* ns: all pages were as captured; they were not; 0: never */
     int64_t asked;              /* that doubt, as the capture was told of it */
@@ -76,6 +77,9 @@ int bk_capturing_segments(const struct dirent *entry);
 
 /* This process is the owner from now on: what those before it remembered. */
 void bk_capture_report_begin(bk_capturing_t *c);
+/* Whether it is captured or not, until when was it before?  [reads base_dir, so only on the thread
+ * of its steps] */
+void bk_capture_report_first(bk_captured_t *one);
 /* A capture was opened: its counters begin anew.  [reads base_dir] */
 void bk_capture_report_opened(bk_captured_t *one);
 /* Under text: the state of a step is there, before is that of the step before. */

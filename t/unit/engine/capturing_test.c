@@ -391,6 +391,7 @@ static void a_dead_capture_fails_health(void **state)
     bk_covered_write(at(f, "base/wal/main"), &known, &fd);
     close(fd);
     open_engine(f);
+    capture(f); /* it is detached: nothing but that is looked at */
     assert_true(age_of(f, "durable_age_seconds") >= 1000);
     check_is(f, "durable_age", "warn", "detached"); /* a machine that was off */
     owned_for(f, 61);
