@@ -491,9 +491,11 @@ static bk_rc_t after_step(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, con
     return rc;
 }
 
-/* Lock held: whoever detached it did not wait for this. */
-static void leave(bk_captured_t *one)
+/* Lock held.  Whoever detached it did not wait for this, and may have attached it again. */
+static void leave_when_told(bk_captured_t *one)
 {
+    if (one->capture == NULL || atomic_load(&one->ctl.stop) == 0)
+        return;
     let_go(one);
     pthread_mutex_lock(&one->text);
     one->state.paused = true;
@@ -518,6 +520,7 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     if (atomic_exchange(&one->soon, false))
         one->next = 0;
     bk_capture_report_first(one);
+    leave_when_told(one);
     if (may_run(c, one) && now >= one->next) {
         note_stepping(one, now);
         rc = after_step(c, one, step(c, one, woken, again, &why), &why);
@@ -525,8 +528,7 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
         if (rc != BK_OK && err != NULL)
             *err = why;
     }
-    if (atomic_load(&one->detached) && one->capture != NULL)
-        leave(one);
+    leave_when_told(one);
     pthread_mutex_unlock(&one->lock);
     return rc;
 }

@@ -490,34 +490,61 @@ static void *hang(void *arg)
     return answered ? NULL : h;
 }
 
+static void begin_to_hang(hanging_t *h, fixture_t *f)
+{
+    *h = (hanging_t){.one = &f->engine->capturing->list[0]};
+    assert_int_equal(pthread_create(&h->thread, NULL, hang, h), 0);
+    while (!atomic_load(&h->held))
+        bk_sleep_ms(1);
+}
+
+static void detach(fixture_t *f, bool detached)
+{
+    json_t *answer;
+    bk_err_t err = {0};
+    OK(bk_engine_detach(f->engine, "main", detached, &answer, &err), &err);
+    json_decref(answer);
+    OK(bk_engine_status(f->engine, NULL, NULL, &answer, &err), &err); /* obeys */
+    json_decref(answer);
+}
+
+static void end_hanging(hanging_t *h)
+{
+    void *late;
+    atomic_store(&h->answered, true);
+    pthread_join(h->thread, &late);
+    assert_null(late);
+}
+
 /* Whoever detaches a database, or asks how it is, does not wait for a disk. */
 static void detaching_waits_for_no_step(void **state)
 {
     (void)state;
+    hanging_t h;
     fixture_t *f = captured(false);
-    bk_err_t err = {0};
-    json_t *answer;
-    void *late;
     sqlite3 *db = open_db(f, "app/app.db");
     sqlite3_busy_timeout(db, 0);
     capture(f);
     sql(db, "INSERT INTO jobs(name) VALUES('held')");
     assert_true(is_held(db));
-    hanging_t h = {.one = &f->engine->capturing->list[0]};
-    assert_int_equal(pthread_create(&h.thread, NULL, hang, &h), 0);
-    while (!atomic_load(&h.held))
-        bk_sleep_ms(1);
-    OK(bk_engine_detach(f->engine, "main", true, &answer, &err), &err);
-    json_decref(answer);
-    OK(bk_engine_status(f->engine, NULL, NULL, &answer, &err), &err);
-    json_decref(answer);
+    begin_to_hang(&h, f);
+    detach(f, true);
     check_is(f, "durable_age", "warn", "detached");
-    atomic_store(&h.answered, true);
-    pthread_join(h.thread, &late);
-    assert_null(late);
+    end_hanging(&h);
     capture(f); /* the thread of the step lets go when it comes back */
     assert_false(is_held(db));
     assert_true(metric_has(f, "capture_up{backup=\"app\",database=\"main\"} 0"));
+    /* Nor is what was said of it for good when it was attached again before that. */
+    detach(f, false);
+    capture(f);
+    begin_to_hang(&h, f);
+    detach(f, true);
+    detach(f, false);
+    end_hanging(&h);
+    sql(db, "INSERT INTO jobs(name) VALUES('seen')");
+    capture(f);
+    assert_true(is_held(db));
+    assert_true(metric_has(f, "capture_up{backup=\"app\",database=\"main\"} 1"));
     sqlite3_close(db);
     fixture_free(f);
 }
