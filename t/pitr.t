@@ -118,11 +118,11 @@ sub query_and_validate {
     my $capture = $t->capture;
     ok(defined $capture->{$_} && $capture->{$_} >= 0 && $capture->{$_} < 60, "$_: $capture->{$_}") for qw(durable_age_seconds shipped_age_seconds);
     my $checks = $t->get('/health')->{json}{checks};
-    is($checks->{"database_main:$_"}[0]{status}, 'pass', "health: $_") for qw(durable_age shipped_age);
+    is($checks->{"database_main:$_"}[0]{status}, 'pass', "health: $_") for qw(durable_age shipped_age content);
     my $metrics = $t->get('/metrics')->{content};
     like($metrics, qr/^nginx_backup_capture_up\{backup="app",database="main"\} 1$/m, 'metrics: it is captured');
     like($metrics, qr/^nginx_backup_captured_transactions_total\{backup="app",database="main"\} 40$/m, 'metrics: transactions');
-    like($metrics, qr/^nginx_backup_shipped_age_seconds\{backup="app",database="main"\} [0-9.]+$/m, 'metrics: what would be lost');
+    like($metrics, qr/^nginx_backup_shipped_age_seconds\{backup="app",database="main",storage="disk"\} [0-9.]+$/m, 'metrics: what would be lost');
     $r = $t->get('/timeline?limit=5', token => 'viewer');
     is($r->{status}, 200, 'the timeline');
     my $main = $r->{json}{databases}[0];

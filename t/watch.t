@@ -36,6 +36,7 @@ sub watch_status {
 sub is_watched {
     my ($t, $name) = @_;
     ok($t->wait_until(20, 'watching', sub { watch_status($t)->{watching} }), $name) or diag(explain(watch_status($t)));
+    ok($t->get('/status')->{json}{configuration}{realtime_monitoring}, 'status says so in both places');
     return;
 }
 
@@ -194,6 +195,7 @@ subtest 'without a helper backups walk, and status says why' => sub {
     $t->wait_until(10, 'status', sub { ($status = watch_status($t))->{reason} });
     ok(!$status->{watching}, 'not watching');
     like($status->{reason} // '', qr/privileged helper/, 'and why');
+    ok(!$t->get('/status')->{json}{configuration}{realtime_monitoring}, 'in both places');
     $t->stop('QUIT');
     $t->finish;
 };

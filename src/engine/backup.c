@@ -71,29 +71,32 @@ static bk_rc_t check_journal(const backup_t *b, const bk_set_db_t *db, const bk_
 }
 
 /*
- * A full backup reads all, so what a capture had missed is found, and so does one that saves what a
- * recovery replaces.  Without a log the application's commits would wait for it.
+ * What a backup need not read, and what it has to find.  A full one reads all, and so does one of a
+ * database without a log, for which the application's commits would wait; one that saves what a
+ * recovery replaces asks nobody.
  */
 static bk_rc_t find_unchanged(const backup_t *b, const bk_set_db_t *db, const bk_db_info_t *pinned,
                               bk_unchanged_t *unchanged, bk_err_t *err)
 {
     bk_capture_state_t state;
     const bk_engine_t *engine = b->job->engine;
+    bool wal = strcmp(pinned->journal, "wal") == 0;
     bk_unchanged_of_t of = {.base_dir = engine->set->base_dir,
                             .set = engine->set->name,
                             .host = engine->host,
                             .database = db->name,
                             .repo = b->opened->repo,
                             .list = b->list,
-                            .ctl = b->job->ctl};
-    bool wal = strcmp(pinned->journal, "wal") == 0;
-    bool all = b->scope->full || b->scope->lenient || !wal;
+                            .ctl = b->job->ctl,
+                            .all = b->scope->full || !wal};
     *unchanged = (bk_unchanged_t){.moments = NULL};
-    if (db->pitr_window == 0 || (wal && all))
+    if (db->pitr_window == 0 || (wal && b->scope->lenient))
         return BK_OK;
     /* Without a log this makes a batch of it, whatever is read then. */
     bool is = bk_capturing_pinned(engine->capturing, db->path, pinned, &state, b->job->ctl);
-    return all ? BK_OK : bk_unchanged_find(&of, pinned, is ? &state : NULL, unchanged, err);
+    if (b->scope->lenient || (!wal && !is))
+        return BK_OK;
+    return bk_unchanged_find(&of, pinned, is ? &state : NULL, unchanged, err);
 }
 
 static void tell_why_all_is_read(const backup_t *b, const bk_set_db_t *db, bk_rc_t rc,
@@ -107,6 +110,32 @@ static void tell_why_all_is_read(const backup_t *b, const bk_set_db_t *db, bk_rc
     else
         bk_log(BK_LOG_WARN, "backup %s: job %s: database %s: all of it is read: %s",
                b->job->engine->set->name, b->job->id, db->name, why->text);
+}
+
+/*
+ * Is it what the transactions tell?  Else they lack a change, which goes into a gap with the
+ * capture's next step.  whole: all of it was read, so that it is a proof.
+ */
+static void judge_captured(const backup_t *b, const bk_set_db_t *db, const bk_snapshot_db_t *found,
+                           const bk_unchanged_t *told, bool whole, bool noted)
+{
+    bk_capturing_t *capturing = b->job->engine->capturing;
+    if (found->digest == told->digest && found->page_count == told->page_count) {
+        if (whole)
+            bk_capturing_proved(capturing, db->path, found->instant);
+        return;
+    }
+    bk_log(BK_LOG_ERROR,
+           "backup %s: database %s: what a backup read is not what its transactions made of it: "
+           "all pages are compared, what differs becomes a gap",
+           b->job->engine->set->name, db->name);
+    if (!noted)
+        bk_ctl_note(b->job->ctl,
+                    "database %s: what was read is not what its transactions made of it: somebody "
+                    "writes to the file past SQLite, or a disk damages it; moments before this "
+                    "backup do not have that",
+                    db->name);
+    bk_capturing_doubt(capturing, db->path);
 }
 
 static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_t *out,
@@ -124,11 +153,15 @@ static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_
     const bk_db_known_t *known = unchanged.known.like != NULL ? &unchanged.known : NULL;
     if (rc == BK_OK)
         rc = bk_db_dump(b->session, source, db->path, known, b->job->team, out, ctl, err);
+    bool noted = rc == BK_CHANGED;
     if (rc != BK_OK && known != NULL && !is_stop(rc)) {
         tell_why_all_is_read(b, db, rc, err);
         forget_database(out);
+        known = NULL;
         rc = bk_db_dump(b->session, source, db->path, NULL, b->job->team, out, ctl, err);
     }
+    if (rc == BK_OK && unchanged.told)
+        judge_captured(b, db, out, &unchanged, known == NULL, noted);
     bk_unchanged_free(&unchanged);
     bk_db_source_close(source);
     if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)

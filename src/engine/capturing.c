@@ -1,6 +1,7 @@
 /*
  * engine/capturing.c: steps of the captures, and when segments are sealed.  Writes below
- * base_dir/wal; engine/shipping.c takes what is sealed to the storage.
+ * base_dir/wal; engine/shipping.c takes what is sealed to the storage, engine/capture_report.c says
+ * how it goes.
  */
 #include "engine/capturing.h"
 
@@ -24,7 +25,6 @@
 #define RETRY_MS     5000u
 #define WAIT_MOST    1000u
 #define QUIET_MOST   (600 * BK_SEC)
-#define STEP_LONG    (30 * BK_SEC)
 #define ROOM_EVERY   BK_SEC
 #define BUSY_MS      2000u         /* for a lock: it is tried again, and a thread waits meanwhile */
 #define HOLD_EVERY   BK_SEC        /* a hold moves on, or the log could not begin anew */
@@ -32,7 +32,8 @@
 #define HOLD_FRAMES  65536u        /* nor of one under which the log never comes to rest */
 #define HOLD_BUSY_MS 1000u
 
-bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t *err)
+bk_rc_t bk_capturing_new(const bk_set_t *set, bk_catalog_t *catalog, bk_capturing_t **result,
+                         bk_err_t *err)
 {
     bk_capturing_t *c = calloc(1, sizeof *c);
     if (c == NULL || (c->list = calloc(set->db_count + 1, sizeof *c->list)) == NULL) {
@@ -40,6 +41,7 @@ bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t 
         return bk_err_set(err, BK_NO_MEMORY, "backup %s: out of memory", set->name);
     }
     c->set = set;
+    c->catalog = catalog;
     for (size_t i = 0; i < set->db_count; i++) {
         char dir[PATH_MAX];
         bk_captured_t *one = &c->list[c->count];
@@ -49,6 +51,7 @@ bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **result, bk_err_t 
         one->db = &set->dbs[i];
         bk_moments_key(set->name, one->db->name, one->key);
         one->covered = -1;
+        one->waiting = BK_WAITING_UNKNOWN;
         one->since_compacted = BK_COMPACT_RUN;
         one->sealed_some = true; /* by whoever had the set before */
         pthread_mutex_init(&one->lock, NULL);
@@ -116,16 +119,29 @@ static void interrupt(bk_captured_t *one)
     pthread_mutex_unlock(&one->lock);
 }
 
+/*
+ * The same without waiting: a step may hang in a system call for as long as a disk does.  Then the
+ * thread of that step lets go when it comes back.
+ */
+static void interrupt_soon(bk_captured_t *one)
+{
+    bk_ctl_stop(&one->ctl, BK_INTERRUPTED);
+    if (pthread_mutex_trylock(&one->lock) != 0)
+        return;
+    let_go(one);
+    pthread_mutex_unlock(&one->lock);
+}
+
 /* With the next step. */
 static void go_on(bk_captured_t *one)
 {
-    pthread_mutex_lock(&one->lock);
-    one->next = 0;
-    pthread_mutex_unlock(&one->lock);
+    atomic_store(&one->soon, true);
 }
 
 void bk_capturing_allow(bk_capturing_t *c, bool allow)
 {
+    if (allow)
+        bk_capture_report_begin(c);
     atomic_store(&c->allowed, allow);
     for (size_t i = 0; i < c->count && !allow; i++)
         interrupt(&c->list[i]);
@@ -157,7 +173,7 @@ void bk_capturing_detach(bk_capturing_t *c, const json_t *names)
         if (atomic_exchange(&one->detached, detached) == detached)
             continue;
         if (detached)
-            interrupt(one);
+            interrupt_soon(one);
         pthread_mutex_lock(&one->text);
         one->state.paused = true;
         one->problem[0] = '\0';
@@ -269,8 +285,10 @@ static bk_rc_t begin(bk_capturing_t *c, bk_captured_t *one, bk_err_t *err)
         one->sealed = bk_mono();
         rc = bk_capture_open(&options, &one->ctl, &one->capture, err);
     }
-    if (rc == BK_OK)
+    if (rc == BK_OK) {
         there_is_more(one); /* it has sealed what the one before left */
+        bk_capture_report_opened(one);
+    }
     end_hold(one);
     return rc;
 }
@@ -319,12 +337,14 @@ static void tell(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, const bk_err
         bk_capture_state(one->capture, &one->state);
     else
         one->state.paused = true;
+    bk_capture_report_step(one, &before);
     bool news = rc != BK_OK && strcmp(one->problem, err->text) != 0;
     bk_strcpy(one->problem, sizeof one->problem, rc != BK_OK ? err->text : "");
     bool begun = rc == BK_OK && (one->failed || before.page_size == 0);
     one->failed = rc != BK_OK;
     pthread_mutex_unlock(&one->text);
     tell_covered(one, before.as_of);
+    bk_capture_report_remember(c, one, &before);
     if (news)
         bk_log(BK_LOG_ERROR, "backup %s: transactions are not captured: %s", c->set->name,
                err->text);
@@ -425,6 +445,8 @@ static bk_rc_t step(bk_capturing_t *c, bk_captured_t *one, bool woken, unsigned 
         rc = begin(c, one, err);
     if (rc == BK_OK)
         rc = leave_fork(c, one, err);
+    if (rc == BK_OK && bk_capture_report_doubted(one))
+        bk_capture_doubt(one->capture);
     if (rc == BK_OK)
         rc = bk_capture_step(one->capture, woken, again, err);
     if (rc == BK_OK) {
@@ -469,6 +491,17 @@ static bk_rc_t after_step(bk_capturing_t *c, bk_captured_t *one, bk_rc_t rc, con
     return rc;
 }
 
+/* Lock held.  Whoever detached it did not wait for this, and may have attached it again. */
+static void leave_when_told(bk_captured_t *one)
+{
+    if (one->capture == NULL || atomic_load(&one->ctl.stop) == 0)
+        return;
+    let_go(one);
+    pthread_mutex_lock(&one->text);
+    one->state.paused = true;
+    pthread_mutex_unlock(&one->text);
+}
+
 size_t bk_engine_captures(bk_engine_t *engine)
 {
     return engine->capturing->count;
@@ -484,6 +517,10 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     *again = WAIT_MOST;
     pthread_mutex_lock(&one->lock);
     int64_t now = bk_mono();
+    if (atomic_exchange(&one->soon, false))
+        one->next = 0;
+    bk_capture_report_first(one);
+    leave_when_told(one);
     if (may_run(c, one) && now >= one->next) {
         note_stepping(one, now);
         rc = after_step(c, one, step(c, one, woken, again, &why), &why);
@@ -491,6 +528,7 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
         if (rc != BK_OK && err != NULL)
             *err = why;
     }
+    leave_when_told(one);
     pthread_mutex_unlock(&one->lock);
     return rc;
 }
@@ -534,57 +572,20 @@ bool bk_capturing_pinned(bk_capturing_t *c, const char *path, const bk_db_info_t
     return is;
 }
 
-/* --- status --- */
+/* --- what a backup read is not what was captured --- */
 
-/* Seconds since all that was committed was there; null: never, as far as is known. */
-static json_t *age(int64_t as_of)
+void bk_capturing_proved(bk_capturing_t *c, const char *path, int64_t when)
 {
-    int64_t passed = bk_now() - as_of;
-    return as_of == 0 ? json_null() : json_real(passed > 0 ? (double)(passed / BK_MS) / 1000 : 0);
+    bk_captured_t *one = find(c, path);
+    if (one != NULL)
+        bk_capture_report_proved(c, one, when);
 }
 
-/* Compared with the instants of backups. */
-static json_t *exact_time(int64_t ns)
+void bk_capturing_doubt(bk_capturing_t *c, const char *path)
 {
-    char text[BK_TIME_TEXT];
-    bk_time_format_exact(text, ns);
-    return ns != 0 ? json_string(text) : json_null();
-}
-
-static json_t *describe(bk_captured_t *one)
-{
-    pthread_mutex_lock(&one->text);
-    bk_capture_state_t s = one->state;
-    bool same = memcmp(one->shipped_epoch, s.epoch, BK_EPOCH_SIZE) == 0;
-    uint64_t shipped = same ? one->shipped : 0;
-    int64_t shipped_until = same ? one->shipped_until : 0;
-    const char *problem =
-        atomic_load(&one->detached) ? "it is detached: attach it, and it goes on with a gap"
-        : one->problem[0] != '\0'   ? one->problem
-        : one->stepping != 0 && bk_mono() - one->stepping > STEP_LONG
-            ? "a step has been running for more than 30 s: all of a large database "
-              "is read, or a disk does not answer; the application's log cannot "
-              "begin anew meanwhile"
-            : NULL;
-    json_t *result = json_pack(
-        "{ss sb ss ss* sb sI so so sI so so sI so sI sb so}", "name", one->db->name, "capturing",
-        (int)(!s.paused && s.page_size != 0), "precision", s.batches ? "batch" : "transaction",
-        "problem", problem, "detached", (int)atomic_load(&one->detached), "transaction",
-        (json_int_t)s.txid, "last_durable", bk_json_time(s.durable), "durable_age_seconds",
-        age(s.as_of), "shipped_transaction", (json_int_t)shipped, "shipped_until",
-        bk_json_time(shipped_until), "shipped_age_seconds",
-        age(shipped == s.txid && s.txid > 0 ? s.as_of : shipped_until), "gaps", (json_int_t)s.gaps,
-        "epoch_began", exact_time(s.began), "wal_frames", (json_int_t)s.wal_frames, "wal_blocked",
-        (int)s.blocked, "wal_blocked_by",
-        s.blocked ? json_string(s.blocked_here ? "backup" : "application") : json_null());
-    pthread_mutex_unlock(&one->text);
-    return result;
-}
-
-json_t *bk_capturing_describe(bk_capturing_t *c)
-{
-    json_t *list = json_array();
-    for (size_t i = 0; i < c->count; i++)
-        json_array_append_new(list, describe(&c->list[i]));
-    return list;
+    bk_captured_t *one = find(c, path);
+    if (one == NULL)
+        return;
+    bk_capture_report_doubt(c, one);
+    go_on(one);
 }

@@ -8,12 +8,15 @@
 
 #include <jansson.h>
 
+#include "engine/catalog.h"
 #include "engine/engine.h"
 #include "sqlite/capture.h"
 
 typedef struct bk_capturing_s bk_capturing_t;
 
-bk_rc_t bk_capturing_new(const bk_set_t *set, bk_capturing_t **capturing, bk_err_t *err);
+/* catalog: what is remembered of captures from one owner to the next; borrowed. */
+bk_rc_t bk_capturing_new(const bk_set_t *set, bk_catalog_t *catalog, bk_capturing_t **capturing,
+                         bk_err_t *err);
 /* Lets go of everything, in order. */
 void bk_capturing_free(bk_capturing_t *capturing);
 
@@ -43,8 +46,36 @@ void bk_capturing_resume(bk_capturing_t *capturing, const char *path);
 bool bk_capturing_pinned(bk_capturing_t *capturing, const char *path, const bk_db_info_t *pinned,
                          bk_capture_state_t *state, bk_ctl_t *ctl);
 
-/* Let go of the databases whose names are members of the object, until they are not; NULL: none. */
+/*
+ * A backup has read all pages of a database, by path, and they are just what its transactions tell
+ * as of when (ns); or they are not: then the next step compares all, what differs is a gap, and
+ * health fails until then.
+ */
+void bk_capturing_proved(bk_capturing_t *capturing, const char *path, int64_t when);
+void bk_capturing_doubt(bk_capturing_t *capturing, const char *path);
+
+/*
+ * Let go of the databases whose names are members of the object, until they are not; NULL: none.
+ * Never waits: a step that hangs lets go when it comes back.
+ */
 void bk_capturing_detach(bk_capturing_t *capturing, const json_t *names);
+
+/* For health: how one of them is, of bk_capturing_count. */
+typedef struct {
+    const char *name;
+    bool detached, capturing;
+    bool batches;
+    bool stuck;      /* a step does not come back, and may hold the log */
+    bool doubted;    /* what was captured is not what is there */
+    int64_t since;   /* ns: for so long this process has been to capture it; 0: it is not */
+    int64_t durable; /* ns: all that was committed until then is in base_dir; 0: nobody knows */
+    int64_t shipped; /* ns: the same of the storage */
+    int64_t proved;  /* ns: all pages were last compared with what was captured; 0: never */
+    char problem[BK_ERR_TEXT];  /* "": none */
+    char shipping[BK_ERR_TEXT]; /* the same, of the way to the storage */
+} bk_capture_report_t;
+size_t bk_capturing_count(const bk_capturing_t *capturing);
+void bk_capturing_report(bk_capturing_t *capturing, size_t which, bk_capture_report_t *report);
 
 /* For status: one object a database that is captured. */
 json_t *bk_capturing_describe(bk_capturing_t *capturing);

@@ -441,29 +441,26 @@ bk_rc_t bk_catalog_backups(bk_catalog_t *catalog, bk_catalog_backup_fn fn, void 
 
 /* --- values --- */
 
-bk_rc_t bk_catalog_value(bk_catalog_t *catalog, const char *key, json_t **value, bk_err_t *err)
+static bk_rc_t read_value(bk_catalog_t *catalog, const char *key, json_t **value, bk_err_t *err)
 {
     sqlite3_stmt *statement;
     *value = NULL;
-    pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc =
         bk_catalog_prepare(catalog, "SELECT value FROM state WHERE key = ?1", &statement, err);
-    if (rc == BK_OK) {
-        bk_catalog_bind(statement, 1, key);
-        if (sqlite3_step(statement) == SQLITE_ROW)
-            *value = bk_catalog_parse(sqlite3_column_text(statement, 0));
-        sqlite3_finalize(statement);
-    }
-    pthread_mutex_unlock(&catalog->lock);
-    return rc;
+    if (rc != BK_OK)
+        return rc;
+    bk_catalog_bind(statement, 1, key);
+    if (sqlite3_step(statement) == SQLITE_ROW)
+        *value = bk_catalog_parse(sqlite3_column_text(statement, 0));
+    sqlite3_finalize(statement);
+    return BK_OK;
 }
 
-bk_rc_t bk_catalog_set_value(bk_catalog_t *catalog, const char *key, const json_t *value,
-                             bk_err_t *err)
+static bk_rc_t write_value(bk_catalog_t *catalog, const char *key, const json_t *value,
+                           bk_err_t *err)
 {
     sqlite3_stmt *statement;
     char *text = bk_catalog_dump(value);
-    pthread_mutex_lock(&catalog->lock);
     bk_rc_t rc = bk_catalog_prepare(catalog, "INSERT OR REPLACE INTO state VALUES(?1, ?2, ?3)",
                                     &statement, err);
     if (rc == BK_OK) {
@@ -472,7 +469,49 @@ bk_rc_t bk_catalog_set_value(bk_catalog_t *catalog, const char *key, const json_
         sqlite3_bind_int64(statement, 3, bk_now());
         rc = bk_catalog_step(catalog, statement, err);
     }
-    pthread_mutex_unlock(&catalog->lock);
     free(text);
+    return rc;
+}
+
+bk_rc_t bk_catalog_value(bk_catalog_t *catalog, const char *key, json_t **value, bk_err_t *err)
+{
+    pthread_mutex_lock(&catalog->lock);
+    bk_rc_t rc = read_value(catalog, key, value, err);
+    pthread_mutex_unlock(&catalog->lock);
+    return rc;
+}
+
+bk_rc_t bk_catalog_set_value(bk_catalog_t *catalog, const char *key, const json_t *value,
+                             bk_err_t *err)
+{
+    pthread_mutex_lock(&catalog->lock);
+    bk_rc_t rc = write_value(catalog, key, value, err);
+    pthread_mutex_unlock(&catalog->lock);
+    return rc;
+}
+
+bk_rc_t bk_catalog_edit_value(bk_catalog_t *catalog, const char *key, bk_catalog_edit_fn edit,
+                              void *arg, bk_err_t *err)
+{
+    json_t *value = NULL;
+    pthread_mutex_lock(&catalog->lock);
+    bk_rc_t rc = bk_catalog_exec(catalog, "BEGIN IMMEDIATE", err);
+    bool begun = rc == BK_OK;
+    if (rc == BK_OK)
+        rc = read_value(catalog, key, &value, err);
+    if (rc == BK_OK && !json_is_object(value)) {
+        json_decref(value);
+        value = json_object();
+    }
+    if (rc == BK_OK) {
+        edit(value, arg);
+        rc = write_value(catalog, key, value, err);
+    }
+    if (rc == BK_OK)
+        rc = bk_catalog_exec(catalog, "COMMIT", err);
+    if (rc != BK_OK && begun)
+        (void)bk_catalog_exec(catalog, "ROLLBACK", NULL);
+    pthread_mutex_unlock(&catalog->lock);
+    json_decref(value);
     return rc;
 }

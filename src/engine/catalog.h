@@ -87,5 +87,12 @@ bk_rc_t bk_catalog_backups(bk_catalog_t *catalog, bk_catalog_backup_fn fn, void 
 bk_rc_t bk_catalog_value(bk_catalog_t *catalog, const char *key, json_t **value, bk_err_t *err);
 bk_rc_t bk_catalog_set_value(bk_catalog_t *catalog, const char *key, const json_t *value,
                              bk_err_t *err);
+/*
+ * Change the members of one, of which several processes know others: nobody writes it in between.
+ * edit is given an object, empty when there is none yet, and asks the catalog for nothing.
+ */
+typedef void (*bk_catalog_edit_fn)(json_t *value, void *arg);
+bk_rc_t bk_catalog_edit_value(bk_catalog_t *catalog, const char *key, bk_catalog_edit_fn edit,
+                              void *arg, bk_err_t *err);
 
 #endif

@@ -118,7 +118,7 @@ bk_rc_t bk_engine_open(const bk_set_t *set, bk_engine_t **result, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_watching_new(set, &engine->watching, err);
     if (rc == BK_OK)
-        rc = bk_capturing_new(set, &engine->capturing, err);
+        rc = bk_capturing_new(set, engine->catalog, &engine->capturing, err);
     if (rc == BK_OK && storage != NULL && strcmp(storage->driver, "local") == 0)
         rc = bk_probe_new(bk_storage_config_get(storage, "path"), &engine->probe, err);
     if (rc != BK_OK) {

@@ -82,32 +82,39 @@ static void note_stats(json_t *totals, json_t *one, const json_t *stats)
         add(child(totals, "scans"), scan, 1);
 }
 
-void bk_metrics_count(bk_engine_t *engine, bk_job_kind_t kind, const json_t *body,
-                      bk_job_status_t status, const json_t *result, double seconds)
+typedef struct {
+    bk_job_kind_t kind;
+    const json_t *body, *result;
+    bk_job_status_t status;
+    double seconds;
+} ended_t;
+
+static void count(json_t *totals, void *arg)
 {
-    json_t *totals = NULL;
-    const json_t *stats = json_object_get(result, "stats");
-    bool good = status == BK_STATUS_COMPLETED || status == BK_STATUS_WARNING;
-    if (bk_catalog_value(engine->catalog, KEY, &totals, NULL) != BK_OK)
-        return;
-    if (totals == NULL)
-        totals = json_object();
-    json_t *one = child(child(totals, "jobs"), type_of(kind, body));
-    add(child(one, "status"), bk_job_status_name(status), 1);
-    count_seconds(one, seconds);
+    const ended_t *job = arg;
+    const json_t *stats = json_object_get(job->result, "stats");
+    bool good = job->status == BK_STATUS_COMPLETED || job->status == BK_STATUS_WARNING;
+    json_t *one = child(child(totals, "jobs"), type_of(job->kind, job->body));
+    add(child(one, "status"), bk_job_status_name(job->status), 1);
+    count_seconds(one, job->seconds);
     json_object_set_new(one, "attempt", json_integer(bk_now() / BK_SEC));
     json_object_set_new(one, "good", json_boolean(good));
     if (good) {
         json_object_set_new(one, "success", json_integer(bk_now() / BK_SEC));
-        json_object_set_new(one, "seconds", json_real(seconds));
+        json_object_set_new(one, "seconds", json_real(job->seconds));
     }
     if (good && json_is_object(stats))
         note_stats(totals, one, stats);
-    if (kind == BK_JOB_VERIFY)
+    if (job->kind == BK_JOB_VERIFY)
         add(totals, "verify_findings",
-            json_integer_value(json_object_get(result, "findings_total")));
-    (void)bk_catalog_set_value(engine->catalog, KEY, totals, NULL);
-    json_decref(totals);
+            json_integer_value(json_object_get(job->result, "findings_total")));
+}
+
+void bk_metrics_count(bk_engine_t *engine, bk_job_kind_t kind, const json_t *body,
+                      bk_job_status_t status, const json_t *result, double seconds)
+{
+    ended_t job = {kind, body, result, status, seconds};
+    (void)bk_catalog_edit_value(engine->catalog, KEY, count, &job, NULL);
 }
 
 /* --- the text --- */
@@ -344,6 +351,34 @@ static void put_capture(const text_t *t, const json_t *captures, const char *mem
     }
 }
 
+static void put_shipped(const text_t *t, bk_engine_t *engine)
+{
+    const bk_storage_config_t *storage = &engine->set->storages[0];
+    family(t, "shipped_age_seconds", "gauge",
+           "So long ago all that was committed was on the storage.");
+    for (size_t i = 0; i < bk_capturing_count(engine->capturing); i++) {
+        bk_capture_report_t r;
+        bk_capturing_report(engine->capturing, i, &r);
+        int64_t age = bk_now() - r.shipped;
+        if (r.shipped != 0)
+            sample(t, "shipped_age_seconds", age > 0 ? (double)(age / BK_MS) / 1000 : 0, "database",
+                   r.name, "storage", storage->name, NULL);
+    }
+}
+
+static void put_proved(const text_t *t, bk_engine_t *engine)
+{
+    family(t, "capture_proved_timestamp_seconds", "gauge",
+           "When all pages were last compared with what was captured.");
+    for (size_t i = 0; i < bk_capturing_count(engine->capturing); i++) {
+        bk_capture_report_t r;
+        bk_capturing_report(engine->capturing, i, &r);
+        if (r.proved != 0)
+            sample(t, "capture_proved_timestamp_seconds", floor((double)r.proved / BK_SEC),
+                   "database", r.name, NULL);
+    }
+}
+
 static void put_captures(const text_t *t, bk_engine_t *engine)
 {
     json_t *captures = bk_capturing_describe(engine->capturing);
@@ -352,12 +387,12 @@ static void put_captures(const text_t *t, bk_engine_t *engine)
                     "1: every transaction of the database is captured.");
         put_capture(t, captures, "transaction", "captured_transactions_total", "counter",
                     "Transactions that are durable; begins anew when the database is another.");
-        put_capture(t, captures, "gaps", "capture_gaps", "gauge",
-                    "Intervals that nobody saw, since this worker has the set.");
+        put_capture(t, captures, "gaps", "capture_gaps_total", "counter",
+                    "Intervals that nobody saw.");
         put_capture(t, captures, "durable_age_seconds", "durable_age_seconds", "gauge",
                     "So long ago all that was committed was durable in base_dir.");
-        put_capture(t, captures, "shipped_age_seconds", "shipped_age_seconds", "gauge",
-                    "So long ago all that was committed was on the storage.");
+        put_shipped(t, engine);
+        put_proved(t, engine);
         put_capture(t, captures, "wal_frames", "wal_frames", "gauge",
                     "Frames in the write-ahead log.");
     }

@@ -336,6 +336,7 @@ static bk_rc_t ship_all_of(bk_capturing_t *c, bk_captured_t *one, bk_repo_t *rep
     }
     if (count >= 0)
         free(names);
+    bk_capture_report_waiting(one);
     forget_old(one);
     return rc;
 }
@@ -364,21 +365,20 @@ static void compact(bk_engine_t *engine, bk_captured_t *one, bk_repo_t *repo, bk
                engine->set->name, why.text);
 }
 
+static bool some_sealed(bk_capturing_t *c)
+{
+    bool any = false;
+    for (size_t i = 0; i < c->count; i++)
+        any = any || sealed_some(&c->list[i], false, false);
+    return any;
+}
+
 /* The repository is opened only when there is something for it. */
 static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_capturing_t *c = engine->capturing;
     bk_opened_t opened;
-    bool any = false;
-    for (size_t i = 0; i < c->count; i++)
-        any = any || sealed_some(&c->list[i], false, false);
-    if (!any || !atomic_load(&c->allowed))
-        return BK_OK;
     bk_rc_t rc = bk_engine_open_repo(engine, false, ctl, &opened, err);
-    if (rc == BK_REPO_MISSING) { /* before the first backup there is nothing to go with it */
-        bk_err_clear(err);
-        return BK_OK;
-    }
     if (rc != BK_OK)
         return rc;
     for (size_t i = 0; i < c->count && rc == BK_OK; i++) {
@@ -396,19 +396,36 @@ static bk_rc_t ship_all(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
     return rc;
 }
 
+/* To the log, once; and to the status, until it is over. */
+static void tell(bk_capturing_t *c, bk_rc_t rc, const bk_err_t *why)
+{
+    /* Before the first backup there is nothing to go with it. */
+    bool new = rc != BK_REPO_MISSING &&strcmp(c->problem, why->text) != 0;
+    if (rc != BK_OK && new)
+        bk_log(BK_LOG_ERROR, "backup %s: transactions stay in %s/" BK_MOMENTS_DIR " for now: %s",
+               c->set->name, c->set->base_dir, why->text);
+    else if (rc == BK_OK && c->problem[0] != '\0')
+        bk_log(BK_LOG_NOTICE, "backup %s: transactions are on the storage again", c->set->name);
+    bk_strcpy(c->problem, sizeof c->problem, rc == BK_OK || rc == BK_REPO_MISSING ? "" : why->text);
+    for (size_t i = 0; i < c->count; i++) {
+        pthread_mutex_lock(&c->list[i].text);
+        bk_strcpy(c->list[i].shipping, sizeof c->list[i].shipping, rc == BK_OK ? "" : why->text);
+        pthread_mutex_unlock(&c->list[i].text);
+    }
+}
+
 bk_rc_t bk_engine_ship(bk_engine_t *engine, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_capturing_t *c = engine->capturing;
     bk_err_t why = {0};
+    if (!some_sealed(c) || !atomic_load(&c->allowed))
+        return BK_OK;
     bk_rc_t rc = ship_all(engine, ctl, &why);
     if (rc == BK_INTERRUPTED)
         return BK_OK; /* the next owner goes on */
-    if (rc != BK_OK && strcmp(c->problem, why.text) != 0)
-        bk_log(BK_LOG_ERROR, "backup %s: transactions stay in %s/" BK_MOMENTS_DIR " for now: %s",
-               c->set->name, c->set->base_dir, why.text);
-    else if (rc == BK_OK && c->problem[0] != '\0')
-        bk_log(BK_LOG_NOTICE, "backup %s: transactions are on the storage again", c->set->name);
-    bk_strcpy(c->problem, sizeof c->problem, rc == BK_OK ? "" : why.text);
+    tell(c, rc, &why);
+    if (rc == BK_REPO_MISSING)
+        return BK_OK;
     if (rc != BK_OK && err != NULL)
         *err = why;
     return rc;

@@ -20,6 +20,8 @@
 #define DURABLE_LATE 30  /* s: a step that finds nothing takes one at most every second */
 #define BATCH_LATE   90  /* s: after one that took a second there is none for 50 */
 #define SHIPPED_LATE 300 /* s: ten times what it takes when all is well */
+#define LOST_MOST    900 /* s: nobody is to lose more of a database */
+#define BEGINNING    60  /* s: in which a new owner comes to know all this */
 
 /* A figure of the summary that bk_engine_sync_from left in the catalog; 0 before the first. */
 static json_int_t figure(const json_t *summary, const char *name)
@@ -230,9 +232,10 @@ bk_rc_t bk_engine_status(bk_engine_t *engine, const char *running_id, bk_ctl_t *
     if (good < figure(summary, "total"))
         good = figure(summary, "total");
     json_t *configuration = json_pack(
-        "{sb sb sb sb sI}", "scheduling_enabled", 0, "realtime_monitoring", 0,
-        "compression_enabled", (int)(set->compression.codec != BK_CODEC_RAW), "encryption_enabled",
-        (int)encrypted, "storage_backends", (json_int_t)set->storage_count);
+        "{sb sb sb sb sI}", "scheduling_enabled", 0, "realtime_monitoring",
+        (int)(set->files_count > 0 && bk_watching_any(engine->watching)), "compression_enabled",
+        (int)(set->compression.codec != BK_CODEC_RAW), "encryption_enabled", (int)encrypted,
+        "storage_backends", (json_int_t)set->storage_count);
     json_t *statistics = json_pack(
         "{so sI sI sI so so so}", "started", bk_json_time(engine->started), "total_operations",
         good + bad, "successful_operations", good, "failed_operations", bad, "last_full_backup",
@@ -408,7 +411,64 @@ static void check_base(const json_t *one, const json_t *summary, const char *nam
               json_string(text), NULL, output, worst);
 }
 
-/* What would be lost now: of the machine's disk, and with the machine. */
+static json_t *seconds(int64_t ns)
+{
+    return ns > 0 ? json_real((double)(ns / BK_MS) / 1000) : json_real(0);
+}
+
+/*
+ * What would be lost with the machine's disk: what was committed since the last look at the
+ * database; one that was never looked at since this process is to capture it.
+ */
+static void check_durable(const bk_capture_report_t *r, json_t *checks, verdict_t *worst)
+{
+    char check[128];
+    int64_t now = bk_now(), owned = r->since != 0 ? now - r->since : 0;
+    int64_t age = r->durable != 0 ? now - r->durable : owned;
+    bool late = age > (r->batches ? BATCH_LATE : DURABLE_LATE) * BK_SEC;
+    /* A machine that was off for a night begins with an old look. */
+    bool lost = age > LOST_MOST * BK_SEC && owned > BEGINNING * BK_SEC;
+    bk_fmt(check, sizeof check, "database_%s:durable_age", r->name);
+    add_check(checks, check,
+              r->stuck || lost                ? FAIL
+              : late || r->problem[0] != '\0' ? WARN
+                                              : PASS,
+              r->durable != 0 ? seconds(age) : json_null(), "s",
+              r->problem[0] != '\0' ? r->problem : "transactions are not captured", worst);
+}
+
+/* What would be lost with the machine.  Before the first backup nothing can be there. */
+static void check_shipped(const bk_capture_report_t *r, bool backed_up, json_t *checks,
+                          verdict_t *worst)
+{
+    char check[128];
+    int64_t now = bk_now(), age = now - r->shipped;
+    bool known = r->shipped != 0;
+    bool beginning = now - r->since < BEGINNING * BK_SEC && r->shipping[0] == '\0';
+    bool lost = known && age > LOST_MOST * BK_SEC && now - r->since > BEGINNING * BK_SEC;
+    bool late = known ? age > SHIPPED_LATE * BK_SEC : !beginning;
+    bk_fmt(check, sizeof check, "database_%s:shipped_age", r->name);
+    add_check(checks, check,
+              lost && backed_up ? FAIL
+              : late            ? WARN
+                                : PASS,
+              known ? seconds(age) : json_null(), "s",
+              r->shipping[0] != '\0' ? r->shipping
+              : known                ? "transactions are in base_dir, but not on the storage"
+                                     : "nobody knows which transactions are on the storage",
+              worst);
+}
+
+static void check_content(const bk_capture_report_t *r, json_t *checks, verdict_t *worst)
+{
+    char check[128];
+    bk_fmt(check, sizeof check, "database_%s:content", r->name);
+    add_check(checks, check, r->doubted ? FAIL : PASS, bk_json_time(r->proved), NULL,
+              "the database is not what its transactions made of it: until all of it is compared "
+              "no moment from now on is right",
+              worst);
+}
+
 static void check_captures(const bk_engine_t *engine, const json_t *summary, json_t *checks,
                            verdict_t *worst)
 {
@@ -416,23 +476,12 @@ static void check_captures(const bk_engine_t *engine, const json_t *summary, jso
     size_t i;
     json_array_foreach(list, i, one)
     {
-        const char *name = json_string_value(json_object_get(one, "name"));
-        const char *problem = json_string_value(json_object_get(one, "problem"));
-        json_t *durable = json_object_get(one, "durable_age_seconds");
-        json_t *shipped = json_object_get(one, "shipped_age_seconds");
-        bool batches = strcmp(json_string_value(json_object_get(one, "precision")), "batch") == 0;
-        int late = batches ? BATCH_LATE : DURABLE_LATE;
-        char check[128];
-        bk_fmt(check, sizeof check, "database_%s:durable_age", name);
-        add_check(checks, check, problem != NULL || json_number_value(durable) > late ? WARN : PASS,
-                  json_incref(durable), "s",
-                  problem != NULL ? problem : "transactions are not captured", worst);
-        bk_fmt(check, sizeof check, "database_%s:shipped_age", name);
-        if (json_is_number(shipped))
-            add_check(checks, check, json_number_value(shipped) > SHIPPED_LATE ? WARN : PASS,
-                      json_incref(shipped), "s",
-                      "transactions are in base_dir, but not on the storage", worst);
-        check_base(one, summary, name, checks, worst);
+        bk_capture_report_t r;
+        bk_capturing_report(engine->capturing, i, &r);
+        check_durable(&r, checks, worst);
+        check_shipped(&r, figure(summary, "newest_ns") != 0, checks, worst);
+        check_content(&r, checks, worst);
+        check_base(one, summary, r.name, checks, worst);
     }
     json_decref(list);
 }

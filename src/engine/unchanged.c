@@ -51,12 +51,23 @@ static bool is_it(const bk_unchanged_t *u, const bk_txlog_place_t *place, uint64
            (state != NULL ? tx->after == state->digest : bk_txlog_same_place(&tx->place, place));
 }
 
+static void tell(bk_unchanged_t *u, uint64_t digest, uint64_t page_count)
+{
+    u->told = true;
+    u->digest = digest;
+    u->page_count = page_count;
+}
+
 static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
                     const bk_capture_state_t *state, bk_unchanged_t *u, bk_err_t *err)
 {
     bk_txlog_place_t place;
     uint64_t txid = state != NULL ? state->txid : 0;
     bk_capture_place(pinned, &place);
+    if (state != NULL)
+        tell(u, state->digest, state->page_count);
+    if (state != NULL && of->all)
+        return BK_OK;
     bk_rc_t rc = choose_own(of, &u->own, err);
     if (rc == BK_OK && state != NULL)
         rc = find_same(of, state, u, err);
@@ -69,6 +80,9 @@ static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
         rc = bk_moments_number(u->moments, txid, &u->own, &u->moment, err);
     if (rc != BK_OK || txid == 0 || !is_it(u, &place, pinned->page_count, state))
         return rc;
+    tell(u, u->moment.tx.after, u->moment.tx.page_count);
+    if (of->all)
+        return BK_OK;
     rc = bk_moments_past(&u->moment, NULL, NULL, &u->past, err);
     if (rc == BK_OK)
         u->known = (bk_db_known_t){.like = u->moment.from, .past = u->past};

@@ -1,6 +1,7 @@
 /*
  * engine/unchanged.h: what a backup need not read of a captured database, because an earlier backup
- * has it and no transaction since then changed it.  One thread.
+ * has it and no transaction since then changed it; and what its transactions say that it will find.
+ * One thread.
  */
 #ifndef BK_ENGINE_UNCHANGED_H
 #define BK_ENGINE_UNCHANGED_H
@@ -15,6 +16,8 @@ typedef struct {
     bk_moment_t moment;
     bk_past_t *past;
     bk_db_known_t known; /* like NULL: nothing is known */
+    bool told;           /* its transactions tell what is to be found: */
+    uint64_t digest, page_count;
 } bk_unchanged_t;
 
 /*
@@ -27,6 +30,7 @@ typedef struct {
     bk_repo_t *repo;
     const bk_snapshot_list_t *list;
     bk_ctl_t *ctl;
+    bool all; /* is read: only what is to be found is asked for */
 } bk_unchanged_of_t;
 bk_rc_t bk_unchanged_find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
                           const bk_capture_state_t *state, bk_unchanged_t *unchanged,

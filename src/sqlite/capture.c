@@ -32,12 +32,12 @@
 #define BUSY_MOST   5u    /* looks in a row that a lock keeps from a batch */
 #define BATCH_LEAST 1000u /* ms */
 #define BATCH_MOST  1000u /* ms */
+#define AUDIT_IDLE  200u  /* ms */
 #define SWEEP_FROM  (256ull << 20)
-#define SWEEP_PIN   200u
-#define AUDIT_IDLE  60u    /* s */
+#define SWEEP_PIN   200u   /* ms */
 #define AUDIT_EVERY 86400u /* s */
 #define AUDIT_FIRST (3600 * BK_SEC)
-#define AUDIT_AGAIN (600 * BK_SEC) /* when somebody wrote meanwhile */
+#define AUDIT_PIECE (16u << 20)
 
 /* --- the pin --- */
 
@@ -376,7 +376,8 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     c->sweep_pin = (options->pin != 0 ? options->pin : SWEEP_PIN) * BK_MS;
     c->sweep_from = options->sweep != 0 ? options->sweep : SWEEP_FROM;
     c->known = options->known;
-    c->audit_idle = (options->audit_idle != 0 ? options->audit_idle : AUDIT_IDLE) * BK_SEC;
+    c->audit_idle = (options->audit_idle != 0 ? options->audit_idle : AUDIT_IDLE) * BK_MS;
+    c->audit_piece = options->audit_piece != 0 ? options->audit_piece : AUDIT_PIECE;
     c->audit_every = (options->audit_every != 0 ? options->audit_every : AUDIT_EVERY) * BK_SEC;
     c->audited = bk_mono() - c->audit_every + (options->audit_every != 0 ? 0 : AUDIT_FIRST);
     c->soft = options->soft != 0 ? options->soft : SOFT;
@@ -486,17 +487,26 @@ static bk_rc_t look(bk_capture_t *c, bool now, bk_err_t *err)
     return rc == BK_OK ? help_when_needed(c, err) : rc;
 }
 
-/* Somebody may write to the file past SQLite, or a disk may forget: then what is captured is not
- * what is there. */
+/*
+ * Somebody may write to the file past SQLite, or a disk may forget: then what is captured is not
+ * what is there.  A piece in each moment of rest, so that it comes to its end while the application
+ * writes, too.
+ */
 static bk_rc_t audit_when_due(bk_capture_t *c, bk_err_t *err)
 {
-    bool done = false;
+    bool same = true, done = false;
     int64_t now = bk_mono();
     if (c->batches || now - c->idle < c->audit_idle || now - c->audited < c->audit_every)
         return BK_OK;
-    bk_rc_t rc = bk_capture_audit(c, &done, err);
-    c->audited = done ? bk_mono() : bk_mono() - c->audit_every + AUDIT_AGAIN;
-    return rc == BK_BUSY && !done ? BK_OK : rc;
+    bk_rc_t rc = bk_capture_audit(c, &same, &done, err);
+    if (rc != BK_OK || !done)
+        return rc == BK_BUSY ? BK_OK : rc;
+    c->audited = bk_mono();
+    c->state.audits++;
+    if (same)
+        c->state.proved = c->audit_began;
+    c->state.doubted = !same;
+    return same ? BK_OK : bk_capture_mend(c, err);
 }
 
 static bk_rc_t step(bk_capture_t *c, bool woken, bool now, bk_err_t *err)
@@ -506,9 +516,11 @@ static bk_rc_t step(bk_capture_t *c, bool woken, bool now, bk_err_t *err)
     /* What could not be had now is tried again; the pin is held. */
     if (rc == BK_BUSY && c->going && (!c->batches || c->busy < BUSY_MOST))
         rc = BK_OK;
-    bool news = rc == BK_OK && c->at.txid != c->state.txid;
-    if (rc == BK_OK && !news && !now && c->state.txid == c->at.txid && c->going)
+    if (rc == BK_OK && c->going && c->state.doubted)
+        rc = bk_capture_mend(c, &why);
+    else if (rc == BK_OK && c->at.txid == c->state.txid && !now && c->going)
         rc = audit_when_due(c, &why);
+    bool news = rc == BK_OK && c->at.txid != c->state.txid;
     if (news && c->log != NULL)
         rc = bk_txlog_sync(c->log, &why);
     if (rc == BK_OK && news)
@@ -534,6 +546,11 @@ bk_rc_t bk_capture_step(bk_capture_t *c, bool woken, unsigned *again, bk_err_t *
     bk_rc_t rc = step(c, woken, false, err);
     *again = c->wait;
     return rc;
+}
+
+void bk_capture_doubt(bk_capture_t *c)
+{
+    c->state.doubted = true;
 }
 
 static bool is_at(const bk_capture_t *c, const bk_db_info_t *pinned)

@@ -47,17 +47,18 @@ typedef struct {
     const char *database; /* path */
     const char *dir;      /* of this database alone, exists: <epoch>-<first>.tx, and "hashes" */
     unsigned busy_ms;     /* to wait for locks when it begins */
-    const bk_capture_hold_t *hold;    /* NULL: none; needed only during open */
-    bk_capture_known_t known;         /* narrows a gap, and new numbers come behind it */
-    uint32_t soft;                    /* frames from which checkpoints are helped along; 0: 1000 */
-    unsigned audit_idle, audit_every; /* s: all pages are compared with what was captured when
-                                          nothing was written for so long, so often; 0: a minute, a
-                                          day */
-    uint64_t growth; /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
+    const bk_capture_hold_t *hold; /* NULL: none; needed only during open */
+    bk_capture_known_t known;      /* narrows a gap, and new numbers come behind it */
+    uint32_t soft;                 /* frames from which checkpoints are helped along; 0: 1000 */
+    unsigned audit_idle;  /* ms: when nothing was written for so long some of the pages are compared
+                                with what was captured; 0: 200 */
+    unsigned audit_every; /* s: all of them are so often; 0: a day */
+    uint64_t audit_piece; /* bytes at a time; 0: 16 MiB */
+    uint64_t growth;      /* bytes that the log may grow by while all pages are read; 0: 1 GiB, or a
                         quarter of what is free there */
-    uint64_t sweep;  /* bytes from which a database is read in many short pins; 0: 256 MiB */
-    unsigned pin;    /* ms, of one of these; 0: 200 */
-    bool want_wal;   /* BK_UNSUPPORTED without a log: no commit is to wait for a batch */
+    uint64_t sweep;       /* bytes from which a database is read in many short pins; 0: 256 MiB */
+    unsigned pin;         /* ms, of one of these; 0: 200 */
+    bool want_wal;        /* BK_UNSUPPORTED without a log: no commit is to wait for a batch */
     unsigned batch_least, batch_most; /* ms: between two batches, and that commits wait for one; 0:
                                          a second each */
 } bk_capture_options_t;
@@ -79,8 +80,10 @@ typedef struct {
     bool new_epoch;      /* it began one: what was before is not connected with it */
     int64_t began;       /* ns: the epoch; what was captured needs a backup from then on */
     uint64_t audits;     /* since open: times that all pages were compared */
-    uint64_t differing;  /* pages that were not what was captured, so that an epoch began */
-    uint64_t resumed;    /* the transaction that it went on from, and the content after it */
+    uint64_t differing;  /* pages that were not what was captured: they are in a gap */
+    bool doubted;        /* as bk_capture_doubt says, and not compared yet */
+    int64_t proved;   /* ns: since open, all pages were compared, or are known from then; 0: not */
+    uint64_t resumed; /* the transaction that it went on from, and the content after it */
     uint64_t resumed_digest;
     int64_t durable; /* ns, when the last transaction became durable; 0: none since open */
     int64_t as_of;   /* ns: all that was committed until then is durable */
@@ -111,6 +114,11 @@ bk_rc_t bk_capture_pinned(bk_capture_t *capture, const bk_db_info_t *pinned, boo
                           bk_err_t *err);
 /* Where in the log a pin is; all zeros without one. */
 void bk_capture_place(const bk_db_info_t *pinned, bk_txlog_place_t *place);
+/*
+ * Somebody found that the database is not what was captured: the next step compares all pages, and
+ * what differs becomes a gap.
+ */
+void bk_capture_doubt(bk_capture_t *capture);
 /* Seal the open segment, if there is one, so that it can be shipped. */
 bk_rc_t bk_capture_roll(bk_capture_t *capture, bk_err_t *err);
 /*

@@ -65,6 +65,7 @@ static bk_rc_t warm(bk_capture_t *c, bk_err_t *err)
         rc = too_long(c, err);
     for (int64_t at = 0; at < mark.size && rc == BK_OK; at += WARM_SIZE) {
         rc = bk_ctl_check(c->ctl, err);
+        bk_capture_moves(c, WARM_SIZE);
         int code = rc == BK_OK ? file->pMethods->xRead(file, bytes, WARM_SIZE, at) : SQLITE_OK;
         if (code != SQLITE_OK && code != SQLITE_IOERR_SHORT_READ)
             rc = bk_db_failure(&c->readers[0], code, "read", err);

@@ -281,7 +281,7 @@ static bk_rc_t tidy(const bk_capture_t *c, bk_err_t *err)
 
 /* --- a gap, an epoch --- */
 
-static bk_rc_t bridge(bk_capture_t *c, bk_err_t *err)
+bk_rc_t bk_capture_bridge(bk_capture_t *c, bk_err_t *err)
 {
     uint64_t txid = c->at.txid;
     bk_rc_t rc = bk_capture_difference(c, BK_TXLOG_GAP, err);
@@ -291,6 +291,15 @@ static bk_rc_t bridge(bk_capture_t *c, bk_err_t *err)
         return rc;
     c->state.gaps += c->at.txid != txid;
     return bk_capture_save(c, err);
+}
+
+bk_rc_t bk_capture_mend(bk_capture_t *c, bk_err_t *err)
+{
+    uint64_t gaps = c->state.gaps;
+    bk_rc_t rc = bk_capture_bridge(c, err);
+    c->state.differing += c->state.gaps > gaps ? c->logged : 0;
+    /* Somebody has the lock: with the next step, unless what was captured does not lead here. */
+    return rc == BK_BUSY && c->sweep.again == NULL ? BK_OK : rc;
 }
 
 static uint64_t last_of(const char *path)
@@ -369,22 +378,6 @@ bk_rc_t bk_capture_begin_epoch(bk_capture_t *c, uint64_t last, bk_err_t *err)
     c->state.resumed = c->at.txid;
     c->state.resumed_digest = c->hashes.digest;
     return rc;
-}
-
-bk_rc_t bk_capture_audit(bk_capture_t *c, bool *done, bk_err_t *err)
-{
-    uint64_t differing = 0;
-    bk_rc_t rc = bk_capture_count_differing(c, &differing, done, err);
-    if (rc != BK_OK || !*done)
-        return rc;
-    c->state.audits++;
-    if (differing == 0)
-        return BK_OK;
-    c->state.differing += differing;
-    bk_txlog_close(c->log);
-    c->log = NULL;
-    rc = begin_epoch(c, c->hashes.page_size, err);
-    return rc == BK_OK ? tidy(c, err) : rc;
 }
 
 /* --- where to go on --- */
@@ -490,7 +483,7 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
     if (rc == BK_OK && !fits)
         rc = begin_epoch(c, page_size, err);
     else if (rc == BK_OK && !goes_on)
-        rc = bridge(c, err);
+        rc = bk_capture_bridge(c, err);
     /* It was the writing, which another try would not get done either. */
     if (rc == BK_TIMEOUT && c->batches && c->logged * page_size >= MUCH_BYTES) {
         rc = begin_epoch(c, page_size, err);

@@ -141,6 +141,7 @@ static bk_rc_t sweep_some(bk_capture_t *c, bool learn, uint8_t *pages, bk_err_t 
         rc = bk_ctl_check(c->ctl, err);
         if (rc == BK_OK)
             rc = bk_db_source_read(source, sweep->next, n, pages, err);
+        bk_capture_moves(c, (uint64_t)n * size);
         if (rc == BK_OK)
             rc = sweep_pages(c, learn, pages, n, err);
         sweep->next += n;
@@ -171,6 +172,7 @@ static bk_rc_t begin_sweep(bk_capture_t *c, bool learn, uint64_t bytes, bk_err_t
     bk_rc_t rc = bk_db_wal_header(&c->readers[c->reader], BUSY_MS, &header, err);
     if (rc != BK_OK)
         return rc;
+    bk_capture_sweep_end(c);
     place->frame = header.frames;
     memcpy(place->salt, header.salt, sizeof place->salt);
     memcpy(place->checksum, header.checksum, sizeof place->checksum);
@@ -234,7 +236,7 @@ bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk
     uint64_t limit = growth_limit(c), first = 1;
     const bk_db_info_t *info = bk_db_source_info(source);
     unsigned batch = READ_BYTES / info->page_size;
-    int64_t began = bk_mono();
+    int64_t began = bk_mono(), now = bk_now();
     uint8_t *pages = malloc(READ_BYTES);
     bk_rc_t rc = pages != NULL
                      ? bk_hashes_resize(&c->hashes, info->page_count, err)
@@ -250,11 +252,17 @@ bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk
             rc = bk_capture_check_hold(c, began, err);
         if (rc == BK_OK)
             rc = bk_db_source_read(source, first, n, pages, err);
+        bk_capture_moves(c, READ_BYTES);
         if (rc == BK_OK)
             rc = compare_some(c, log, pages, first, n, err);
     }
     c->held = bk_mono() - began;
-    bk_capture_sweep_end(c);
+    if (rc == BK_OK) {
+        c->state.proved = now;
+        c->state.doubted = false;
+        c->audit_next = 0;
+        bk_capture_sweep_end(c);
+    }
     free(pages);
     return rc;
 }
@@ -343,48 +351,67 @@ static bool is_still(bk_capture_t *c, const bk_txlog_place_t *place)
            memcmp(header.salt, place->salt, sizeof header.salt) == 0;
 }
 
-static bk_rc_t count(bk_capture_t *c, bk_db_source_t *source, uint64_t *differing, bool *done,
-                     bk_err_t *err)
+static bool all_same(const bk_capture_t *c, const uint8_t *pages, uint64_t first, unsigned n)
 {
     uint32_t size = c->hashes.page_size;
-    unsigned batch = READ_BYTES / size;
+    for (unsigned i = 0; i < n; i++)
+        if (first + i != bk_db_lock_page(size) &&
+            bk_db_page_hash(first + i, pages + (size_t)i * size, size) !=
+                bk_hashes_get(&c->hashes, first + i))
+            return false;
+    return true;
+}
+
+/* The pages of a pinned database from the place on where the last piece ended. */
+static bk_rc_t audit_piece(bk_capture_t *c, bk_db_source_t *source, bool *same, bk_err_t *err)
+{
+    uint64_t most = c->audit_piece < READ_BYTES ? c->audit_piece : READ_BYTES;
+    unsigned batch = (unsigned)(most > c->hashes.page_size ? most / c->hashes.page_size : 1);
+    uint64_t end = c->audit_next + c->audit_piece / c->hashes.page_size;
     uint8_t *pages = malloc(READ_BYTES);
+    bool still = true;
     bk_rc_t rc = pages != NULL
                      ? BK_OK
                      : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
-    for (uint64_t first = 1; first <= c->hashes.count && *done && rc == BK_OK; first += batch) {
-        uint64_t left = c->hashes.count - first + 1;
+    do {
+        uint64_t left = c->hashes.count - c->audit_next + 1;
         unsigned n = left < batch ? (unsigned)left : batch;
-        rc = bk_ctl_check(c->ctl, err);
         if (rc == BK_OK)
-            rc = bk_db_source_read(source, first, n, pages, err);
-        for (unsigned i = 0; i < n && rc == BK_OK; i++)
-            *differing += first + i != bk_db_lock_page(size) &&
-                          bk_db_page_hash(first + i, pages + (size_t)i * size, size) !=
-                              bk_hashes_get(&c->hashes, first + i);
-        *done = is_still(c, &c->at.place);
-    }
+            rc = bk_ctl_check(c->ctl, err);
+        if (rc == BK_OK)
+            rc = bk_db_source_read(source, c->audit_next, n, pages, err);
+        if (rc != BK_OK)
+            break;
+        *same = all_same(c, pages, c->audit_next, n);
+        c->audit_next += n;
+        still = is_still(c, &c->at.place);
+    } while (still && *same && c->audit_next < end && c->audit_next <= c->hashes.count);
     free(pages);
     return rc;
 }
 
-bk_rc_t bk_capture_count_differing(bk_capture_t *c, uint64_t *differing, bool *done, bk_err_t *err)
+bk_rc_t bk_capture_audit(bk_capture_t *c, bool *same, bool *done, bk_err_t *err)
 {
     bk_db_source_t *source = NULL;
     bk_txlog_place_t place;
-    *differing = 0;
+    *same = true;
     *done = false;
+    if (c->audit_next == 0 || c->audit_next > c->hashes.count) {
+        c->audit_next = 1;
+        c->audit_began = bk_now();
+    }
     bk_rc_t rc = bk_capture_open_source(c, &source, err);
     if (rc != BK_OK)
         return rc;
     const bk_db_info_t *info = bk_db_source_info(source);
     bk_capture_place(info, &place);
-    *done = place.frame == c->at.place.frame &&
-            memcmp(place.salt, c->at.place.salt, sizeof place.salt) == 0;
-    if (*done && info->page_count != c->hashes.count)
-        *differing = 1;
-    else if (*done)
-        rc = count(c, source, differing, done, err);
+    if (place.frame == c->at.place.frame &&
+        memcmp(place.salt, c->at.place.salt, sizeof place.salt) == 0) {
+        *same = info->page_count == c->hashes.count;
+        if (*same)
+            rc = audit_piece(c, source, same, err);
+        *done = rc == BK_OK && (!*same || c->audit_next > c->hashes.count);
+    }
     bk_db_source_close(source);
     return rc;
 }

@@ -48,7 +48,10 @@ struct bk_capture_s {
     int64_t sweep_pin; /* ns */
     bk_capture_sweep_t sweep;
     int64_t audit_idle, audit_every; /* ns */
-    int64_t audited;                 /* bk_mono of the last audit */
+    uint64_t audit_piece;
+    int64_t audited;     /* bk_mono of the last audit */
+    uint64_t audit_next; /* the page that the present one goes on with; 0: there is none */
+    int64_t audit_began; /* ns */
     bk_ctl_t *ctl;
     bk_db_connection_t readers[2], checkpointer, writer;
     bool going;      /* one of the readers is pinned; or, of batches, they are known */
@@ -82,6 +85,13 @@ struct bk_capture_s {
     uint8_t *page; /* room for two, of page_size bytes */
 };
 
+/* Whoever watches a step sees that it moves on. */
+static inline void bk_capture_moves(bk_capture_t *c, uint64_t bytes)
+{
+    if (c->ctl != NULL)
+        atomic_fetch_add(&c->ctl->bytes_read, bytes);
+}
+
 /* capture.c */
 /* What was committed until now, the pin stays; and with a new pin, so that the log can begin anew. */
 bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err);
@@ -98,11 +108,10 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
 bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_seal(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_save(bk_capture_t *c, bk_err_t *err);
-/*
- * Are all pages what was captured?  When they are not, a new epoch has begun.  *done: false when
- * somebody began to write meanwhile.
- */
-bk_rc_t bk_capture_audit(bk_capture_t *c, bool *done, bk_err_t *err);
+/* What differs from what is known becomes one transaction, marked as a gap, and durable. */
+bk_rc_t bk_capture_bridge(bk_capture_t *c, bk_err_t *err);
+/* The same of pages that nobody wrote: they are counted.  While it is busy they stay doubted. */
+bk_rc_t bk_capture_mend(bk_capture_t *c, bk_err_t *err);
 /* What is in dir is not gone on with: the next one begins an epoch. */
 void bk_capture_forget(bk_capture_t *c);
 
@@ -113,6 +122,7 @@ bk_rc_t bk_capture_open_source(bk_capture_t *c, bk_db_source_t **source, bk_err_
  * Before all pages of a large database are compared, without holding its log for longer than a
  * moment: learn makes the hashes those of what is read, else only what differs is found.  Compare
  * then reads what was found, and what was written meanwhile: bk_capture_swept tells it of pages.
+ * Until it has, nothing is captured: whatever fails before, the capture has to begin anew.
  */
 bk_rc_t bk_capture_sweep(bk_capture_t *c, bool learn, bk_err_t *err);
 void bk_capture_swept(bk_capture_t *c, uint64_t page_count);
@@ -124,8 +134,11 @@ bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk
  * nothing, when there is none.
  */
 bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err);
-/* Pages that are not what was captured; *done: false when somebody began to write meanwhile. */
-bk_rc_t bk_capture_count_differing(bk_capture_t *c, uint64_t *differing, bool *done, bk_err_t *err);
+/*
+ * Some more pages: are they what was captured?  Ends early when somebody begins to write.  *done:
+ * that were all; *same: false as soon as one is not.
+ */
+bk_rc_t bk_capture_audit(bk_capture_t *c, bool *same, bool *done, bk_err_t *err);
 /* ns: until when nothing but what is known can have happened. */
 int64_t bk_capture_known_until(const bk_capture_t *c);
 

@@ -88,6 +88,7 @@ static bk_rc_t write_pages(bk_capture_t *c, bk_err_t *err)
                             c->database);
         if (rc == BK_OK)
             rc = bk_txlog_page(c->log, page->pgno, c->page, err);
+        bk_capture_moves(c, size);
     }
     return rc;
 }
@@ -154,6 +155,7 @@ static bk_rc_t take_frame(void *arg, const bk_wal_frame_t *frame, bk_err_t *err)
 {
     bk_capture_t *c = arg;
     bk_rc_t rc = add_page(c, frame, err);
+    bk_capture_moves(c, c->hashes.page_size);
     if (rc != BK_OK || frame->commit == 0)
         return rc;
     rc = end_transaction(c, frame, err);

@@ -5,6 +5,8 @@
 
 #include "engine/catalog.h"
 
+#define EDITS 20 /* of a value, for each job of a child */
+
 typedef struct {
     char *dir;
     bk_catalog_t *catalog;
@@ -300,7 +302,14 @@ static void a_newer_catalog_is_left_alone(void **state)
     box->catalog = NULL;
 }
 
-/* Children of one round: all at once, each submits a few jobs. */
+static void count_one(json_t *value, void *arg)
+{
+    json_int_t before = json_integer_value(json_object_get(value, "edits"));
+    (void)arg;
+    json_object_set_new(value, "edits", json_integer(before + 1));
+}
+
+/* Children of one round: all at once, each submits a few jobs, and counts them. */
 static void several(const char *dir, int children, int jobs)
 {
     pid_t pids[16];
@@ -325,6 +334,9 @@ static void several(const char *dir, int children, int jobs)
             for (int n = 0; n < jobs; n++)
                 if (submit_row(catalog, "same", "{}", true, NULL, id, &replayed) != BK_OK)
                     _exit(2);
+            for (int n = 0; n < EDITS * jobs; n++)
+                if (bk_catalog_edit_value(catalog, "count", count_one, NULL, &err) != BK_OK)
+                    _exit(4);
             bk_catalog_close(catalog);
             _exit(0);
         }
@@ -359,6 +371,10 @@ static void several_processes_make_and_share_it(void **state)
     OK(bk_catalog_jobs(catalog, 0, 500, count_job, &seen, &total, &err), &err);
     assert_int_equal(seen, 40);
     assert_int_equal(total, 40);
+    json_t *value;
+    OK(bk_catalog_value(catalog, "count", &value, &err), &err);
+    assert_int_equal(int_of(value, "edits"), EDITS * 40);
+    json_decref(value);
     bk_catalog_close(catalog);
     test_dir_remove(dir);
 }

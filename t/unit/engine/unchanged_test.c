@@ -9,6 +9,8 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
+#include "engine/capturing.h"
+
 #define ROWS 3000 /* of a page each */
 
 static fixture_t *with_rows(sqlite3 **db)
@@ -139,6 +141,27 @@ static void write_past_sqlite(const char *path)
     assert_int_equal(status, 0);
 }
 
+static json_t *capture_of(fixture_t *f)
+{
+    json_t *list = bk_capturing_describe(f->engine->capturing);
+    json_t *one = json_incref(json_array_get(list, 0));
+    json_decref(list);
+    return one;
+}
+
+/* What is captured is known not to be what is there. */
+static void is_doubted(fixture_t *f, bool doubted)
+{
+    json_t *health, *one = capture_of(f);
+    bk_err_t err = {0};
+    assert_int_equal(json_is_true(json_object_get(one, "doubted")), doubted);
+    json_decref(one);
+    OK(bk_engine_health(f->engine, &health, &err), &err);
+    assert_string_equal(text_of(health, "checks.database_main:content.0.status"),
+                        doubted ? "fail" : "pass");
+    json_decref(health);
+}
+
 /* In a block that a transaction changes as well. */
 static void what_no_transaction_tells_is_noticed(void **state)
 {
@@ -150,6 +173,54 @@ static void what_no_transaction_tells_is_noticed(void **state)
     sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id = 2999");
     assert_true(incremental_ends(f, "warning", "not what its transactions tell", id) > ROWS * 4096);
     assert_int_equal(recovered(f, id, sum), number(db, sum));
+    is_doubted(f, true);
+    capture(f);
+    is_doubted(f, false);
+    assert_true(incremental(f, id) < ROWS * 4096);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
+/* A full backup believes nobody, and says what it found; in a gap, moments are right again. */
+static void a_full_backup_finds_what_no_transaction_tells(void **state)
+{
+    (void)state;
+    sqlite3 *db;
+    char body[256];
+    fixture_t *f = with_rows(&db);
+    capture(f);
+    json_t *job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"full\"}", "completed");
+    done(job);
+    json_t *one = capture_of(f);
+    char proved[BK_TIME_TEXT];
+    bk_strcpy(proved, sizeof proved, text_of(one, "proved"));
+    assert_int_equal(strlen(proved), strlen("2025-01-01T00:00:00Z"));
+    json_decref(one);
+    write_past_sqlite(at(f, "app/app.db"));
+    job = do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"full\"}", "warning");
+    assert_contains(text_of(job, "warnings.0"), "not what its transactions made of it");
+    done(job);
+    is_doubted(f, true);
+    close_engine(f); /* whoever comes next knows of it */
+    open_engine(f);
+    is_doubted(f, true);
+    capture(f);
+    is_doubted(f, false);
+    one = capture_of(f);
+    assert_int_equal(int_of(one, "gaps"), 1);
+    json_decref(one);
+    sql(db, "UPDATE big SET filler = randomblob(3400) WHERE id = 1");
+    capture(f);
+    one = capture_of(f);
+    bk_fmt(body, sizeof body,
+           "{\"recovery_type\": \"database\", \"transaction\": %lld, "
+           "\"restore_to_original\": false, \"target_directory\": \"%s\"}",
+           (long long)int_of(one, "transaction"), at(f, "restored/after"));
+    json_decref(one);
+    done(do_job(f, BK_JOB_RECOVERY, body, "completed"));
+    const char *all = "SELECT sum(unicode(hex(substr(filler, 3300, 1)))) FROM big";
+    assert_int_equal(number_in(f, "restored/after/app.db", all), number(db, all));
+    done(do_job(f, BK_JOB_BACKUP, "{\"backup_type\": \"full\"}", "completed"));
     sqlite3_close(db);
     fixture_free(f);
 }
@@ -238,6 +309,8 @@ static void beside_a_writer_it_is_the_transaction_of_the_pin(void **state)
     for (unsigned i = 0; i < 10; i++) {
         capture(f);
         less += incremental(f, id) < ROWS * 4096;
+        if (i % 3 == 0) /* and what that finds is just what that one left behind */
+            back_up(f, "full", id);
         assert_int_equal(recovered(f, id, "SELECT count(*) FROM big"), ROWS);
     }
     kill(pid, SIGKILL);
@@ -252,6 +325,7 @@ int main(void)
         cmocka_unit_test(only_what_changed_is_read),
         cmocka_unit_test(whatever_happens_in_between_it_is_the_database),
         cmocka_unit_test(what_no_transaction_tells_is_noticed),
+        cmocka_unit_test(a_full_backup_finds_what_no_transaction_tells),
         cmocka_unit_test(what_cannot_be_read_of_the_earlier_backup_is_no_obstacle),
         cmocka_unit_test(without_a_capture_all_is_read),
         cmocka_unit_test(another_epoch_is_not_taken_for_the_one_before),
