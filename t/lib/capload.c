@@ -365,7 +365,7 @@ static void measure_large(const char *path, const char *dir, double gib)
         bk_capture_state(capture, &state);
         uint64_t first = state.txid, before = state.bytes;
         for (unsigned i = 0; i < 1000; i++) {
-            run(db, "UPDATE capload SET v = v + 1 WHERE id = abs(random()) % 5000");
+            run(db, "UPDATE capload SET v = v + 1 WHERE id = abs(random()) % 5000 + 1");
             int64_t from = bk_mono();
             if (bk_capture_step(capture, true, &again, &err) != BK_OK)
                 die("step", err.text);
