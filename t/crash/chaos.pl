@@ -296,7 +296,7 @@ for my $name (@names) {
     $all{$_} += $did{$name}{$_} for keys %{ $did{$name} };
 }
 my @wanted = ('rollback', 'savepoint taken back', 'spill', 'spill with savepoints', 'vacuum', 'incremental vacuum', map { "$_ checkpoint" } qw(passive full restart truncate));
-is(join(', ', grep { !$all{$_} } @wanted), '', 'they did all that applications do');
+is(join(', ', grep { !$all{$_} } @wanted), '', 'they did all that applications do') if $minutes >= 1;
 
 # --- all that was committed is captured, and on the storage ---
 

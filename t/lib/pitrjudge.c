@@ -283,7 +283,7 @@ static void remember(judge_t *j, const bk_tx_t *tx)
         end_sample(j);
     j->judged = grown(j->judged, j->judged_count, &j->judged_room, sizeof *j->judged);
     j->judged[j->judged_count++] = (judged_t){tx->txid, j->hash, j->digest, j->number, tx->t_hi};
-    j->wanted = j->wanted || ++j->transactions % j->every == 0;
+    j->wanted = ++j->transactions % j->every == 0 || j->wanted;
 }
 
 static void judge(judge_t *j, const bk_tx_t *tx)
