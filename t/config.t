@@ -49,7 +49,8 @@ accepts('everything', main => 'thread_pool backup threads=2; thread_pool small t
     pool => 'thread_pool backup short=small;', http => 'backup_zone b:1m; backup_helper off;', more => <<CONF);
         pitr_window 2w;
         ship_interval 1m;
-        database main { path $dir/app/app.db; wal require; busy_timeout 10s; pitr_window 3d; }
+        database main { path $dir/app/app.db; wal require; busy_timeout 10s; pitr_window 3d;
+                        check "SELECT count(*) > 0 FROM users"; check "SELECT max(id) < 10 FROM notes"; }
         files more { path $dir/app/transcripts; match *.txt **/*.md; exclude *.tmp /cache/; max_file_size 100m;
                      one_file_system on; xattrs off; cachedir off; }
         compression gzip level=9;
@@ -98,6 +99,18 @@ rejects('storage without path', '"path" is missing', storage => 'storage local d
 rejects('storage setting with two values', 'invalid number of arguments', storage => "storage local disk { path $dir/a b; }");
 rejects('database without path', 'path', more => 'database main { wal on; }');
 rejects('two databases of one name', 'main', more => "database main { path $dir/a.db; } database main { path $dir/b.db; }");
+my $captured = sub { my ($what, $name) = @_; return (more => "database @{[ $name // 'main' ]} { path $dir/a.db; $what }") };
+rejects('pitr_window that is no time', 'invalid time "a week"', $captured->('pitr_window "a week";'));
+rejects('pitr_window with two values', 'invalid number of arguments in "pitr_window"', $captured->('pitr_window 7d 30d;'));
+rejects('pitr_window twice', '"pitr_window" directive is duplicate', $captured->('pitr_window 7d; pitr_window 8d;'));
+rejects('pitr_window outside of a database', '"pitr_window" directive is not allowed here', more => 'pitr_window 7d;');
+rejects('pitr_window and a name in upper case', 'database Main: with pitr_window its name must be in lower case',
+    $captured->('pitr_window 7d;', 'Main'));
+accepts('a name in upper case without it', $captured->('', 'Main'));
+rejects('check without SQL', 'invalid number of arguments in "check"', $captured->('check;'));
+rejects('check whose SQL has no quotes', 'invalid number of arguments in "check"', $captured->('check SELECT 1;'));
+rejects('empty check', 'empty value in "check"', $captured->(q(check '';)));
+rejects('check outside of a database', '"check" directive is not allowed here', more => 'check "SELECT 1";');
 rejects('bad pattern', 'exclude|pattern', files => "files uploads { path $dir/app/uploads; exclude '[a'; }");
 like(accepts('base_dir inside a source', base => "base_dir $dir/app/uploads/backups;"), qr/\[warn\].*left out/,
     'warned: base_dir inside a source is left out');

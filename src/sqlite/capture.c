@@ -303,9 +303,13 @@ static bk_rc_t pin_first(bk_capture_t *c, bk_err_t *err)
 static bk_rc_t start_pinned(bk_capture_t *c, bk_err_t *err)
 {
     bk_wal_header_t header;
+    int64_t now = bk_now();
     bk_rc_t rc = bk_db_wal_header(&c->readers[0], LOCK_MS, &header, err);
+    c->seen = bk_now();
     if (rc == BK_OK)
         rc = bk_capture_begin(c, &header, err);
+    /* However long that took: what was committed meanwhile comes with the next look. */
+    c->looked = now;
     if (rc == BK_OK)
         rc = advance(c, err);
     return rc;

@@ -84,6 +84,7 @@ bk_rc_t bk_capture_start_batches(bk_capture_t *c, bk_err_t *err)
     bk_rc_t rc = warm(c, err);
     if (rc == BK_OK)
         rc = bk_capture_begin(c, &none, err);
+    c->looked = c->at.seen; /* nothing could be committed from then to the end of the comparison */
     rest(c);
     return rc;
 }

@@ -447,9 +447,8 @@ static bk_rc_t take_rest(bk_capture_t *c, uint32_t page_size, const bk_wal_heade
                          bool *fits, bool *does, bk_err_t *err)
 {
     bk_err_t why = {0};
-    int64_t now = bk_now();
     c->looked = bk_capture_known_until(c);
-    c->seen = now > c->at.seen ? now : c->at.seen;
+    c->seen = c->seen > c->at.seen ? c->seen : c->at.seen;
     bk_rc_t rc = bk_capture_frames(c, header, &why);
     *does = rc == BK_OK;
     if (rc != BK_CORRUPT) {
@@ -497,8 +496,5 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
         bk_capture_forget(c);
         rc = begin_epoch(c, page_size, err);
     }
-    if (rc == BK_OK)
-        rc = tidy(c, err);
-    c->looked = c->at.seen;
-    return rc;
+    return rc == BK_OK ? tidy(c, err) : rc;
 }

@@ -102,7 +102,8 @@ bk_rc_t bk_capture_move_on(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_frames(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err);
 
 /* capture_begin.c */
-/* Hashes and log of dir, or a new epoch; and a gap when there is one.  A reader is pinned. */
+/* Hashes and log of dir, or a new epoch; and a gap when there is one.  A reader is pinned; header
+ * was seen at c->seen. */
 bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_t *err);
 /* A segment for the next transaction; and the end of the open one. */
 bk_rc_t bk_capture_next_segment(bk_capture_t *c, bk_err_t *err);

@@ -34,7 +34,8 @@ bk_rc_t bk_db_error(sqlite3 *db, int code, const char *path, const char *operati
         return bk_err_set(err, BK_BUSY,
                           "database %s: %s: %s: another connection holds a lock; end long "
                           "transactions or locking_mode=EXCLUSIVE, or raise busy_timeout",
-                          path, operation, text);
+                          /* The backup interface leaves "not an error" at its connections. */
+                          path, operation, sqlite3_errstr(code));
     case SQLITE_NOTADB:
     case SQLITE_CORRUPT:
         return bk_err_set(err, BK_CORRUPT, "database %s: %s: %s", path, operation, text);

@@ -2,7 +2,9 @@
  * t/lib/chaos.c: the writer and the oracle of chaos.h as a program.
  *
  *   chaos make DB wal|delete|… PAGE_SIZE AUTO_VACUUM
- *   chaos write DB LOG SEED AUTOCHECKPOINT [COMMITS]     until SIGTERM; exit 1 when SQLite failed
+ *   chaos write DB LOG SEED AUTOCHECKPOINT [COMMITS]     until SIGTERM; exit 1 when SQLite failed.
+ *       CHAOS_JOURNAL=truncate|… in the environment: its rollback mode; CHAOS_STEADY: it is never
+ *       killed
  *   chaos judge DB FROM TO LOG…                         times in ns; exit 1 and why when it is no commit's content
  */
 #include "chaos.h"
@@ -32,6 +34,8 @@ int main(int argc, char **argv)
         chaos_t chaos = {.path = argv[2],
                          .log = argv[3],
                          .seed = strtoull(argv[4], NULL, 10),
+                         .journal = getenv("CHAOS_JOURNAL"),
+                         .steady = getenv("CHAOS_STEADY") != NULL,
                          .autocheckpoint = (int)strtol(argv[5], NULL, 10),
                          .commits = argc == 7 ? strtol(argv[6], NULL, 10) : 0};
         return !chaos_run(&chaos);

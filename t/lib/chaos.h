@@ -8,6 +8,7 @@
  *
  *   B n digest time     before COMMIT is sent
  *   A n time            after it returned
+ *   E name              something else that it did: chaos_event
  *
  * and the digest is over all rows, so several writers, rollbacks, VACUUM and checkpoints change
  * nothing about it.  A writer that is killed may leave a B without an A: that commit has or has not
@@ -32,6 +33,7 @@ typedef struct {
     const char *path, *log,
         *journal; /* journal: each connection has its own rollback mode; may be NULL */
     uint64_t seed;
+    bool steady;        /* it is never killed, and may do what would lose commits then */
     int autocheckpoint; /* frames; 0: never */
     long commits;       /* to make; 0: until SIGTERM */
 } chaos_t;
@@ -127,6 +129,14 @@ static inline bool chaos_make(const char *path, const char *journal, int page_si
     return ok;
 }
 
+static inline void chaos_event(int log, const char *name)
+{
+    char line[60];
+    int len = snprintf(line, sizeof line, "E %s\n", name);
+    if (write(log, line, (size_t)len) != len)
+        fprintf(stderr, "chaos: the log cannot be written\n");
+}
+
 static inline bool chaos_change(sqlite3 *db, uint64_t *state)
 {
     char sql[200];
@@ -145,17 +155,28 @@ static inline bool chaos_change(sqlite3 *db, uint64_t *state)
 }
 
 /* One change, perhaps in a savepoint, which may be taken back. */
-static inline bool chaos_step(sqlite3 *db, uint64_t *state, bool nested)
+static inline bool chaos_step(sqlite3 *db, int log, uint64_t *state, bool nested)
 {
     bool ok = !nested || chaos_sql(db, "SAVEPOINT s");
     ok = ok && chaos_change(db, state);
-    if (ok && nested && chaos_random(state) % 2 == 0)
+    if (ok && nested && chaos_random(state) % 2 == 0) {
         ok = chaos_sql(db, "ROLLBACK TO s");
+        chaos_event(log, "savepoint taken back");
+    }
     return ok && (!nested || chaos_sql(db, "RELEASE s"));
 }
 
+/* Pages left the cache before their transaction ended. */
+static inline bool chaos_spilled(sqlite3 *db)
+{
+    int count = 0, most;
+    sqlite3_db_status(db, SQLITE_DBSTATUS_CACHE_SPILL, &count, &most, 1);
+    return count > 0;
+}
+
 /* One transaction; *committed when it was one. */
-static inline bool chaos_transaction(sqlite3 *db, int log, uint64_t *state, bool *committed)
+static inline bool chaos_transaction(sqlite3 *db, int log, uint64_t *state, bool steady,
+                                     bool *committed)
 {
     char line[120];
     int64_t number = 0;
@@ -164,12 +185,18 @@ static inline bool chaos_transaction(sqlite3 *db, int log, uint64_t *state, bool
     /* After both a spill and ROLLBACK TO, SQLite 3.40 may leave frames that its own recovery does
      * not take: with a writer killed then, commits that returned would be gone. */
     bool nested = chaos_random(state) % 4 == 0;
-    bool ok = chaos_sql(db, nested ? "PRAGMA cache_spill=0" : "PRAGMA cache_spill=1") &&
+    bool spills = steady || !nested;
+    (void)chaos_spilled(db); /* VACUUM did */
+    bool ok = chaos_sql(db, spills ? "PRAGMA cache_spill=1" : "PRAGMA cache_spill=0") &&
               chaos_sql(db, "BEGIN IMMEDIATE");
     for (uint64_t i = chaos_random(state) % 5 + 1; i > 0 && ok; i--)
-        ok = chaos_step(db, state, nested);
-    if (ok && chaos_random(state) % 10 == 0)
+        ok = chaos_step(db, log, state, nested);
+    if (chaos_spilled(db))
+        chaos_event(log, nested ? "spill with savepoints" : "spill");
+    if (ok && chaos_random(state) % 10 == 0) {
+        chaos_event(log, "rollback");
         return chaos_sql(db, "ROLLBACK");
+    }
     ok = ok && chaos_sql(db, "UPDATE head SET n = n + 1") && chaos_content(db, &number, &digest);
     if (!ok)
         return false;
@@ -180,6 +207,33 @@ static inline bool chaos_transaction(sqlite3 *db, int log, uint64_t *state, bool
     *committed = true;
     len = snprintf(line, sizeof line, "A %lld %lld\n", (long long)number, (long long)chaos_now());
     return write(log, line, (size_t)len) == len;
+}
+
+/* What applications do now and then.  It may be in another's way, and give up: that is no failure.
+ */
+static inline void chaos_housekeeping(sqlite3 *db, int log, uint64_t r)
+{
+    static const char *const modes[] = {"passive", "full", "restart", "truncate"};
+    char name[60];
+    unsigned mode = (unsigned)((r >> 8) % 4);
+    int frames = -1;
+    int64_t before = 0, after = 0;
+    sqlite3_busy_timeout(db, 50);
+    if (r % 25 == 0) {
+        bool done = sqlite3_wal_checkpoint_v2(db, NULL, (int)mode, &frames, NULL) == SQLITE_OK;
+        snprintf(name, sizeof name, "%s checkpoint%s", modes[mode], done ? "" : " in vain");
+        if (frames >= 0 || !done) /* of a log */
+            chaos_event(log, name);
+    }
+    if (r % 83 == 0)
+        chaos_event(log, sqlite3_exec(db, "VACUUM", NULL, NULL, NULL) == SQLITE_OK
+                             ? "vacuum"
+                             : "vacuum in vain");
+    if (r % 29 == 0 && chaos_query(db, "PRAGMA freelist_count", &before) &&
+        sqlite3_exec(db, "PRAGMA incremental_vacuum(5)", NULL, NULL, NULL) == SQLITE_OK &&
+        chaos_query(db, "PRAGMA freelist_count", &after) && after < before)
+        chaos_event(log, "incremental vacuum");
+    sqlite3_busy_timeout(db, 60000);
 }
 
 /* False when SQLite ever failed: a backup must not disturb the application. */
@@ -205,18 +259,10 @@ static inline bool chaos_run(const chaos_t *chaos)
              chaos->journal != NULL ? chaos->journal : "");
     ok = chaos_sql(db, sql);
     while (ok && !chaos_stop && (chaos->commits == 0 || commits < chaos->commits)) {
-        ok = chaos_transaction(db, log, &state, &committed);
+        ok = chaos_transaction(db, log, &state, chaos->steady, &committed);
         commits += committed;
         uint64_t r = chaos_random(&state);
-        /* These may be in each other's way, and give up: that is no failure. */
-        sqlite3_busy_timeout(db, 50);
-        if (r % 25 == 0)
-            sqlite3_wal_checkpoint_v2(db, NULL, (int)((r >> 8) % 4), NULL, NULL);
-        if (r % 83 == 0)
-            sqlite3_exec(db, "VACUUM", NULL, NULL, NULL);
-        if (r % 29 == 0)
-            sqlite3_exec(db, "PRAGMA incremental_vacuum(5)", NULL, NULL, NULL);
-        sqlite3_busy_timeout(db, 60000);
+        chaos_housekeeping(db, log, r);
         if (r % 11 == 0)
             usleep((useconds_t)(r >> 32) % 3000);
         if (pause != NULL)

@@ -2,14 +2,21 @@
  * t/lib/pitrjudge.c: is each captured transaction a commit that a writer of chaos.h made, in their
  * order, and none left out?
  *
- *   pitrjudge run STORAGE-URL BASE-DIR DATABASE SCRATCH EVERY LOG...
+ *   pitrjudge run STORAGE-URL BASE-DIR DATABASE SCRATCH EVERY SECONDS LOG...
  *   pitrjudge content DB                      the number of the last commit and the digest of the
  * content
  *
  * From the first transaction that a backup is, each transaction of each epoch is put on an image in
- * memory, which SQLite then reads.  A transaction that is no gap is the next commit, or a VACUUM,
- * which changes no content.  Prints every EVERYth transaction as "sample TRANSACTION NUMBER
- * DIGEST", the gaps, and a summary; exit 1 when something is wrong.
+ * memory, which SQLite then reads.  A transaction that is neither gap nor batch is the next commit,
+ * or a VACUUM, which changes no content; and what is new in any was committed in the time that it
+ * says.  Then the product's own code is asked for the same transactions, in an order that leaves
+ * out none and favours none, for at most so many SECONDS: by number and by time, every page checked
+ * and read by SQLite as a query does.
+ *
+ * Prints, times in ns: about every EVERYth transaction as "sample TRANSACTION NUMBER DIGEST TIME",
+ * the last of those with the same time; "gap TRANSACTION FROM TO COMMITS"; "unjudged FIRST LAST
+ * TIME": those before the first backup of an epoch; "missed": what the product could not have; and
+ * a summary.  Exit 1 when something is wrong.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -21,17 +28,34 @@
 #include "base/str.h"
 #include "chaos.h"
 #include "engine/bases.h"
+#include "sqlite/blocks.h"
 #include "sqlite/dump.h"
 #include "sqlite/source.h"
+#include "sqlite/vfs.h"
 
 typedef struct {
     int64_t number;
     uint64_t digest;
+    int64_t begun; /* ns */
 } commit_t;
+
+typedef struct {
+    int64_t number, time; /* ns */
+} ack_t;
+
+/* What a transaction left behind. */
+typedef struct {
+    uint64_t txid, hash, digest;
+    int64_t number, time; /* ns: from when on it is there */
+} judged_t;
 
 typedef struct {
     commit_t *commits; /* of all logs, sorted */
     size_t count, room;
+    ack_t *acks; /* the same */
+    size_t ack_count, ack_room;
+    judged_t *judged;
+    size_t judged_count, judged_room;
     bk_repo_t *repo;
     bk_snapshot_list_t list;
     bk_bases_t bases;
@@ -40,10 +64,11 @@ typedef struct {
     uint8_t *image;
     uint64_t pages, room_pages, hash;
     uint32_t page_size;
-    bool have;
-    int64_t number;
+    bool have, wanted;
+    int64_t number, seconds;
     uint64_t digest, every;
-    uint64_t transactions, commits_seen, others, gaps, epochs, baseless, unbased, unjudged, wrong;
+    uint64_t transactions, commits_seen, others, batches, gaps, epochs, unjudged, had, wrong;
+    bk_tx_t unbased[2]; /* the first and the last of an epoch; txid 0: there are none */
     bk_ctl_t ctl;
 } judge_t;
 
@@ -55,12 +80,29 @@ static void die(const char *what, const char *why)
 
 /* --- what the writers did --- */
 
+static void *grown(void *list, size_t count, size_t *room, size_t size)
+{
+    if (count < *room)
+        return list;
+    *room = *room * 2 + 1024;
+    list = realloc(list, *room * size);
+    if (list == NULL)
+        die("lists", "out of memory");
+    return list;
+}
+
 static int by_commit(const void *a, const void *b)
 {
     const commit_t *x = a, *y = b;
     if (x->number != y->number)
         return x->number < y->number ? -1 : 1;
     return x->digest < y->digest ? -1 : x->digest > y->digest;
+}
+
+static int by_number(const void *a, const void *b)
+{
+    const ack_t *x = a, *y = b;
+    return x->number < y->number ? -1 : x->number > y->number;
 }
 
 static void read_log(judge_t *j, const char *path)
@@ -70,25 +112,34 @@ static void read_log(judge_t *j, const char *path)
     if (file == NULL)
         die(path, "cannot be opened");
     while (fgets(line, sizeof line, file) != NULL) {
-        long long n;
+        long long n, time;
         unsigned long long d;
-        if (sscanf(line, "B %lld %llx", &n, &d) != 2)
-            continue;
-        if (j->count == j->room) {
-            j->room = j->room * 2 + 1024;
-            j->commits = realloc(j->commits, j->room * sizeof *j->commits);
-            if (j->commits == NULL)
-                die(path, "out of memory");
+        if (sscanf(line, "B %lld %llx %lld", &n, &d, &time) == 3) {
+            j->commits = grown(j->commits, j->count, &j->room, sizeof *j->commits);
+            j->commits[j->count++] = (commit_t){n, d, time};
+        } else if (sscanf(line, "A %lld %lld", &n, &time) == 2) {
+            j->acks = grown(j->acks, j->ack_count, &j->ack_room, sizeof *j->acks);
+            j->acks[j->ack_count++] = (ack_t){n, time};
         }
-        j->commits[j->count++] = (commit_t){n, d};
     }
     fclose(file);
 }
 
-static bool was_made(const judge_t *j, int64_t number, uint64_t digest)
+/* NULL: nobody made it. */
+static const commit_t *commit_of(const judge_t *j, int64_t number, uint64_t digest)
 {
-    commit_t wanted = {number, digest};
-    return number == 0 || bsearch(&wanted, j->commits, j->count, sizeof wanted, by_commit) != NULL;
+    static const commit_t beginning = {0};
+    commit_t wanted = {.number = number, .digest = digest};
+    return number == 0 ? &beginning
+                       : bsearch(&wanted, j->commits, j->count, sizeof wanted, by_commit);
+}
+
+/* When a commit of that number had returned to its writer; INT64_MAX: it never did. */
+static int64_t returned(const judge_t *j, int64_t number)
+{
+    ack_t wanted = {.number = number};
+    const ack_t *ack = bsearch(&wanted, j->acks, j->ack_count, sizeof wanted, by_number);
+    return ack != NULL ? ack->time : INT64_MAX;
 }
 
 /* --- the image --- */
@@ -179,34 +230,74 @@ static void wrong(judge_t *j, const bk_tx_t *tx, const char *what, int64_t numbe
     j->wrong++;
 }
 
-static void judge(judge_t *j, const bk_tx_t *tx)
+/* Anything may have been committed in it, any number of times. */
+static bool is_wide(const bk_tx_t *tx)
 {
-    int64_t number = 0;
-    uint64_t digest = 0;
-    bool gap = (tx->flags & BK_TXLOG_GAP) != 0;
-    if (j->hash != tx->after)
-        wrong(j, tx, "its pages are not what it left behind", 0);
-    read_content(j, &number, &digest);
-    if (!was_made(j, number, digest))
+    return (tx->flags & (BK_TXLOG_GAP | BK_TXLOG_BATCH)) != 0;
+}
+
+static void judge_content(judge_t *j, const bk_tx_t *tx, int64_t number, uint64_t digest)
+{
+    const commit_t *commit = commit_of(j, number, digest);
+    if (commit == NULL)
         wrong(j, tx, "nobody made this commit", number);
-    else if (gap ? number < j->number : number != j->number && number != j->number + 1)
-        wrong(j, tx, gap ? "it goes back" : "it is not the next", number);
-    else if (!gap && number == j->number && digest != j->digest)
+    else if (number < j->number)
+        wrong(j, tx, "it goes back", number);
+    else if (!is_wide(tx) && number > j->number + 1)
+        wrong(j, tx, "it is not the next", number);
+    else if (number == j->number && digest != j->digest)
         wrong(j, tx, "the content is another, but not its number", number);
-    if (gap) {
+    else if (number > j->number && commit->begun > tx->t_hi)
+        wrong(j, tx, "it was not committed by then", number);
+    else if (number > j->number && returned(j, j->number + 1) < tx->t_lo)
+        wrong(j, tx, "what it begins with was committed before", number);
+}
+
+static void count(judge_t *j, const bk_tx_t *tx, int64_t number)
+{
+    if ((tx->flags & BK_TXLOG_GAP) != 0) {
         j->gaps++;
-        printf("gap: transaction %llu: %.3f s, %lld commits\n", (unsigned long long)tx->txid,
-               (double)(tx->t_hi - tx->t_lo) / 1e9, (long long)(number - j->number));
+        printf("gap %llu %lld %lld %lld\n", (unsigned long long)tx->txid, (long long)tx->t_lo,
+               (long long)tx->t_hi, (long long)(number - j->number));
+    } else if ((tx->flags & BK_TXLOG_BATCH) != 0) {
+        j->batches++;
     } else if (number == j->number) {
         j->others++;
     } else {
         j->commits_seen++;
     }
+}
+
+static void end_sample(judge_t *j)
+{
+    const judged_t *last = &j->judged[j->judged_count - 1];
+    if (j->wanted)
+        printf("sample %llu %lld %llx %lld\n", (unsigned long long)last->txid,
+               (long long)last->number, (unsigned long long)last->digest, (long long)last->time);
+    j->wanted = false;
+}
+
+static void remember(judge_t *j, const bk_tx_t *tx)
+{
+    if (j->judged_count > 0 && j->judged[j->judged_count - 1].time != tx->t_hi)
+        end_sample(j);
+    j->judged = grown(j->judged, j->judged_count, &j->judged_room, sizeof *j->judged);
+    j->judged[j->judged_count++] = (judged_t){tx->txid, j->hash, j->digest, j->number, tx->t_hi};
+    j->wanted = ++j->transactions % j->every == 0 || j->wanted;
+}
+
+static void judge(judge_t *j, const bk_tx_t *tx)
+{
+    int64_t number = 0;
+    uint64_t digest = 0;
+    if (j->hash != tx->after)
+        wrong(j, tx, "its pages are not what it left behind", 0);
+    read_content(j, &number, &digest);
+    judge_content(j, tx, number, digest);
+    count(j, tx, number);
     j->number = number;
     j->digest = digest;
-    if (++j->transactions % j->every == 0)
-        printf("sample %llu %lld %llx\n", (unsigned long long)tx->txid, (long long)number,
-               (unsigned long long)digest);
+    remember(j, tx);
 }
 
 /* The first content that a backup has begins the judgement of an epoch. */
@@ -223,20 +314,41 @@ static bk_rc_t begin(judge_t *j, const bk_tx_t *tx, uint64_t content, uint64_t p
     j->have = true;
     j->epochs++;
     read_content(j, &j->number, &j->digest);
-    if (!was_made(j, j->number, j->digest))
+    if (commit_of(j, j->number, j->digest) == NULL)
         wrong(j, tx, "nobody made what the backup holds", j->number);
     return BK_OK;
 }
 
-/* One that no backup belongs to can be recovered by nobody: it is counted, and said. */
+/* What was before the first backup of an epoch can be recovered by nobody: it is said. */
 static void end_epoch(judge_t *j)
 {
-    if (!j->have && j->unbased > 0) {
-        j->baseless++;
-        printf("epoch without a backup: %llu transactions\n", (unsigned long long)j->unbased);
+    const bk_tx_t *first = &j->unbased[0], *last = &j->unbased[1];
+    if (j->judged_count > 0)
+        end_sample(j);
+    if (first->txid != 0) {
+        printf("unjudged %llu %llu %lld\n", (unsigned long long)first->txid,
+               (unsigned long long)last->txid, (long long)last->t_hi);
+        j->unjudged += last->txid - first->txid + 1;
     }
-    j->unjudged += j->unbased;
-    j->unbased = 0;
+    j->unbased[0] = j->unbased[1] = (bk_tx_t){0};
+}
+
+/* False: tx is before the first backup, or is what that holds. */
+static bool begins(judge_t *j, const bk_tx_t *tx, bool is_first, bk_rc_t *rc, bk_err_t *err)
+{
+    if (!j->have && is_first)
+        *rc = begin(j, tx, tx->before, 0, err);
+    if (j->have || *rc != BK_OK)
+        return *rc == BK_OK;
+    *rc = begin(j, tx, tx->after, tx->page_count, err);
+    if (*rc == BK_OK && j->have) {
+        remember(j, tx);
+    } else if (*rc == BK_OK) {
+        if (j->unbased[0].txid == 0)
+            j->unbased[0] = *tx;
+        j->unbased[1] = *tx;
+    }
+    return false;
 }
 
 static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
@@ -258,16 +370,9 @@ static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
             if (tx->txid != next)
                 return bk_err_set(err, BK_CORRUPT, "transaction %llu is missing",
                                   (unsigned long long)next);
-            if (!j->have && next == first)
-                rc = begin(j, tx, tx->before, 0, err);
             next++;
-            j->unbased += !j->have;
-            if (rc == BK_OK && !j->have) {
-                rc = begin(j, tx, tx->after, tx->page_count, err);
+            if (!begins(j, tx, tx->txid == first, &rc, err))
                 continue;
-            }
-            if (rc != BK_OK)
-                break;
             if (tx->before != j->hash)
                 wrong(j, tx, "it does not follow", 0);
             resize(j, tx->page_count);
@@ -280,17 +385,105 @@ static bk_rc_t run(judge_t *j, bk_moments_t *moments, bk_err_t *err)
     return rc;
 }
 
+/* --- the same by the product --- */
+
+static bk_rc_t base_page(void *arg, uint64_t pgno, uint8_t *page, bk_err_t *err)
+{
+    return bk_db_blocks_page(arg, pgno, page, err);
+}
+
+/* Every page, and then what SQLite makes of them. */
+static bk_rc_t have_image(bk_past_t *past, const judged_t *tx, bk_err_t *err)
+{
+    bk_vfs_image_t *image = NULL;
+    sqlite3 *db = NULL;
+    int64_t number = 0;
+    uint64_t digest = 0;
+    bk_rc_t rc = bk_past_check(past, err);
+    if (rc == BK_OK && bk_past_digest(past) != tx->hash)
+        rc = bk_err_set(err, BK_CORRUPT, "it is another image");
+    if (rc == BK_OK)
+        rc = bk_vfs_show(past, &image, err);
+    if (rc != BK_OK)
+        return rc;
+    if (sqlite3_open_v2(bk_vfs_uri(image), &db, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL) !=
+            SQLITE_OK ||
+        !chaos_content(db, &number, &digest))
+        rc = bk_err_set(err, BK_CORRUPT, "SQLite: %s", sqlite3_errmsg(db));
+    else if (number != tx->number || digest != tx->digest)
+        rc = bk_err_set(err, BK_CORRUPT, "it is commit %lld, not %lld", (long long)number,
+                        (long long)tx->number);
+    sqlite3_close(db);
+    rc = bk_vfs_failure(image, rc, err);
+    bk_vfs_hide(image);
+    return rc;
+}
+
+/* As of a time: that one, or one behind it that was there at the same time. */
+static bk_rc_t have_time(judge_t *j, bk_moments_t *moments, const judged_t *tx, bk_err_t *err)
+{
+    bk_moment_t moment;
+    bk_rc_t rc = bk_moments_at(moments, tx->time, &j->list, &moment, err);
+    if (rc == BK_OK && (moment.tx.t_hi != tx->time || moment.tx.txid < tx->txid))
+        rc = bk_err_set(err, BK_CORRUPT, "its time means transaction %llu",
+                        (unsigned long long)moment.tx.txid);
+    return rc;
+}
+
+static bk_rc_t have(judge_t *j, bk_moments_t *moments, const judged_t *tx, bk_err_t *err)
+{
+    bk_moment_t moment;
+    bk_db_blocks_t *blocks = NULL;
+    bk_past_t *past = NULL;
+    bk_rc_t rc = bk_moments_number(moments, tx->txid, &j->list, &moment, err);
+    if (rc == BK_OK)
+        rc = bk_db_blocks_open(j->repo, moment.from, &j->ctl, &blocks, err);
+    if (rc == BK_OK)
+        rc = bk_moments_past(&moment, base_page, blocks, &past, err);
+    if (rc == BK_OK)
+        rc = have_image(past, tx, err);
+    bk_past_free(past);
+    bk_db_blocks_free(blocks);
+    return rc == BK_OK ? have_time(j, moments, tx, err) : rc;
+}
+
+static size_t common_divisor(size_t a, size_t b)
+{
+    return b == 0 ? a : common_divisor(b, a % b);
+}
+
+/* Steps of the golden ratio: wherever time ends it, what was looked at lies everywhere. */
+static void have_all(judge_t *j, bk_moments_t *moments)
+{
+    int64_t end = bk_mono() + j->seconds * BK_SEC;
+    size_t count = j->judged_count, step = (size_t)((double)count * 0.618) + 1, at = count - 1;
+    while (count > 0 && common_divisor(step, count) != 1)
+        step++;
+    for (size_t i = 0; i < count && bk_mono() < end; i++, at = (at + step) % count) {
+        bk_err_t why = {0};
+        if (have(j, moments, &j->judged[at], &why) == BK_OK) {
+            j->had++;
+            continue;
+        }
+        printf("missed: transaction %llu: %s\n", (unsigned long long)j->judged[at].txid, why.text);
+        j->wrong++;
+    }
+}
+
 static int judge_all(char **args, int logs)
 {
     bk_err_t err = {0};
     bk_storage_config_t config = {0};
     bk_storage_t *storage = NULL;
     bk_moments_t *moments = NULL;
-    judge_t j = {.scratch = args[3], .every = strtoull(args[4], NULL, 10)};
+    judge_t j = {.scratch = args[3],
+                 .every = strtoull(args[4], NULL, 10),
+                 .seconds = strtoll(args[5], NULL, 10)};
     bk_ctl_init(&j.ctl);
     for (int i = 0; i < logs; i++)
-        read_log(&j, args[5 + i]);
+        read_log(&j, args[6 + i]);
     qsort(j.commits, j.count, sizeof *j.commits, by_commit);
+    qsort(j.acks, j.ack_count, sizeof *j.acks, by_number);
     bk_rc_t rc = bk_storage_config_url(&config, args[0], &err);
     if (rc == BK_OK)
         rc = bk_storage_open(&config, &storage, &err);
@@ -305,15 +498,17 @@ static int judge_all(char **args, int logs)
         rc = bk_bases_init(&j.bases, &j.list, args[2], &err);
     if (rc == BK_OK)
         rc = run(&j, moments, &err);
+    if (rc == BK_OK)
+        have_all(&j, moments);
     if (rc != BK_OK)
         printf("wrong: %s\n", err.text);
-    printf("%s: %llu transactions in %llu epochs: %llu commits, %llu others, %llu gaps, %llu "
-           "epochs without a backup, %llu not judged, %llu wrong; last commit %lld %llx\n",
+    printf("%s: %llu transactions in %llu epochs: %llu commits, %llu others, %llu batches, %llu "
+           "gaps; %llu not judged, %llu had by the product, %llu wrong; last commit %lld %llx\n",
            args[2], (unsigned long long)j.transactions, (unsigned long long)j.epochs,
            (unsigned long long)j.commits_seen, (unsigned long long)j.others,
-           (unsigned long long)j.gaps, (unsigned long long)j.baseless,
-           (unsigned long long)j.unjudged, (unsigned long long)j.wrong, (long long)j.number,
-           (unsigned long long)j.digest);
+           (unsigned long long)j.batches, (unsigned long long)j.gaps,
+           (unsigned long long)j.unjudged, (unsigned long long)j.had, (unsigned long long)j.wrong,
+           (long long)j.number, (unsigned long long)j.digest);
     bk_moments_free(moments);
     bk_bases_free(&j.bases);
     bk_snapshot_list_free(&j.list);
@@ -322,14 +517,16 @@ static int judge_all(char **args, int logs)
     bk_storage_config_free(&config);
     bk_ctl_free(&j.ctl);
     free(j.commits);
+    free(j.acks);
+    free(j.judged);
     free(j.image);
     return rc != BK_OK || j.wrong > 0;
 }
 
 int main(int argc, char **argv)
 {
-    if (argc >= 8 && strcmp(argv[1], "run") == 0)
-        return judge_all(argv + 2, argc - 7);
+    if (argc >= 9 && strcmp(argv[1], "run") == 0)
+        return judge_all(argv + 2, argc - 8);
     if (argc == 3 && strcmp(argv[1], "content") == 0) {
         sqlite3 *db;
         int64_t number;
@@ -342,6 +539,7 @@ int main(int argc, char **argv)
         return 0;
     }
     fprintf(stderr,
-            "pitrjudge run STORAGE-URL BASE-DIR DATABASE SCRATCH EVERY LOG... | content DB\n");
+            "pitrjudge run STORAGE-URL BASE-DIR DATABASE SCRATCH EVERY SECONDS LOG... | content "
+            "DB\n");
     return 2;
 }

@@ -208,6 +208,8 @@ static inline void assert_is_now(box_t *box)
 typedef struct {
     char logs[3][300];
     int64_t number; /* of the last commit */
+    int64_t before; /* the same, also behind a gap */
+    uint64_t digest;
     long commits, others;
 } oracle_t;
 
@@ -220,6 +222,12 @@ static inline void judge(box_t *box, const bk_tx_t *tx, void *arg)
     uint64_t digest = 0;
     sqlite3 *db;
     const char *logs[] = {oracle->logs[0], oracle->logs[1]};
+    /* It was committed after t_lo: what was acknowledged by then is in the one before it. */
+    bool first = oracle->commits + oracle->others == 0;
+    const char *late =
+        first ? NULL : chaos_judge(logs, 2, oracle->before, oracle->digest, tx->t_lo, tx->t_hi);
+    if (late != NULL)
+        fail_msg("before transaction %llu: %s", (unsigned long long)tx->txid, late);
     if (tx->flags & (BK_TXLOG_GAP | BK_TXLOG_BATCH))
         oracle->number = -1; /* any number of commits */
     snprintf(file, sizeof file, "%s/image", box->dir);
@@ -234,7 +242,8 @@ static inline void judge(box_t *box, const bk_tx_t *tx, void *arg)
         assert_int_equal(number, oracle->number + 1);
     oracle->commits += number != oracle->number;
     oracle->others += number == oracle->number;
-    oracle->number = number;
+    oracle->number = oracle->before = number;
+    oracle->digest = digest;
     const char *wrong = chaos_judge(logs, 2, number, digest, 0, tx->t_hi);
     if (wrong != NULL)
         fail_msg("transaction %llu, commit %lld: %s", (unsigned long long)tx->txid,
