@@ -213,11 +213,13 @@ static bk_rc_t verify(bk_job_t *job, bk_opened_t *opened, unsigned level, json_t
         json_object_set(result, "findings", findings);
         const char *first = json_string_value(json_array_get(findings, 0));
         if (counts.findings > counts.harmless)
-            rc = bk_err_set(
-                err, BK_CORRUPT,
-                "%llu findings of damage, the first: %s; a full backup stores again what "
-                "the application still has of it",
-                (unsigned long long)counts.findings, first != NULL ? first : "?");
+            rc = bk_err_set(err, BK_CORRUPT, "%llu findings of damage, the first: %s%s%s",
+                            (unsigned long long)counts.findings, first != NULL ? first : "?",
+                            counts.findings > counts.harmless + counts.moments
+                                ? "; a full backup stores again what the application still has of "
+                                  "it"
+                                : "",
+                            counts.moments > 0 ? "; " BK_MOMENTS_LOST : "");
         else if (counts.findings > 0)
             bk_ctl_note(job->ctl,
                         "%llu findings, but no backup loses anything by them, the first: %s",

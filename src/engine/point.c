@@ -110,7 +110,7 @@ static bk_rc_t make_room(find_t *f, size_t count, bk_err_t *err)
 /* It cannot be had, whatever the reason: what can be is told with it. */
 static bk_rc_t refuse(find_t *f, bk_moments_t *moments, bk_rc_t rc, bk_err_t *err)
 {
-    if (rc != BK_INVALID && rc != BK_NOT_FOUND)
+    if (rc != BK_INVALID && rc != BK_NOT_FOUND && rc != BK_CORRUPT)
         return rc;
     if (f->point->window == NULL)
         f->point->window = bk_moments_describe(moments, &f->point->list);
@@ -201,13 +201,24 @@ static bk_rc_t open_moments(const find_t *f, const char *name, bk_moments_t **mo
     return BK_OK;
 }
 
-static bk_rc_t not_captured(const char *name, bk_err_t *err)
+/* Of this database there are no transactions. */
+static bk_rc_t not_captured(const find_t *f, const char *name, bk_err_t *err)
 {
+    bk_capture_known_t known;
+    (void)bk_moments_known(f->wish->base_dir, name, &known);
+    return bk_moments_none(name, &known, err);
+}
+
+/* Of none of them; one that is captured tells more. */
+static bk_rc_t none_captured(const find_t *f, const bk_snapshot_t *backup, bk_err_t *err)
+{
+    bk_capture_known_t known;
+    for (size_t i = 0; i < backup->db_count; i++)
+        if (bk_moments_known(f->wish->base_dir, backup->dbs[i].name, &known))
+            return bk_moments_none(backup->dbs[i].name, &known, err);
     return bk_err_set(err, BK_INVALID,
-                      "%s%s%sno transactions were captured: set \"pitr_window\" in the database's "
-                      "block, or recover a backup by its backup_id",
-                      name != NULL ? "database " : "", name != NULL ? name : "",
-                      name != NULL ? ": " : "");
+                      "no transactions were captured: set \"pitr_window\" in the database's block, "
+                      "or recover a backup by its backup_id");
 }
 
 /* The one database that is asked for. */
@@ -218,7 +229,7 @@ static bk_rc_t find_one(find_t *f, bk_err_t *err)
     if (rc == BK_OK)
         rc = open_moments(f, f->name, &moments, err);
     if (rc == BK_OK && moments == NULL)
-        rc = not_captured(f->name, err);
+        rc = not_captured(f, f->name, err);
     if (rc == BK_OK)
         rc = add_moment(f, f->name, moments, err);
     if (rc != BK_OK)
@@ -242,12 +253,13 @@ static bk_rc_t find_all(find_t *f, const bk_snapshot_t *backup, bk_err_t *err)
         } else if (rc == BK_OK && f->backup != NULL) {
             point->dbs[point->made.db_count++] = backup->dbs[i];
             bk_ctl_note(point->ctl,
-                        "database %s is not captured: it is as in backup %s, not as of that time",
+                        "database %s has no transactions that were captured: it is as in backup %s, "
+                        "not as of that time",
                         backup->dbs[i].name, backup->backup_id);
         }
     }
     if (rc == BK_OK && point->made.db_count == 0 && f->backup == NULL)
-        return not_captured(NULL, err);
+        return none_captured(f, backup, err);
     return rc;
 }
 
@@ -267,7 +279,7 @@ static bk_rc_t only_captured(find_t *f, bk_err_t *err)
             f->name = newest->dbs[i].name;
         bk_moments_free(moments);
     }
-    return rc == BK_OK && f->name == NULL ? not_captured(NULL, err) : rc;
+    return rc == BK_OK && f->name == NULL ? none_captured(f, newest, err) : rc;
 }
 
 /* A transaction stands for the time when it was there. */
@@ -277,7 +289,7 @@ static bk_rc_t time_of_transaction(find_t *f, bk_err_t *err)
     bk_moment_t moment;
     bk_rc_t rc = open_moments(f, f->name, &moments, err);
     if (rc == BK_OK && moments == NULL)
-        rc = not_captured(f->name, err);
+        rc = not_captured(f, f->name, err);
     if (rc == BK_OK)
         rc = bk_moments_number(moments, f->wish->transaction, &f->point->list, &moment, err);
     if (rc == BK_OK)
