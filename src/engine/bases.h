@@ -46,17 +46,18 @@ bk_rc_t bk_moments_window(bk_moments_t *moments, size_t first, const bk_bases_t 
 const char *bk_moments_why(const bk_moments_t *moments, size_t at);
 /*
  * For an answer that a moment cannot be had: {"database", "earliest", "latest", "gaps": [{"from",
- * "to"}]}: from when to when moments can be, what is damaged or missing in between, and the gap that
- * the last bk_moments_at met.  NULL when nothing can.
+ * "to"}]}: from when to when moments can be, what is damaged or missing in between, and the gap
+ * that the last bk_moments_at met.  NULL when nothing can.
  */
 json_t *bk_moments_describe(bk_moments_t *moments, const bk_snapshot_list_t *list);
 
 /*
  * What is needed so that every moment from a time (ns) on that can be had now stays so: of each
  * epoch that reaches into that time one backup, the newest that is not younger or else the oldest,
- * the segments behind it, and that of the transaction that it is as of when a time may mean that.  What is damaged or missing
- * counts as if it were whole, so that it and what it needs go when they would have gone anyway; the
- * moments behind it get a backup of their own.  backups: list->count flags, of which those are set.
+ * the segments behind it, and that of the transaction that it is as of when a time may mean that.
+ * What is damaged or missing counts as if it were whole, so that it and what it needs go when they
+ * would have gone anyway; the moments behind it get a backup of their own.  backups: list->count
+ * flags, of which those are set.
  */
 bk_rc_t bk_moments_keep(bk_moments_t *moments, int64_t since, const bk_snapshot_list_t *list,
                         bool *backups, bk_err_t *err);

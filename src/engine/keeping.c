@@ -58,8 +58,8 @@ typedef struct {
 } keep_t;
 
 /*
- * Segments first to end-1, a stretch; alone: nothing is left of the epoch before it.  *done: what is
- * before it is not needed.
+ * Segments first to end-1, a stretch; alone: nothing is left of the epoch before it.  *done: what
+ * is before it is not needed.
  */
 static bk_rc_t keep_stretch(const keep_t *k, size_t first, size_t end, bool alone, bool *done,
                             bk_err_t *err)

@@ -1,6 +1,6 @@
 /*
- * engine/moments_private.h: what segments.c (the list), moments.c (times and numbers), bases.c (where
- * to begin) and keeping.c (what is needed) share.
+ * engine/moments_private.h: what segments.c (the list), moments.c (times and numbers), bases.c
+ * (where to begin) and keeping.c (what is needed) share.
  */
 #ifndef BK_ENGINE_MOMENTS_PRIVATE_H
 #define BK_ENGINE_MOMENTS_PRIVATE_H
@@ -46,8 +46,8 @@ bk_rc_t bk_moments_damaged(const bk_moments_t *m, size_t at, bk_err_t *err);
 bk_rc_t bk_moments_broken(const bk_moments_t *m, size_t before, bk_err_t *err);
 /* Can it be read?  Opened at most once for this. */
 bk_rc_t bk_moments_sound(bk_moments_t *m, size_t at, bool *sound, bk_err_t *err);
-/* The newest backup from which moment->tx, which is in a segment, can be reached; *begin: the oldest
- * segment that was looked at. */
+/* The newest backup from which moment->tx, which is in a segment, can be reached; *begin: the
+ * oldest segment that was looked at. */
 bk_rc_t bk_moments_look_back(bk_moments_t *m, const bk_bases_t *bases, size_t segment,
                              bk_moment_t *moment, size_t *begin, bool *found, bk_err_t *err);
 /* The same, of all backups; BK_NOT_FOUND and BK_CORRUPT tell why there is none. */

@@ -50,8 +50,8 @@ bk_rc_t bk_point_find(bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ct
                       bk_point_t *point, bk_err_t *err);
 void bk_point_close(bk_point_t *point);
 /*
- * Of all of it: source_backup, and recovery_point; for a moment that is the oldest of its databases',
- * with files_recovery_point, and transaction when there is only one.
+ * Of all of it: source_backup, and recovery_point; for a moment that is the oldest of its
+ * databases', with files_recovery_point, and transaction when there is only one.
  */
 void bk_point_describe(const bk_point_t *point, json_t *result);
 /* Of one of its databases: recovery_point, which is exact for a moment, and then transaction. */
