@@ -50,6 +50,14 @@ static bk_rc_t look_forward(bk_moments_t *m, const bk_bases_t *bases, size_t fir
     return rc;
 }
 
+/* The last transaction of an epoch, and the capture has begun another: no time behind is known. */
+static bool ends_history(const bk_moments_t *m, size_t segment, uint64_t txid)
+{
+    size_t end = bk_moments_epoch_end(m, segment);
+    return m->known.until != 0 && m->segments[end - 1].last == txid &&
+           memcmp(m->known.epoch, m->segments[segment].epoch, BK_EPOCH_SIZE) != 0;
+}
+
 typedef struct {
     bk_moments_t *m;
     const bk_bases_t *bases;
@@ -81,7 +89,8 @@ static bk_rc_t keep_stretch(const keep_t *k, size_t first, size_t end, bool alon
     if (found && k->backups != NULL)
         k->backups[moment.backup - k->bases->list->items] = true;
     /* A time at the edge may mean the transaction that the backup is as of. */
-    uint64_t from = until > moment.base ? moment.base + 1 : moment.base;
+    bool passed = until > moment.base || (until == moment.base && ends_history(m, segment, until));
+    uint64_t from = passed ? moment.base + 1 : moment.base;
     for (size_t s = first; s < end; s++)
         m->segments[s].needed = !*done || m->segments[s].last >= from;
     return BK_OK;

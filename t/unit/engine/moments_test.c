@@ -279,6 +279,34 @@ static void a_quiet_window_stays_whole(void **state)
     fixture_free(f);
 }
 
+/* The capture has begun another one: no time behind its last transaction can be had. */
+static void a_history_that_ended_goes(void **state)
+{
+    (void)state;
+    fixture_t *f = captured(true);
+    char id[BK_BACKUP_ID];
+    uint8_t epoch[BK_EPOCH_SIZE];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, epoch);
+    sql(db, "INSERT INTO jobs(name) VALUES('old')");
+    capture(f);
+    ship_everything(f);
+    close_engine(f);
+    assert_int_equal(unlink(at(f, "base/wal/main/hashes")), 0); /* a base_dir that was lost */
+    assert_int_equal(unlink(at(f, "base/wal/main/covered")), 0);
+    open_engine(f);
+    capture(f);
+    back_up(f, "incremental", id);
+    (void)a_moment_later();
+    capture(f);
+    f->set.dbs[0].pitr_window = 1;
+    done(do_job(f, BK_JOB_CLEANUP, "{}", "completed"));
+    assert_int_equal(stored(f, epoch), 0);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 /* From the storage alone nobody knows when the capture ended: it says what it gives. */
 static void without_base_dir_the_last_transaction_is_told(void **state)
 {
@@ -737,6 +765,7 @@ int main(void)
         cmocka_unit_test(a_detached_database_is_let_go_of),
         cmocka_unit_test(a_cleanup_leaves_the_window_whole),
         cmocka_unit_test(a_quiet_window_stays_whole),
+        cmocka_unit_test(a_history_that_ended_goes),
         cmocka_unit_test(without_base_dir_the_last_transaction_is_told),
         cmocka_unit_test_setup_teardown(many_segments_become_few, set_up_merging,
                                         tear_down_merging),
