@@ -103,10 +103,10 @@ my $captured = sub { my ($what, $name) = @_; return (more => "database @{[ $name
 rejects('pitr_window that is no time', 'invalid time "a week"', $captured->('pitr_window "a week";'));
 rejects('pitr_window with two values', 'invalid number of arguments in "pitr_window"', $captured->('pitr_window 7d 30d;'));
 rejects('pitr_window twice', '"pitr_window" directive is duplicate', $captured->('pitr_window 7d; pitr_window 8d;'));
-rejects('pitr_window outside of a database', '"pitr_window" directive is not allowed here', more => 'pitr_window 7d;');
-rejects('pitr_window and a name in upper case', 'database Main: with pitr_window its name must be in lower case',
+rejects('pitr_window of files', '"pitr_window" directive is not allowed here', more => "files f { path $dir/app/transcripts; pitr_window 7d; }");
+rejects('pitr_window and a name in upper case', 'database Main: its name must be in lower case',
     $captured->('pitr_window 7d;', 'Main'));
-accepts('a name in upper case without it', $captured->('', 'Main'));
+accepts('a name in upper case without it', $captured->('pitr_window off;', 'Main'));
 rejects('check without SQL', 'invalid number of arguments in "check"', $captured->('check;'));
 rejects('check whose SQL has no quotes', 'invalid number of arguments in "check"', $captured->('check SELECT 1;'));
 rejects('empty check', 'empty value in "check"', $captured->(q(check '';)));

@@ -268,6 +268,43 @@ subtest 'in place under readers and writers' => sub {
     $t->finish;
 };
 
+# Before all of it, behind it, and in a time that nobody saw.
+subtest 'a refusal tells what can be had' => sub {
+    my $t = new_app();
+    is_captured($t, 0, 'it captures');
+    is($t->backup({ backup_type => 'full' })->{status}, 'completed', 'a backup');
+    add_row($t);
+    is_captured($t, 1, 'a row');
+    is($t->post('/databases/main/detach')->{status}, 200, 'detached');
+    ok($t->wait_until(20, 'detached', sub { !$t->capture->{capturing} }), 'let go of');
+    sleep 0.1;
+    add_row($t);
+    $t->{app}->do('PRAGMA wal_checkpoint(TRUNCATE)');
+    add_row($t);
+    is($t->post('/databases/main/attach')->{status}, 200, 'attached');
+    is_captured($t, 2, 'and captured again');
+    my $main = $t->get('/timeline?database=main&limit=1&since=' . moment(time + 60))->{json}{databases}[0];
+    is(scalar @{ $main->{transactions} }, 0, 'no transactions are asked for');
+    my $gap = $main->{gaps}[0] // {};
+    is($gap->{reason}, 'unseen', 'and still it tells the gap') or diag(explain($main));
+    my $inside = $gap->{to} =~ s/\.\d+Z$/Z/r;
+    $inside = $gap->{from} =~ s/Z$/1Z/r if $inside le $gap->{from};
+    my %times = (before => '2020-01-01T00:00:00Z', future => moment(time + 3600), inside => $inside);
+    for my $which (sort keys %times) {
+        for my $type ('database', $which eq 'inside' ? () : 'full') {
+            my $r = $t->post('/recovery', { recovery_type => $type, point_in_time => $times{$which} });
+            is($r->{status}, 422, "refused: $which, $type") or diag(explain($r->{json}));
+            my $window = $r->{json}{recovery_window} // {};
+            is($window->{database}, 'main', 'of this database');
+            ok(defined $window->{earliest} && $window->{earliest} lt $window->{latest}, 'from when to when') or diag(explain($window));
+            is(scalar @{ $window->{gaps} // [] }, $which eq 'inside' ? 1 : 0, 'and the gap');
+        }
+    }
+    $t->{app}->disconnect;
+    $t->stop('QUIT');
+    $t->finish;
+};
+
 subtest 'any transaction comes back' => sub { any_transaction(0) };
 subtest 'without a right to the database, too' => sub { any_transaction(12345) };
 

@@ -173,6 +173,18 @@ static void print_transactions(const json_t *database)
         puts("  … there are more: --limit N, --until TIME");
 }
 
+static void print_gap(const json_t *gap)
+{
+    const char *reason = text(gap, "reason");
+    if (strcmp(reason, "unseen") == 0)
+        printf("  but nobody saw %s to %s (transaction %.0f)\n", text(gap, "from"), text(gap, "to"),
+               number(gap, "transaction"));
+    else
+        printf("  but %s to %s cannot be had: transactions %.0f to %.0f are %s\n",
+               text(gap, "from"), text(gap, "to"), number(gap, "transaction"),
+               number(gap, "last_transaction"), reason);
+}
+
 void cli_print_timeline(const json_t *timeline)
 {
     size_t i, n;
@@ -186,9 +198,7 @@ void cli_print_timeline(const json_t *timeline)
             json_is_true(json_object_get(one, "recoverable"))
                 ? ""
                 : ": not to be had, no backup to begin from");
-        json_array_foreach(json_object_get(database, "gaps"), n, one)
-            printf("  but nobody saw %s to %s (transaction %.0f)\n", text(one, "from"),
-                   text(one, "to"), number(one, "transaction"));
+        json_array_foreach(json_object_get(database, "gaps"), n, one) print_gap(one);
         print_transactions(database);
     }
     if (json_array_size(json_object_get(timeline, "databases")) == 0)

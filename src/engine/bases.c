@@ -1,6 +1,6 @@
 /*
- * engine/bases.c: looks for backups whose content is what a transaction left behind, and says what
- * may go.  Reads segments; removes those that nothing needs, when told to.
+ * engine/bases.c: looks for backups whose content is what a transaction left behind, and says from
+ * when to when moments can be had.  Reads segments.
  */
 #include "engine/bases.h"
 
@@ -56,6 +56,15 @@ void bk_bases_free(bk_bases_t *bases)
     *bases = (bk_bases_t){0};
 }
 
+void bk_bases_leave_out_provisional(bk_bases_t *bases)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < bases->count; i++)
+        if (!bases->list->items[bases->items[i].item].provisional)
+            bases->items[kept++] = bases->items[i];
+    bases->count = kept;
+}
+
 bool bk_bases_find(const bk_bases_t *bases, uint64_t digest, uint64_t page_count,
                    bk_moment_t *moment)
 {
@@ -78,69 +87,69 @@ bool bk_bases_find(const bk_bases_t *bases, uint64_t digest, uint64_t page_count
 
 /* --- what a transaction left behind, backwards --- */
 
-static bool is_oldest(const bk_moments_t *m, size_t segment)
-{
-    return segment == 0 || !bk_moments_same_epoch(m, segment - 1, segment);
-}
-
-static bk_rc_t missing(const bk_moments_t *m, uint64_t txid, bk_err_t *err)
-{
-    return bk_err_set(err, BK_NOT_FOUND,
-                      "database %s: the segment with transaction %llu is missing", m->database,
-                      (unsigned long long)txid);
-}
-
 /*
- * From transaction moment->tx back to what a backup holds, or to the oldest transaction that is
- * left of the epoch: what was before that one counts as well, whatever its number.  The numbers of
- * an epoch have no holes, so a segment that is missing shows.
+ * From transaction moment->tx back to what a backup holds, as far as the numbers have no hole and
+ * nothing is damaged; what was before the oldest one that is left counts as well.
  */
-static bk_rc_t look_back(bk_moments_t *m, const bk_bases_t *bases, size_t segment,
-                         bk_moment_t *moment, bool *found, bk_err_t *err)
+bk_rc_t bk_moments_look_back(bk_moments_t *m, const bk_bases_t *bases, size_t segment,
+                             bk_moment_t *moment, size_t *begin, bool *found, bk_err_t *err)
 {
-    uint64_t want = moment->tx.txid;
     bk_rc_t rc = BK_OK;
     *found = false;
-    moment->last = segment;
-    for (size_t s = segment + 1; s > 0 && rc == BK_OK; s--) {
+    moment->last = *begin = segment;
+    for (size_t s = segment + 1; s > 0 && (s == segment + 1 || bk_moments_follows(m, s)); s--) {
         bk_txlog_t *log;
-        rc = bk_moments_segment(m, s - 1, &log, err);
-        for (size_t i = rc == BK_OK ? bk_txlog_count(log) : 0; i > 0; i--) {
+        rc = bk_moments_look(m, s - 1, &log, err);
+        if (rc != BK_OK || log == NULL)
+            break;
+        moment->first = *begin = s - 1;
+        for (size_t i = bk_txlog_count(log); i > 0; i--) {
             const bk_tx_t *tx = bk_txlog_tx(log, i - 1);
-            if (tx->txid > want)
+            if (tx->txid > moment->tx.txid)
                 continue;
-            if (tx->txid < want)
-                return missing(m, want, err);
-            moment->first = s - 1;
             moment->base = tx->txid;
             *found = bk_bases_find(bases, tx->after, tx->page_count, moment);
-            if (*found)
-                return BK_OK;
-            moment->base = --want;
-            *found = i == 1 && is_oldest(m, s - 1) && bk_bases_find(bases, tx->before, 0, moment);
+            if (!*found && i == 1) {
+                moment->base = tx->txid - 1;
+                *found = bk_bases_find(bases, tx->before, 0, moment);
+            }
             if (*found)
                 return BK_OK;
         }
-        if (is_oldest(m, s - 1))
-            break;
     }
     return rc;
+}
+
+/* begin: of what could be looked at. */
+static bk_rc_t nothing_to_begin_from(const bk_moments_t *m, size_t begin, uint64_t txid,
+                                     bk_err_t *err)
+{
+    bk_err_t why = {0};
+    if (begin == 0 || !bk_moments_same_epoch(m, begin - 1, begin))
+        return bk_err_set(err, BK_NOT_FOUND,
+                          "database %s: no backup was made between the beginning of the "
+                          "capture and transaction %llu: nothing to begin from",
+                          m->database, (unsigned long long)txid);
+    bk_rc_t rc = bk_moments_follows(m, begin) ? bk_moments_damaged(m, begin - 1, &why)
+                                              : bk_moments_broken(m, begin - 1, &why);
+    return bk_err_set(err, rc,
+                      "%s; no backup was made between them and transaction %llu: moments from the "
+                      "next backup on, and those before them, can be had",
+                      why.text, (unsigned long long)txid);
 }
 
 bk_rc_t bk_moments_find_base(bk_moments_t *m, size_t segment, const bk_snapshot_list_t *list,
                              bk_moment_t *moment, bk_err_t *err)
 {
     bk_bases_t bases;
+    size_t begin = segment;
     bool found = false;
     bk_rc_t rc = bk_bases_init(&bases, list, m->database, err);
     if (rc == BK_OK)
-        rc = look_back(m, &bases, segment, moment, &found, err);
+        rc = bk_moments_look_back(m, &bases, segment, moment, &begin, &found, err);
     bk_bases_free(&bases);
     if (rc == BK_OK && !found)
-        rc = bk_err_set(err, BK_NOT_FOUND,
-                        "database %s: no backup was made between the beginning of the "
-                        "capture and transaction %llu: nothing to begin from",
-                        m->database, (unsigned long long)moment->tx.txid);
+        rc = nothing_to_begin_from(m, begin, moment->tx.txid, err);
     return rc;
 }
 
@@ -163,7 +172,7 @@ static bk_rc_t look_for_backup(bk_moments_t *m, const bk_bases_t *bases, size_t 
     return rc;
 }
 
-/* The oldest backup of the epoch is where its own time says, or a little beside. */
+/* The oldest backup of the stretch is where its own time says, or a little beside. */
 static bk_rc_t find_earliest(bk_moments_t *m, const bk_bases_t *bases, bk_window_t *w,
                              bk_err_t *err)
 {
@@ -182,166 +191,86 @@ static bk_rc_t find_earliest(bk_moments_t *m, const bk_bases_t *bases, bk_window
     return rc;
 }
 
+/* The last segment of those from first on that can be read, or all cannot, without a hole. */
+static bk_rc_t stretch(bk_moments_t *m, size_t first, size_t *last, bool *sound, bk_err_t *err)
+{
+    bool next;
+    bk_rc_t rc = bk_moments_sound(m, first, sound, err);
+    for (*last = first; rc == BK_OK && *last + 1 < m->count; ++*last) {
+        if (!bk_moments_follows(m, *last + 1))
+            break;
+        rc = bk_moments_sound(m, *last + 1, &next, err);
+        if (next != *sound)
+            break;
+    }
+    return rc;
+}
+
 bk_rc_t bk_moments_window(bk_moments_t *m, size_t first, const bk_bases_t *bases, bk_window_t *w,
                           bk_err_t *err)
 {
     bk_txlog_t *log;
-    *w = (bk_window_t){.first = first, .last = bk_moments_epoch_end(m, first) - 1};
-    bk_rc_t rc = bk_moments_segment(m, first, &log, err);
+    bool sound = false;
+    *w = (bk_window_t){.first = first};
+    bk_rc_t rc = stretch(m, first, &w->last, &sound, err);
+    w->damaged = rc == BK_OK && !sound;
+    w->goes_on = first > 0 && bk_moments_same_epoch(m, first - 1, first);
+    w->txids[0] = m->segments[first].first;
+    w->txids[1] = m->segments[w->last].last;
+    if (rc != BK_OK || w->damaged)
+        return rc;
+    rc = bk_moments_segment(m, first, &log, err);
     if (rc != BK_OK)
         return rc;
     w->begin = *bk_txlog_tx(log, 0);
     rc = bk_moments_segment(m, w->last, &log, err);
     if (rc != BK_OK)
         return rc;
+    bool ends = w->last + 1 == m->count || !bk_moments_same_epoch(m, w->last, w->last + 1);
     w->end = *bk_txlog_tx(log, bk_txlog_count(log) - 1);
-    w->until = w->last + 1 == m->count ? bk_moments_known_until(m, &w->end) : w->end.t_hi;
+    w->until = ends ? bk_moments_known_until(m, w->last, &w->end) : w->end.t_hi;
     return find_earliest(m, bases, w, err);
+}
+
+const char *bk_moments_why(const bk_moments_t *m, size_t at)
+{
+    return m->segments[at].damage;
+}
+
+static void add_gap(json_t *gaps, int64_t from, int64_t to)
+{
+    json_array_append_new(
+        gaps, json_pack("{so so}", "from", bk_json_moment(from), "to", bk_json_moment(to)));
 }
 
 json_t *bk_moments_describe(bk_moments_t *m, const bk_snapshot_list_t *list)
 {
     bk_bases_t bases;
+    bk_window_t w;
     int64_t earliest = 0, latest = 0;
+    bool broken = false, told = m->gap[1] == 0;
     json_t *gaps = json_array();
     bk_rc_t rc = bk_bases_init(&bases, list, m->database, NULL);
-    for (size_t first = 0; rc == BK_OK && first < m->count;) {
-        bk_window_t w;
+    for (size_t first = 0; rc == BK_OK && first < m->count; first = w.last + 1) {
         rc = bk_moments_window(m, first, &bases, &w, NULL);
-        if (rc == BK_OK && w.reachable) {
-            earliest = earliest == 0 ? w.earliest.t_hi : earliest;
-            latest = w.until;
+        broken = broken || w.damaged || w.goes_on;
+        if (rc != BK_OK || !w.reachable)
+            continue;
+        if (broken && latest != 0) {
+            add_gap(gaps, latest, w.earliest.t_hi);
+            told = told || (m->gap[0] >= latest && m->gap[1] <= w.earliest.t_hi);
         }
-        first = w.last + 1;
+        earliest = earliest == 0 ? w.earliest.t_hi : earliest;
+        latest = w.until;
+        broken = false;
     }
     bk_bases_free(&bases);
-    if (m->gap[1] != 0)
-        json_array_append_new(gaps, json_pack("{so so}", "from", bk_json_moment(m->gap[0]), "to",
-                                              bk_json_moment(m->gap[1])));
+    if (!told)
+        add_gap(gaps, m->gap[0], m->gap[1]);
     if (earliest == 0) {
         json_decref(gaps);
         return NULL;
     }
-    return json_pack("{so so so}", "earliest", bk_json_moment(earliest), "latest",
-                     bk_json_moment(latest), "gaps", gaps);
-}
-
-/* --- what is needed --- */
-
-/* Of segments first..end-1, an epoch, the last transaction that was there at a time; false: none.
- */
-static bk_rc_t last_until(bk_moments_t *m, size_t first, size_t end, int64_t time, size_t *segment,
-                          bk_tx_t *tx, bool *found, bk_err_t *err)
-{
-    bk_rc_t rc = BK_OK;
-    *found = false;
-    for (size_t s = first; s < end && rc == BK_OK; s++) {
-        bk_txlog_t *log;
-        rc = bk_moments_segment(m, s, &log, err);
-        size_t count = rc == BK_OK ? bk_txlog_count(log) : 0;
-        for (size_t i = 0; i < count; i++) {
-            if (bk_txlog_tx(log, i)->t_hi > time)
-                return BK_OK;
-            *tx = *bk_txlog_tx(log, i);
-            *segment = s;
-            *found = true;
-        }
-    }
-    return rc;
-}
-
-/* The first transaction behind txid, of segments first..end-1, whose content a backup holds. */
-static bk_rc_t look_forward(bk_moments_t *m, const bk_bases_t *bases, size_t first, size_t end,
-                            uint64_t txid, bk_moment_t *moment, bool *found, bk_err_t *err)
-{
-    bk_rc_t rc = BK_OK;
-    *found = false;
-    for (size_t s = first; s < end && rc == BK_OK && !*found; s++) {
-        bk_txlog_t *log;
-        rc = bk_moments_segment(m, s, &log, err);
-        for (size_t i = 0; rc == BK_OK && i < bk_txlog_count(log) && !*found; i++) {
-            const bk_tx_t *tx = bk_txlog_tx(log, i);
-            moment->base = tx->txid - 1;
-            *found = s == first && i == 0 && bk_bases_find(bases, tx->before, 0, moment);
-            if (*found || tx->txid <= txid)
-                continue;
-            moment->base = tx->txid;
-            *found = bk_bases_find(bases, tx->after, tx->page_count, moment);
-        }
-    }
-    return rc;
-}
-
-/* Nothing of an epoch that no backup knows can be had; but the one that goes on may get one. */
-static bk_rc_t keep_epoch(bk_moments_t *m, const bk_bases_t *bases, size_t first, size_t end,
-                          int64_t since, bool *backups, bk_err_t *err)
-{
-    bk_moment_t moment = {.of = m};
-    size_t segment = 0;
-    bool found = false;
-    bk_rc_t rc = last_until(m, first, end, since, &segment, &moment.tx, &found, err);
-    uint64_t until = found ? moment.tx.txid : 0;
-    if (rc == BK_OK && found)
-        rc = look_back(m, bases, segment, &moment, &found, err);
-    if (rc == BK_OK && !found)
-        rc = look_forward(m, bases, first, end, until, &moment, &found, err);
-    if (rc != BK_OK)
-        return rc;
-    if (found && backups != NULL)
-        backups[moment.backup - bases->list->items] = true;
-    for (size_t s = first; s < end; s++)
-        m->segments[s].needed = !found || m->segments[s].last > moment.base;
-    return BK_OK;
-}
-
-/* Nothing may go for a backup that is not known to last. */
-static void leave_out_provisional(bk_bases_t *bases)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < bases->count; i++)
-        if (!bases->list->items[bases->items[i].item].provisional)
-            bases->items[kept++] = bases->items[i];
-    bases->count = kept;
-}
-
-bk_rc_t bk_moments_keep(bk_moments_t *m, int64_t since, const bk_snapshot_list_t *list,
-                        bool *backups, bk_err_t *err)
-{
-    bk_bases_t bases;
-    bk_rc_t rc = bk_bases_init(&bases, list, m->database, err);
-    leave_out_provisional(&bases);
-    for (size_t first = 0, end; first < m->count && rc == BK_OK; first = end) {
-        end = bk_moments_epoch_end(m, first);
-        /* One is over when the next one begins. */
-        if (end == m->count || m->segments[end].begins >= since)
-            rc = keep_epoch(m, &bases, first, end, since, backups, err);
-    }
-    bk_bases_free(&bases);
-    return rc;
-}
-
-bk_rc_t bk_moments_keep_since(bk_moments_t *m, int64_t since, bk_err_t *err)
-{
-    bk_rc_t rc = BK_OK;
-    for (size_t s = 0; s < m->count && rc == BK_OK; s++) {
-        bk_txlog_t *log;
-        rc = bk_moments_segment(m, s, &log, err);
-        size_t count = rc == BK_OK ? bk_txlog_count(log) : 0;
-        m->segments[s].needed = count == 0 || bk_txlog_tx(log, count - 1)->t_hi >= since;
-    }
-    return rc;
-}
-
-bk_rc_t bk_moments_remove(bk_moments_t *m, bool dry_run, uint64_t *count, bk_err_t *err)
-{
-    bk_rc_t rc = BK_OK;
-    for (size_t s = 0; s < m->count && rc == BK_OK; s++) {
-        if (m->segments[s].needed || m->segments[s].path != NULL)
-            continue;
-        rc = bk_ctl_check(m->ctl, err);
-        if (rc == BK_OK && !dry_run)
-            rc = bk_history_remove(m->repo, &m->segments[s].item, m->ctl, err);
-        *count += rc == BK_OK;
-    }
-    return rc;
+    return json_pack("{ss so so so}", "database", m->database, "earliest", bk_json_moment(earliest),
+                     "latest", bk_json_moment(latest), "gaps", gaps);
 }

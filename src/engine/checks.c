@@ -185,11 +185,13 @@ static bk_rc_t verify(bk_job_t *job, bk_opened_t *opened, unsigned level, json_t
         json_object_set(result, "findings", findings);
         const char *first = json_string_value(json_array_get(findings, 0));
         if (counts.findings > counts.harmless)
-            rc = bk_err_set(
-                err, BK_CORRUPT,
-                "%llu findings of damage, the first: %s; a full backup stores again what "
-                "the application still has of it",
-                (unsigned long long)counts.findings, first != NULL ? first : "?");
+            rc = bk_err_set(err, BK_CORRUPT, "%llu findings of damage, the first: %s%s%s",
+                            (unsigned long long)counts.findings, first != NULL ? first : "?",
+                            counts.findings > counts.harmless + counts.moments
+                                ? "; a full backup stores again what the application still has of "
+                                  "it"
+                                : "",
+                            counts.moments > 0 ? "; " BK_MOMENTS_LOST : "");
         else if (counts.findings > 0)
             bk_ctl_note(job->ctl,
                         "%llu findings, but no backup loses anything by them, the first: %s",
@@ -319,6 +321,19 @@ static json_t *path_facts(bk_job_t *job, json_t *checks, bool *valid)
                      "valid", (int)*valid);
 }
 
+/* What each of them is as of. */
+static json_t *recovery_points(const bk_point_t *point)
+{
+    const bk_snapshot_t *s = point->snapshot;
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->db_count; i++) {
+        json_t *entry = json_pack("{ss}", "name", s->dbs[i].name);
+        bk_point_tell(point, &s->dbs[i], entry);
+        json_array_append_new(list, entry);
+    }
+    return list;
+}
+
 /* deep: every chunk of this backup's files; else that everything the index names is there. */
 static bk_rc_t check_files(bk_job_t *job, bk_opened_t *opened, const bk_snapshot_t *s, bool deep,
                            json_t *checks, json_t *result, bk_err_t *err)
@@ -372,6 +387,7 @@ static bk_rc_t validate(bk_job_t *job, bk_opened_t *opened, const bk_point_t *po
     bk_err_t why = {0};
     json_object_set_new(result, "backup_id", json_string(s->backup_id));
     bk_point_describe(point, result);
+    json_object_set_new(result, "databases", recovery_points(point));
     json_object_set_new(result, "checks", checks);
     bk_rc_t rc = bk_prove_databases(job, point, 0, checks, facts, err);
     json_object_set_new(result, "database_validation", database_facts(s, facts, rc == BK_OK));

@@ -69,48 +69,21 @@ typedef struct {
     uint64_t removed;
 } windows_t;
 
-/* All that lies in it, and one more: for when its transactions cannot be read. */
-static void mark_by_time(windows_t *w, const bk_set_db_t *db, int64_t edge)
-{
-    const bk_snapshot_list_t *list = w->list;
-    size_t before = list->count;
-    for (size_t i = 0; i < list->count; i++) {
-        const bk_snapshot_t *s = &list->items[i];
-        for (size_t n = 0; n < s->db_count && strcmp(s->set, w->engine->set->name) == 0; n++) {
-            if (strcmp(s->dbs[n].name, db->name) != 0)
-                continue;
-            w->begins[i] = w->begins[i] || s->dbs[n].instant >= edge;
-            if (s->dbs[n].instant < edge && !s->provisional)
-                before = i;
-        }
-    }
-    if (before < list->count)
-        w->begins[before] = true;
-}
-
 static bk_rc_t mark_window(windows_t *w, const bk_set_db_t *db, bk_err_t *err)
 {
     const bk_set_t *set = w->engine->set;
     bk_moments_t *moments = NULL;
-    bk_err_t why = {0};
     int64_t edge = bk_now() - (int64_t)db->pitr_window * BK_MS;
-    bk_rc_t rc = bk_moments_open(set->base_dir, set->name, db->name, w->opened->repo, w->ctl,
-                                 &moments, &why);
+    bk_rc_t rc =
+        bk_moments_open(set->base_dir, set->name, db->name, w->opened->repo, w->ctl, &moments, err);
     if (rc == BK_OK)
-        rc = bk_moments_keep(moments, edge, w->list, w->begins, &why);
-    if (rc == BK_OK && w->segments)
-        rc = bk_moments_remove(moments, w->dry_run, &w->removed, &why);
-    bk_moments_free(moments);
-    if (rc != BK_CORRUPT && rc != BK_NOT_FOUND) {
-        if (rc != BK_OK && err != NULL)
-            *err = why;
-        return rc;
+        rc = bk_moments_keep(moments, edge, w->list, w->begins, err);
+    if (rc == BK_OK && w->segments) {
+        bk_moments_note_lost(moments, w->ctl);
+        rc = bk_moments_remove(moments, w->dry_run, &w->removed, err);
     }
-    /* Some of it is damaged: what can still be had must not go because of that. */
-    mark_by_time(w, db, edge);
-    if (w->segments)
-        bk_ctl_note(w->ctl, "no transactions of database %s are removed: %s", db->name, why.text);
-    return BK_OK;
+    bk_moments_free(moments);
+    return rc;
 }
 
 static bk_rc_t mark_windows(windows_t *w, bk_err_t *err)
@@ -256,20 +229,12 @@ static bk_rc_t clean_abandoned(windows_t *w, const char *database, bk_err_t *err
 {
     const bk_set_t *set = w->engine->set;
     bk_moments_t *moments = NULL;
-    bk_err_t why = {0};
-    bk_rc_t rc =
-        bk_moments_open(NULL, set->name, database, w->opened->repo, w->ctl, &moments, &why);
+    bk_rc_t rc = bk_moments_open(NULL, set->name, database, w->opened->repo, w->ctl, &moments, err);
     if (rc == BK_OK)
-        rc = bk_moments_keep_since(moments, bk_now() - (int64_t)set->retention_db * BK_MS, &why);
+        rc = bk_moments_keep_since(moments, bk_now() - (int64_t)set->retention_db * BK_MS, err);
     if (rc == BK_OK)
-        rc = bk_moments_remove(moments, w->dry_run, &w->removed, &why);
+        rc = bk_moments_remove(moments, w->dry_run, &w->removed, err);
     bk_moments_free(moments);
-    if (rc == BK_CORRUPT || rc == BK_NOT_FOUND) {
-        bk_ctl_note(w->ctl, "no transactions of database %s are removed: %s", database, why.text);
-        return BK_OK;
-    }
-    if (rc != BK_OK && err != NULL)
-        *err = why;
     return rc;
 }
 

@@ -162,19 +162,51 @@ static bk_rc_t check_whole(compact_t *c, const bk_history_item_t *wide, bk_err_t
     return rc;
 }
 
+/* Can all of a wide one be read from those that it was made from? */
+static bool has_originals(compact_t *c, size_t wide)
+{
+    const bk_history_name_t *name = &c->list.items[wide].name;
+    uint64_t next = name->first;
+    for (size_t i = wide + 1; i < c->list.count && c->list.items[i].within == wide; i++) {
+        const bk_history_item_t *item = &c->list.items[i];
+        if (item->name.first <= next && item->name.last >= next &&
+            check_whole(c, item, NULL) == BK_OK)
+            next = item->name.last + 1;
+    }
+    return next > name->last;
+}
+
+/* It hides what it was made from: while that is there, it is no loss. */
+static bk_rc_t drop_damaged(compact_t *c, size_t wide, const bk_err_t *why, bk_err_t *err)
+{
+    bool spare = has_originals(c, wide);
+    bk_ctl_note(c->ctl, "%s: %s", why->text,
+                spare ? "it is removed, and what it was merged from is merged again"
+                      : "what is left of what it was merged from stays");
+    return spare ? bk_history_remove(c->repo, &c->list.items[wide], c->ctl, err) : BK_OK;
+}
+
 static bk_rc_t remove_merged(compact_t *c, int64_t grace, bk_err_t *err)
 {
     size_t checked = SIZE_MAX;
-    bk_rc_t rc = BK_OK;
+    bk_rc_t rc = BK_OK, whole = BK_OK;
     for (size_t i = 0; i < c->list.count && rc == BK_OK; i++) {
+        bk_err_t why = {0};
         if (!may_go(&c->list, i, grace))
             continue;
         const bk_history_item_t *item = &c->list.items[i];
         rc = bk_ctl_check(c->ctl, err);
-        if (rc == BK_OK && checked != item->within)
-            rc = check_whole(c, &c->list.items[item->within], err);
-        checked = item->within;
-        if (rc == BK_OK)
+        if (rc == BK_OK && checked != item->within) {
+            checked = item->within;
+            whole = check_whole(c, &c->list.items[checked], &why);
+            if (whole == BK_CORRUPT || whole == BK_WRONG_KEY)
+                rc = drop_damaged(c, checked, &why, err);
+            else if (whole != BK_OK && err != NULL)
+                *err = why;
+            if (whole != BK_OK && whole != BK_CORRUPT && whole != BK_WRONG_KEY)
+                rc = whole;
+        }
+        if (rc == BK_OK && whole == BK_OK)
             rc = bk_history_remove(c->repo, item, c->ctl, err);
     }
     return rc;

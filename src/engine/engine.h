@@ -108,14 +108,15 @@ bk_rc_t bk_engine_detach(bk_engine_t *engine, const char *name, bool detached, j
 
 typedef struct {
     const char *database; /* NULL: each captured one */
-    const char *cursor;   /* NULL: from the newest */
+    const char *cursor;   /* NULL: from the newest; of one database */
     int64_t since, until; /* ns; 0: a day before until; now */
-    unsigned limit;       /* transactions, 1..500; 0: 100 */
+    unsigned limit;       /* transactions, 1..500; 0: 50 */
 } bk_timeline_filter_t;
 
 /*
- * GET /timeline: from when to when each database can be had as of any moment, what nobody saw, and
- * its transactions, newest first.  [short, but for the storage]
+ * GET /timeline: from when to when each database can be had as of any moment, what nobody saw and
+ * what is damaged or missing, and, when there is one such database, its transactions, newest first.
+ * [short, but for the storage]
  */
 bk_rc_t bk_engine_timeline(bk_engine_t *engine, const bk_timeline_filter_t *filter, bk_ctl_t *ctl,
                            json_t **answer, bk_err_t *err);

@@ -14,6 +14,11 @@
 
 #define BK_MOMENTS_DIR "wal" /* in base_dir; a directory for each database below */
 
+/* What that means which is damaged or missing, and what helps. */
+#define BK_MOMENTS_LOST                                                                            \
+    "moments from these transactions to the next backup cannot be had, others can: make a backup " \
+    "when there was none since; cleanup removes what is damaged when pitr_window has passed"
+
 typedef struct bk_moments_s bk_moments_t;
 
 /* What a database's segments have in their names on the storage, which may hold those of other
@@ -23,7 +28,8 @@ void bk_moments_key(const char *set, const char *database, char out[BK_HISTORY_N
 
 /*
  * Of the database of that name in a set.  base_dir: with what is not on the storage yet; NULL:
- * none. database, repo and ctl are borrowed until free.
+ * none. database, repo and ctl are borrowed until free.  Damaged segments are no failure: they cost
+ * the moments that need them.
  */
 bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *database,
                         bk_repo_t *repo, bk_ctl_t *ctl, bk_moments_t **moments, bk_err_t *err);
@@ -32,8 +38,10 @@ size_t bk_moments_count(const bk_moments_t *moments); /* of segments; 0: nothing
 
 /* Until when its transactions are known to be captured, as base_dir (may be NULL) says now. */
 bool bk_moments_known(const char *base_dir, const char *database, bk_capture_known_t *known);
-/* ns: until when the very last transaction, last, is known to be that. */
-int64_t bk_moments_known_until(const bk_moments_t *moments, const bk_tx_t *last);
+/* BK_INVALID: why a database has no moments at all; known: of bk_moments_known. */
+bk_rc_t bk_moments_none(const char *database, const bk_capture_known_t *known, bk_err_t *err);
+/* ns: until when last, of that segment, which ends its epoch, is known to be the last one. */
+int64_t bk_moments_known_until(const bk_moments_t *moments, size_t segment, const bk_tx_t *last);
 
 typedef struct {
     bk_moments_t *of;
@@ -50,8 +58,10 @@ typedef struct {
 /*
  * The last transaction that was there at a time (ns), or the one of that number, and the newest
  * backup from which it can be reached.  BK_INVALID: before or after all that is known, or nobody
- * saw that time, or two epochs have that number; the message names the nearest moments.  Without
- * base_dir nobody knows what came behind the last transaction: then it is that one, and unsure.
+ * saw that time, or two epochs have that number; the message names the nearest moments.
+ * BK_NOT_FOUND, BK_CORRUPT: a transaction that it needs is missing or damaged, which the message
+ * names, or there is no backup to begin from.  Without base_dir nobody knows what came behind the
+ * last transaction: then it is that one, and unsure.
  */
 bk_rc_t bk_moments_at(bk_moments_t *moments, int64_t time, const bk_snapshot_list_t *list,
                       bk_moment_t *moment, bk_err_t *err);
@@ -75,10 +85,14 @@ bk_rc_t bk_moments_past(const bk_moment_t *moment, bk_past_page_fn page, void *a
 
 /* Segments are in the order of time; the one behind the last of the same epoch. */
 size_t bk_moments_epoch_end(const bk_moments_t *moments, size_t at);
-/* The newest segment whose first transaction was there at a time (ns); count: none. */
+/* The newest segment of those that can be read whose first transaction was there at a time (ns);
+ * count: none. */
 bk_rc_t bk_moments_segment_at(bk_moments_t *moments, int64_t time, size_t *at, bk_err_t *err);
 /* The same, open until the next call: not to be freed. */
 bk_rc_t bk_moments_segment(bk_moments_t *moments, size_t at, bk_txlog_t **log, bk_err_t *err);
+/* The same; *log is NULL when it is damaged or gone: whoever can goes on without it.  What else
+ * fails (the storage does not answer) is an error. */
+bk_rc_t bk_moments_look(bk_moments_t *moments, size_t at, bk_txlog_t **log, bk_err_t *err);
 /* Segment number at, for bk_txlog_free. */
 bk_rc_t bk_moments_log(bk_moments_t *moments, size_t at, bk_txlog_t **log, bk_err_t *err);
 

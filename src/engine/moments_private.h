@@ -1,6 +1,6 @@
 /*
- * engine/moments_private.h: what moments.c (the list, times and numbers) and bases.c (where to
- * begin, what is needed) share.
+ * engine/moments_private.h: what segments.c (the list), moments.c (times and numbers), bases.c
+ * (where to begin) and keeping.c (what is needed) share.
  */
 #ifndef BK_ENGINE_MOMENTS_PRIVATE_H
 #define BK_ENGINE_MOMENTS_PRIVATE_H
@@ -15,6 +15,8 @@ typedef struct {
     char *path;             /* in base_dir; else item counts */
     bk_history_item_t item; /* on the storage */
     int64_t begins;         /* ns: t_lo of the first transaction of its epoch */
+    char *damage;           /* owned: why it cannot be read; NULL: it can, or nobody tried */
+    bool sound;             /* it was read */
     bool needed;            /* bk_moments_keep said so */
 } bk_moments_segment_t;
 
@@ -36,7 +38,19 @@ struct bk_moments_s {
 bk_rc_t bk_moments_open_stored(bk_repo_t *repo, const bk_history_item_t *item, bk_ctl_t *ctl,
                                bk_txlog_t **log, bk_err_t *err);
 bool bk_moments_same_epoch(const bk_moments_t *m, size_t a, size_t b);
-/* The newest backup from which moment->tx, which is in a segment, can be reached. */
+/* Its first transaction is the next one after those of the segment before it. */
+bool bk_moments_follows(const bk_moments_t *m, size_t at);
+/* BK_CORRUPT with the transactions of a damaged segment and why they cannot be read. */
+bk_rc_t bk_moments_damaged(const bk_moments_t *m, size_t at, bk_err_t *err);
+/* The same of what is damaged behind a segment, or BK_NOT_FOUND when it is missing. */
+bk_rc_t bk_moments_broken(const bk_moments_t *m, size_t before, bk_err_t *err);
+/* Can it be read?  Opened at most once for this. */
+bk_rc_t bk_moments_sound(bk_moments_t *m, size_t at, bool *sound, bk_err_t *err);
+/* The newest backup from which moment->tx, which is in a segment, can be reached; *begin: the
+ * oldest segment that was looked at. */
+bk_rc_t bk_moments_look_back(bk_moments_t *m, const bk_bases_t *bases, size_t segment,
+                             bk_moment_t *moment, size_t *begin, bool *found, bk_err_t *err);
+/* The same, of all backups; BK_NOT_FOUND and BK_CORRUPT tell why there is none. */
 bk_rc_t bk_moments_find_base(bk_moments_t *m, size_t segment, const bk_snapshot_list_t *list,
                              bk_moment_t *moment, bk_err_t *err);
 

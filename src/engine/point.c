@@ -113,7 +113,7 @@ static bk_rc_t make_room(find_t *f, size_t count, bk_err_t *err)
 /* It cannot be had, whatever the reason: what can be is told with it. */
 static bk_rc_t refuse(find_t *f, bk_moments_t *moments, bk_rc_t rc, bk_err_t *err)
 {
-    if (rc != BK_INVALID && rc != BK_NOT_FOUND)
+    if (rc != BK_INVALID && rc != BK_NOT_FOUND && rc != BK_CORRUPT)
         return rc;
     if (f->point->window == NULL)
         f->point->window = bk_moments_describe(moments, &f->point->list);
@@ -204,13 +204,24 @@ static bk_rc_t open_moments(const find_t *f, const char *name, bk_moments_t **mo
     return BK_OK;
 }
 
-static bk_rc_t not_captured(const char *name, bk_err_t *err)
+/* Of this database there are no transactions. */
+static bk_rc_t not_captured(const find_t *f, const char *name, bk_err_t *err)
 {
+    bk_capture_known_t known;
+    (void)bk_moments_known(f->wish->base_dir, name, &known);
+    return bk_moments_none(name, &known, err);
+}
+
+/* Of none of them; one that is captured tells more. */
+static bk_rc_t none_captured(const find_t *f, const bk_snapshot_t *backup, bk_err_t *err)
+{
+    bk_capture_known_t known;
+    for (size_t i = 0; i < backup->db_count; i++)
+        if (bk_moments_known(f->wish->base_dir, backup->dbs[i].name, &known))
+            return bk_moments_none(backup->dbs[i].name, &known, err);
     return bk_err_set(err, BK_INVALID,
-                      "%s%s%sno transactions were captured: set \"pitr_window\" in the database's "
-                      "block, or recover a backup by its backup_id",
-                      name != NULL ? "database " : "", name != NULL ? name : "",
-                      name != NULL ? ": " : "");
+                      "no transactions were captured: set \"pitr_window\" in the database's block, "
+                      "or recover a backup by its backup_id");
 }
 
 /* The one database that is asked for. */
@@ -221,7 +232,7 @@ static bk_rc_t find_one(find_t *f, bk_err_t *err)
     if (rc == BK_OK)
         rc = open_moments(f, f->name, &moments, err);
     if (rc == BK_OK && moments == NULL)
-        rc = not_captured(f->name, err);
+        rc = not_captured(f, f->name, err);
     if (rc == BK_OK)
         rc = add_moment(f, f->name, moments, err);
     if (rc != BK_OK)
@@ -244,13 +255,15 @@ static bk_rc_t find_all(find_t *f, const bk_snapshot_t *backup, bk_err_t *err)
                 bk_moments_free(moments);
         } else if (rc == BK_OK && f->backup != NULL) {
             point->dbs[point->made.db_count++] = backup->dbs[i];
-            bk_ctl_note(point->ctl,
-                        "database %s is not captured: it is as in backup %s, not as of that time",
-                        backup->dbs[i].name, backup->backup_id);
+            bk_ctl_note(
+                point->ctl,
+                "database %s has no transactions that were captured: it is as in backup %s, "
+                "not as of that time",
+                backup->dbs[i].name, backup->backup_id);
         }
     }
     if (rc == BK_OK && point->made.db_count == 0 && f->backup == NULL)
-        return not_captured(NULL, err);
+        return none_captured(f, backup, err);
     return rc;
 }
 
@@ -270,7 +283,7 @@ static bk_rc_t only_captured(find_t *f, bk_err_t *err)
             f->name = newest->dbs[i].name;
         bk_moments_free(moments);
     }
-    return rc == BK_OK && f->name == NULL ? not_captured(NULL, err) : rc;
+    return rc == BK_OK && f->name == NULL ? none_captured(f, newest, err) : rc;
 }
 
 /* A transaction stands for the time when it was there. */
@@ -280,7 +293,7 @@ static bk_rc_t time_of_transaction(find_t *f, bk_err_t *err)
     bk_moment_t moment;
     bk_rc_t rc = open_moments(f, f->name, &moments, err);
     if (rc == BK_OK && moments == NULL)
-        rc = not_captured(f->name, err);
+        rc = not_captured(f, f->name, err);
     if (rc == BK_OK)
         rc = bk_moments_number(moments, f->wish->transaction, &f->point->list, &moment, err);
     if (rc == BK_OK)
@@ -291,6 +304,74 @@ static bk_rc_t time_of_transaction(find_t *f, bk_err_t *err)
     return rc;
 }
 
+/* --- what can be had instead --- */
+
+/* The oldest backup with files; 0: there is none. */
+static int64_t files_begin(const find_t *f)
+{
+    const bk_snapshot_list_t *list = &f->point->list;
+    int64_t oldest = 0;
+    for (size_t i = 0; i < list->count; i++)
+        if (is_of(&list->items[i], f->set) && list->items[i].tree_count > 0 &&
+            (oldest == 0 || list->items[i].instant < oldest))
+            oldest = list->items[i].instant;
+    return oldest;
+}
+
+/* Of the database that is asked for, else of the first one that has moments. */
+static json_t *databases_window(find_t *f)
+{
+    const bk_snapshot_t *newest = NULL;
+    json_t *window = NULL;
+    (void)bk_point_backup(&f->point->list, f->set, NULL, &newest, NULL);
+    size_t count = f->name != NULL ? 1 : newest != NULL ? newest->db_count : 0;
+    for (size_t i = 0; i < count && window == NULL; i++) {
+        bk_moments_t *moments = NULL;
+        const char *name = f->name != NULL ? f->name : newest->dbs[i].name;
+        if (bk_moments_open(f->wish->base_dir, f->set, name, f->point->repo, f->point->ctl,
+                            &moments, NULL) == BK_OK)
+            window = bk_moments_describe(moments, &f->point->list);
+        bk_moments_free(moments);
+    }
+    return window;
+}
+
+/* Files come as of a backup: from the first one on there is one for every time. */
+static void raise_to_files(json_t **window, int64_t begin)
+{
+    int64_t earliest = 0;
+    const char *text = json_string_value(json_object_get(*window, "earliest"));
+    if (*window == NULL)
+        *window = json_pack("{so so s[]}", "earliest", bk_json_moment(begin), "latest",
+                            bk_json_moment(bk_now()), "gaps");
+    else if (text == NULL || !bk_time_parse(text, &earliest) || earliest < begin)
+        json_object_set_new(*window, "earliest", bk_json_moment(begin));
+}
+
+/* Nothing has been looked up yet: *err is BK_INVALID, and gets company. */
+static bk_rc_t refuse_time(find_t *f)
+{
+    int64_t begin = f->wish->files ? files_begin(f) : 0;
+    json_t *window = f->wish->databases ? databases_window(f) : NULL;
+    bool known = window != NULL || !f->wish->databases;
+    if (begin != 0 && known)
+        raise_to_files(&window, begin);
+    json_decref(f->point->window);
+    f->point->window = window;
+    return BK_INVALID;
+}
+
+static bk_rc_t in_future(find_t *f, bk_err_t *err)
+{
+    char at[BK_TIME_TEXT], now[BK_TIME_TEXT];
+    bk_time_format_exact(at, f->time);
+    bk_time_format_exact(now, bk_now());
+    (void)bk_err_set(err, BK_INVALID, "%s%s%s%s lies in the future: it is %s",
+                     f->name != NULL ? "database " : "", f->name != NULL ? f->name : "",
+                     f->name != NULL ? ": " : "", f->time < INT64_MAX ? at : "point_in_time", now);
+    return refuse_time(f);
+}
+
 static bk_rc_t find_files(find_t *f, bk_err_t *err)
 {
     char at[BK_TIME_TEXT];
@@ -298,9 +379,10 @@ static bk_rc_t find_files(find_t *f, bk_err_t *err)
     if (f->backup != NULL)
         return BK_OK;
     bk_time_format_exact(at, f->time);
-    return bk_err_set(err, BK_INVALID,
-                      "no backup of the files had ended by %s: GET …/list shows which there are",
-                      at);
+    (void)bk_err_set(err, BK_INVALID,
+                     "no backup of the files had ended by %s: GET …/list shows which there are",
+                     at);
+    return refuse_time(f);
 }
 
 static bk_rc_t find_databases(find_t *f, bk_err_t *err)
@@ -320,7 +402,6 @@ static void put_together(find_t *f)
     bk_point_t *point = f->point;
     bk_snapshot_t *made = &point->made;
     size_t db_count = made->db_count;
-    bool past = db_count > 0 && point->past[0].moments != NULL;
     *made = f->backup != NULL ? *f->backup : *point->past[0].moment.backup;
     made->dbs = point->dbs;
     made->db_count = db_count;
@@ -328,8 +409,10 @@ static void put_together(find_t *f)
         made->tree_count = 0;
     else
         point->files = f->backup;
-    if (past)
-        made->instant = point->dbs[0].instant;
+    /* The oldest: all of it was there at that time, or earlier. */
+    for (size_t i = 0; i < db_count; i++)
+        if (i == 0 || point->dbs[i].instant < made->instant)
+            made->instant = point->dbs[i].instant;
     point->snapshot = made;
 }
 
@@ -340,7 +423,7 @@ static bk_rc_t find_past(find_t *f, bk_err_t *err)
     f->time = wish->time;
     f->name = wish->database;
     if (f->time > bk_now())
-        return bk_err_set(err, BK_INVALID, "point_in_time lies in the future");
+        return in_future(f, err);
     if (wish->transaction > 0 && f->name == NULL)
         rc = only_captured(f, err);
     if (rc == BK_OK && wish->transaction > 0 && wish->files)
@@ -383,22 +466,6 @@ void bk_point_close(bk_point_t *point)
     *point = (bk_point_t){0};
 }
 
-void bk_point_describe(const bk_point_t *point, json_t *result)
-{
-    const bk_snapshot_t *s = point->snapshot;
-    bool past = s == &point->made;
-    json_object_set_new(result, "source_backup", json_string(s->backup_id));
-    json_object_set_new(result, "recovery_point",
-                        past ? bk_json_moment(s->instant) : bk_json_time(s->instant));
-    if (past && s->db_count > 0 && point->past[0].moments != NULL)
-        json_object_set_new(result, "transaction",
-                            json_integer((json_int_t)point->past[0].moment.tx.txid));
-    if (past && point->files != NULL) {
-        json_object_set_new(result, "files_recovery_point", bk_json_moment(point->files->instant));
-        json_object_set_new(result, "files_read_until", bk_json_moment(point->files->completed));
-    }
-}
-
 /* --- a database --- */
 
 /* What it is made of; NULL: it is as in the backup. */
@@ -410,9 +477,35 @@ static const bk_point_past_t *past_of(const bk_point_t *point, const bk_snapshot
     return past->moments != NULL ? past : NULL;
 }
 
-json_t *bk_point_instant(const bk_point_t *point, const bk_snapshot_db_t *db)
+void bk_point_tell(const bk_point_t *point, const bk_snapshot_db_t *db, json_t *entry)
 {
-    return past_of(point, db) != NULL ? bk_json_moment(db->instant) : bk_json_time(db->instant);
+    const bk_point_past_t *past = past_of(point, db);
+    json_object_set_new(entry, "recovery_point",
+                        past != NULL ? bk_json_moment(db->instant) : bk_json_time(db->instant));
+    if (past != NULL)
+        json_object_set_new(entry, "transaction", json_integer((json_int_t)past->moment.tx.txid));
+}
+
+void bk_point_describe(const bk_point_t *point, json_t *result)
+{
+    const bk_snapshot_t *s = point->snapshot;
+    const bk_snapshot_db_t *oldest = NULL;
+    bool past = s == &point->made;
+    for (size_t i = 0; past && i < s->db_count; i++)
+        if (oldest == NULL || s->dbs[i].instant < oldest->instant)
+            oldest = &s->dbs[i];
+    json_object_set_new(result, "source_backup", json_string(s->backup_id));
+    if (oldest != NULL)
+        bk_point_tell(point, oldest, result);
+    else
+        json_object_set_new(result, "recovery_point", bk_json_time(s->instant));
+    /* Of several each entry tells its own; here nobody could say whose it is. */
+    if (s->db_count > 1)
+        json_object_del(result, "transaction");
+    if (past && point->files != NULL) {
+        json_object_set_new(result, "files_recovery_point", bk_json_moment(point->files->instant));
+        json_object_set_new(result, "files_read_until", bk_json_moment(point->files->completed));
+    }
 }
 
 bk_rc_t bk_point_write(const bk_point_t *point, const bk_snapshot_db_t *db, int fd,

@@ -49,9 +49,14 @@ typedef struct {
 bk_rc_t bk_point_find(bk_repo_t *repo, const bk_point_wish_t *wish, bk_ctl_t *ctl,
                       bk_point_t *point, bk_err_t *err);
 void bk_point_close(bk_point_t *point);
-/* source_backup, recovery_point, and for a moment transaction, files_recovery_point and
- * files_read_until. */
+/*
+ * Of all of it: source_backup, and recovery_point; for a moment that is the oldest of its
+ * databases', with files_recovery_point and files_read_until, and transaction when there is only
+ * one.
+ */
 void bk_point_describe(const bk_point_t *point, json_t *result);
+/* Of one of its databases: recovery_point, which is exact for a moment, and then transaction. */
+void bk_point_tell(const bk_point_t *point, const bk_snapshot_db_t *db, json_t *entry);
 
 /* By exact id; the newest of the set (NULL: of all) when id is NULL or "latest".  BK_NOT_FOUND. */
 bk_rc_t bk_point_backup(const bk_snapshot_list_t *list, const char *set, const char *id,
@@ -67,9 +72,6 @@ bk_rc_t bk_point_image(const bk_point_t *point, const bk_snapshot_db_t *db, cons
 /* By its name.  BK_NOT_FOUND. */
 bk_rc_t bk_point_database(const bk_point_t *point, const char *name, const bk_snapshot_db_t **db,
                           bk_err_t *err);
-
-/* What a database of the snapshot is as of; a moment between backups is told exactly. */
-json_t *bk_point_instant(const bk_point_t *point, const bk_snapshot_db_t *db);
 
 /* One for SQLite to read without writing it out (sqlite/vfs.h). */
 typedef struct {

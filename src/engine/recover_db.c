@@ -280,13 +280,13 @@ static bk_rc_t recover_database(const place_t *place, bk_team_t *team, json_t *r
     bool skip = rc == BK_OK && is_kept(place);
     if (rc == BK_OK && !skip)
         rc = write_database(place, team, ctl, err);
-    if (rc == BK_OK)
-        json_array_append_new(bk_recover_list(result, "databases"),
-                              json_pack("{ss so so ss}", "name", place->db->name, "file",
-                                        bk_json_name(place->name, strlen(place->name)),
-                                        "recovery_point",
-                                        bk_point_instant(place->options->point, place->db),
-                                        "action", skip ? "skipped" : "written"));
+    if (rc == BK_OK) {
+        json_t *entry = json_pack("{ss so ss}", "name", place->db->name, "file",
+                                  bk_json_name(place->name, strlen(place->name)), "action",
+                                  skip ? "skipped" : "written");
+        bk_point_tell(place->options->point, place->db, entry);
+        json_array_append_new(bk_recover_list(result, "databases"), entry);
+    }
     return rc;
 }
 
@@ -299,10 +299,11 @@ static bk_rc_t plan_database(const place_t *place, bool there, json_t *result, b
     if (rc != BK_OK)
         return rc;
     bk_fmt(path, sizeof path, "%s/%s", place->where, place->name);
-    json_array_append_new(bk_recover_list(result, "plan"),
-                          json_pack("{so ss sI}", "path", bk_json_name(path, strlen(path)),
-                                    "action", there && is_kept(place) ? "skip" : "database", "size",
-                                    (json_int_t)(db->page_count * db->page_size)));
+    json_t *entry = json_pack("{so ss sI}", "path", bk_json_name(path, strlen(path)), "action",
+                              there && is_kept(place) ? "skip" : "database", "size",
+                              (json_int_t)(db->page_count * db->page_size));
+    bk_point_tell(place->options->point, db, entry);
+    json_array_append_new(bk_recover_list(result, "plan"), entry);
     return BK_OK;
 }
 

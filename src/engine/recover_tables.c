@@ -24,8 +24,10 @@ static json_t *describe(const bk_point_t *point, const bk_set_db_t *target,
     if (plan)
         return json_pack("[{ss so ss so}]", "name", db->name, "path", path, "action",
                          "tables, live", "tables", tables);
-    return json_pack("[{ss so ss so so}]", "name", db->name, "path", path, "method", "tables",
-                     "recovery_point", bk_point_instant(point, db), "tables", tables);
+    json_t *entry = json_pack("{ss so ss so}", "name", db->name, "path", path, "method", "tables",
+                              "tables", tables);
+    bk_point_tell(point, db, entry);
+    return json_pack("[o]", entry);
 }
 
 bk_rc_t bk_tables_of_point(bk_engine_t *engine, const bk_point_t *point, const json_t *body,

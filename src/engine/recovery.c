@@ -218,12 +218,13 @@ static bk_rc_t recover_database(recovery_t *r, const bk_snapshot_db_t *db,
                                .helper = r->options.helper};
         rc = put_back(job, &how, &method, err);
     }
-    if (rc == BK_OK)
-        json_array_append_new(done,
-                              json_pack("{ss so ss so ss}", "name", db->name, "path",
-                                        bk_json_name(target->path, strlen(target->path)), "method",
-                                        method == BK_DB_LIVE ? "live" : "offline", "recovery_point",
-                                        bk_point_instant(&r->point, db), "check", "ok"));
+    if (rc == BK_OK) {
+        json_t *entry = json_pack("{ss so ss ss}", "name", db->name, "path",
+                                  bk_json_name(target->path, strlen(target->path)), "method",
+                                  method == BK_DB_LIVE ? "live" : "offline", "check", "ok");
+        bk_point_tell(&r->point, db, entry);
+        json_array_append_new(done, entry);
+    }
     unlink(image);
     bk_fmt(extra, sizeof extra, "%s-wal", image);
     unlink(extra);
@@ -398,16 +399,17 @@ static void plan_databases(recovery_t *r, json_t *plan)
             if (bk_db_recover_plan(&how, &method, &reason, &why) != BK_OK)
                 reason = "the database cannot be looked at";
         }
-        json_array_append_new(
-            plan, json_pack("{so ss ss sI}", "path",
-                            bk_json_name(target != NULL ? target->path : s->dbs[i].path,
-                                         strlen(target != NULL ? target->path : s->dbs[i].path)),
-                            "action",
-                            target == NULL || kept != NULL ? "skip"
-                            : method == BK_DB_LIVE         ? "database, live"
-                                                           : "database, offline",
-                            "reason", reason, "size",
-                            (json_int_t)(s->dbs[i].page_count * s->dbs[i].page_size)));
+        json_t *entry = json_pack(
+            "{so ss ss sI}", "path",
+            bk_json_name(target != NULL ? target->path : s->dbs[i].path,
+                         strlen(target != NULL ? target->path : s->dbs[i].path)),
+            "action",
+            target == NULL || kept != NULL ? "skip"
+            : method == BK_DB_LIVE         ? "database, live"
+                                           : "database, offline",
+            "reason", reason, "size", (json_int_t)(s->dbs[i].page_count * s->dbs[i].page_size));
+        bk_point_tell(&r->point, &s->dbs[i], entry);
+        json_array_append_new(plan, entry);
     }
 }
 

@@ -11,6 +11,7 @@
 #include "base/str.h"
 #include "engine/cleanup.h"
 #include "engine/engine_private.h"
+#include "repo/history.h"
 
 /* --- the catalog's copy of the snapshots --- */
 
@@ -59,6 +60,19 @@ static json_t *summarise(const bk_engine_t *engine, const bk_snapshot_list_t *li
                      "journal", last_db != NULL ? last_db->dbs[0].journal : NULL);
 }
 
+/* For health; the first one is named. */
+static bk_rc_t name_missing(void *arg, const bk_history_name_t *missing, bk_err_t *err)
+{
+    json_t *summary = arg;
+    char text[BK_HISTORY_NAME + 96];
+    (void)err;
+    bk_fmt(text, sizeof text, "%s: transactions %llu to %llu are missing", missing->database,
+           (unsigned long long)missing->first, (unsigned long long)missing->last);
+    if (json_object_get(summary, "missing") == NULL)
+        json_object_set_new(summary, "missing", json_string(text));
+    return BK_OK;
+}
+
 bk_rc_t bk_engine_sync_from(bk_engine_t *engine, bk_opened_t *opened, bk_ctl_t *ctl, bk_err_t *err)
 {
     bk_snapshot_list_t list;
@@ -81,8 +95,10 @@ bk_rc_t bk_engine_sync_from(bk_engine_t *engine, bk_opened_t *opened, bk_ctl_t *
         json_object_set_new(summary, "chunks", json_integer((json_int_t)chunks));
         json_object_set_new(summary, "packs", json_integer((json_int_t)packs));
         json_object_set_new(summary, "bytes", json_integer((json_int_t)bytes));
-        rc = bk_catalog_set_value(engine->catalog, "summary", summary, err);
+        rc = bk_history_missing(opened->repo, engine->set->name, name_missing, summary, ctl, err);
     }
+    if (rc == BK_OK)
+        rc = bk_catalog_set_value(engine->catalog, "summary", summary, err);
     json_decref(summary);
     json_decref(backups);
     bk_snapshot_list_free(&list);

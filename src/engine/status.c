@@ -310,6 +310,16 @@ static void check_snapshots(const json_t *summary, json_t *checks, verdict_t *wo
             worst);
 }
 
+static void check_history(const json_t *summary, json_t *checks, verdict_t *worst)
+{
+    char text[1024];
+    const char *missing = json_string_value(json_object_get(summary, "missing"));
+    if (missing == NULL)
+        return;
+    bk_fmt(text, sizeof text, "%s on the storage: " BK_MOMENTS_LOST, missing);
+    add_check(checks, "repository:transactions", WARN, json_string(missing), NULL, text, worst);
+}
+
 static void check_last_job(bk_engine_t *engine, json_t *checks, verdict_t *worst)
 {
     bk_job_row_t row;
@@ -503,6 +513,7 @@ bk_rc_t bk_engine_health(bk_engine_t *engine, json_t **health, bk_err_t *err)
     check_storage(engine, &storage, summary, checks, &worst);
     check_disk(engine, &storage, checks, &worst);
     check_verified(engine, checks, &worst);
+    check_history(summary, checks, &worst);
     check_snapshots(summary, checks, &worst);
     check_catalog(engine, checks, &worst);
     check_helper(engine, checks, &worst);

@@ -13,52 +13,144 @@
 
 #define DAY (86400 * BK_SEC)
 
+/* A transaction that stands for what nobody saw. */
+typedef struct {
+    size_t segment;
+    bk_tx_t tx;
+} unseen_t;
+
+/* Transactions of an epoch that are damaged or missing. */
+typedef struct {
+    uint64_t first, last; /* 0: none */
+    const char *why;      /* NULL: they are missing */
+} lost_t;
+
 typedef struct {
     bk_moments_t *moments;
     bk_snapshot_list_t list;
     bk_bases_t bases; /* of the database at hand */
     const bk_timeline_filter_t *filter;
+    bool several;                  /* databases: no transactions */
     uint8_t epoch[BK_TXLOG_EPOCH]; /* of the cursor */
     uint64_t before;               /* of that epoch only transactions below this one; 0: all */
     bool reached;
-    json_t *windows, *gaps, *transactions;
+    unseen_t *unseen; /* of the database at hand, by time */
+    size_t unseen_count, unseen_room;
+    json_t *windows, *gaps, *transactions; /* newest first */
     char next[2 * BK_TXLOG_EPOCH + 24];
     unsigned left;
 } timeline_t;
 
-/* --- windows --- */
+/* --- windows, and what is not in them --- */
 
-static json_t *describe_window(const bk_window_t *w)
+static bk_rc_t add_unseen(timeline_t *t, size_t segment, const bk_tx_t *tx, bk_err_t *err)
 {
-    const bk_tx_t *from = w->reachable ? &w->earliest : &w->begin;
-    return json_pack("{so so sI sI sb}", "from", bk_json_moment(from->t_hi), "to",
-                     bk_json_moment(w->until), "first_transaction", (json_int_t)from->txid,
-                     "last_transaction", (json_int_t)w->end.txid, "recoverable", (int)w->reachable);
+    if (t->unseen_count == t->unseen_room) {
+        size_t room = 2 * t->unseen_room + 16;
+        unseen_t *more = realloc(t->unseen, room * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "timeline: out of memory");
+        t->unseen = more;
+        t->unseen_room = room;
+    }
+    t->unseen[t->unseen_count++] = (unseen_t){segment, *tx};
+    return BK_OK;
 }
 
-static json_t *describe_gap(int64_t from, int64_t to, const bk_tx_t *tx)
+/* Every segment is opened once, which also tells which of them can be read. */
+static bk_rc_t look_at_all(timeline_t *t, bk_err_t *err)
 {
-    return json_pack("{so so sI}", "from", bk_json_moment(from), "to", bk_json_moment(to),
-                     "transaction", (json_int_t)tx->txid);
+    bk_rc_t rc = BK_OK;
+    t->unseen_count = 0;
+    for (size_t s = 0; s < bk_moments_count(t->moments) && rc == BK_OK; s++) {
+        bk_txlog_t *log;
+        rc = bk_moments_look(t->moments, s, &log, err);
+        size_t count = rc == BK_OK && log != NULL ? bk_txlog_count(log) : 0;
+        for (size_t i = 0; i < count && rc == BK_OK; i++)
+            if ((bk_txlog_tx(log, i)->flags & BK_TXLOG_GAP) != 0)
+                rc = add_unseen(t, s, bk_txlog_tx(log, i), err);
+    }
+    return rc;
+}
+
+/* From where on moments of a window can be had, or could with a backup. */
+static const bk_tx_t *beginning(const bk_window_t *w)
+{
+    return w->reachable ? &w->earliest : &w->begin;
+}
+
+static void add_gap(timeline_t *t, int64_t from, int64_t to, const char *reason, uint64_t first,
+                    uint64_t last)
+{
+    json_array_insert_new(t->gaps, 0,
+                          json_pack("{so so ss sI sI}", "from", bk_json_moment(from), "to",
+                                    bk_json_moment(to), "reason", reason, "transaction",
+                                    (json_int_t)first, "last_transaction", (json_int_t)last));
+}
+
+static void add_lost(timeline_t *t, int64_t from, int64_t to, const lost_t *lost)
+{
+    add_gap(t, from, to, lost->why != NULL ? "damaged" : "missing", lost->first, lost->last);
+    if (lost->why != NULL)
+        json_object_set_new(json_array_get(t->gaps, 0), "detail",
+                            bk_json_name(lost->why, strlen(lost->why)));
+}
+
+/* What is between the stretch before, which ends with a number, and this one. */
+static void lose(lost_t *lost, uint64_t before, const bk_window_t *w, const char *why)
+{
+    bool missing = w->goes_on && w->txids[0] > before + 1;
+    if (lost->first == 0 && (missing || w->damaged))
+        lost->first = missing ? before + 1 : w->txids[0];
+    if (w->damaged)
+        lost->last = w->txids[1];
+    else if (missing)
+        lost->last = w->txids[0] - 1;
+    if (lost->why == NULL)
+        lost->why = why;
+}
+
+static void add_window(timeline_t *t, const bk_window_t *w)
+{
+    const bk_tx_t *from = beginning(w);
+    json_array_insert_new(t->windows, 0,
+                          json_pack("{so so sI sI sb}", "from", bk_json_moment(from->t_hi), "to",
+                                    bk_json_moment(w->until), "first_transaction",
+                                    (json_int_t)from->txid, "last_transaction",
+                                    (json_int_t)w->end.txid, "recoverable", (int)w->reachable));
+    for (size_t i = 0; i < t->unseen_count; i++) {
+        const unseen_t *u = &t->unseen[i];
+        if (u->segment >= w->first && u->segment <= w->last && u->tx.txid > from->txid)
+            add_gap(t, u->tx.t_lo, u->tx.t_hi, "unseen", u->tx.txid, u->tx.txid);
+    }
 }
 
 static bk_rc_t add_windows(timeline_t *t, bk_err_t *err)
 {
     size_t count = bk_moments_count(t->moments);
-    bk_rc_t rc = BK_OK;
-    bk_window_t before = {0};
-    for (size_t first = 0; first < count && rc == BK_OK;) {
-        bk_window_t w;
+    bk_rc_t rc = look_at_all(t, err);
+    bk_window_t w;
+    lost_t lost = {0};
+    uint64_t number = 0; /* the last one before */
+    int64_t until = 0;   /* of the window before */
+    for (size_t first = 0; first < count && rc == BK_OK; first = w.last + 1) {
         rc = bk_moments_window(t->moments, first, &t->bases, &w, err);
         if (rc != BK_OK)
             break;
-        json_array_insert_new(t->windows, 0, describe_window(&w));
-        /* Between two epochs nobody looked. */
-        if (first > 0)
-            json_array_insert_new(t->gaps, 0, describe_gap(before.until, w.begin.t_hi, &w.begin));
-        before = w;
-        first = w.last + 1;
+        lose(&lost, number, &w, bk_moments_why(t->moments, first));
+        number = w.txids[1];
+        if (w.damaged)
+            continue;
+        if (lost.first != 0)
+            add_lost(t, until, beginning(&w)->t_hi, &lost);
+        else if (first > 0) /* between two epochs nobody looked */
+            add_gap(t, until, w.begin.t_hi, "unseen", w.begin.txid, w.begin.txid);
+        add_window(t, &w);
+        lost = (lost_t){0};
+        until = w.until;
     }
+    if (rc == BK_OK && lost.first != 0)
+        add_lost(t, until, bk_now(), &lost);
     return rc;
 }
 
@@ -68,8 +160,6 @@ static void add_transaction(timeline_t *t, const bk_txlog_info_t *info, const bk
 {
     bool gap = (tx->flags & BK_TXLOG_GAP) != 0;
     bool shown = t->before == 0 || tx->txid < t->before;
-    if (gap && t->filter->cursor == NULL)
-        json_array_append_new(t->gaps, describe_gap(tx->t_lo, tx->t_hi, tx));
     if (!shown)
         return;
     if (t->left == 0) {
@@ -93,8 +183,8 @@ static void add_transaction(timeline_t *t, const bk_txlog_info_t *info, const bk
 static bk_rc_t add_segment(timeline_t *t, size_t at, bool *done, bk_err_t *err)
 {
     bk_txlog_t *log;
-    bk_rc_t rc = bk_moments_segment(t->moments, at, &log, err);
-    if (rc != BK_OK)
+    bk_rc_t rc = bk_moments_look(t->moments, at, &log, err);
+    if (rc != BK_OK || log == NULL)
         return rc;
     const bk_txlog_info_t *info = bk_txlog_info(log);
     if (t->before > 0) {
@@ -120,11 +210,11 @@ static bk_rc_t add_transactions(timeline_t *t, bk_err_t *err)
     bk_rc_t rc = bk_moments_segment_at(t->moments, t->filter->until, &at, err);
     if (rc != BK_OK || at == bk_moments_count(t->moments))
         return rc;
-    for (size_t i = at + 1; i > 0 && rc == BK_OK && !done; i--) {
-        if (t->next[0] != '\0' && t->filter->cursor != NULL)
-            break;
+    for (size_t i = at + 1; i > 0 && rc == BK_OK && !done && t->next[0] == '\0'; i--)
         rc = add_segment(t, i - 1, &done, err);
-    }
+    if (rc == BK_OK && t->filter->cursor != NULL && !t->reached)
+        rc = bk_err_set(err, BK_INVALID,
+                        "cursor: what it stands for is not there, or not any more: begin anew");
     return rc;
 }
 
@@ -147,13 +237,57 @@ static bk_rc_t one_database(timeline_t *t, const char *name, json_t *list, bk_er
     t->gaps = json_array();
     t->transactions = json_array();
     bk_rc_t rc = add_windows(t, err);
-    if (rc == BK_OK)
+    if (rc == BK_OK && !t->several)
         rc = add_transactions(t, err);
-    json_array_append_new(list,
-                          json_pack("{ss so so so so}", "database", name, "windows", t->windows,
-                                    "gaps", t->gaps, "transactions", t->transactions, "next_cursor",
-                                    t->next[0] != '\0' ? json_string(t->next) : json_null()));
+    json_t *one = json_pack("{ss so so}", "database", name, "windows", t->windows, "gaps", t->gaps);
+    if (t->several) {
+        json_decref(t->transactions);
+    } else {
+        json_object_set_new(one, "transactions", t->transactions);
+        json_object_set_new(one, "next_cursor",
+                            t->next[0] != '\0' ? json_string(t->next) : json_null());
+    }
+    json_array_append_new(list, one);
     return rc;
+}
+
+static bk_rc_t look_at(timeline_t *t, const bk_set_t *set, const char *name, bk_repo_t *repo,
+                       bk_ctl_t *ctl, json_t *list, bk_err_t *err)
+{
+    t->left = t->filter->limit;
+    t->next[0] = '\0';
+    bk_rc_t rc = bk_moments_open(set->base_dir, set->name, name, repo, ctl, &t->moments, err);
+    if (rc == BK_OK)
+        rc = bk_bases_init(&t->bases, &t->list, name, err);
+    if (rc == BK_OK)
+        rc = one_database(t, name, list, err);
+    bk_bases_free(&t->bases);
+    bk_moments_free(t->moments);
+    t->moments = NULL;
+    return rc;
+}
+
+static bool is_wanted(const bk_timeline_filter_t *filter, const bk_set_db_t *db)
+{
+    return filter->database != NULL ? strcmp(db->name, filter->database) == 0 : db->pitr_window > 0;
+}
+
+/* Transactions have an order within one database: of several nobody could go on with the next. */
+static bk_rc_t check_cursor(timeline_t *t, const bk_set_t *set, bk_err_t *err)
+{
+    size_t wanted = 0;
+    for (size_t i = 0; i < set->db_count; i++)
+        wanted += is_wanted(t->filter, &set->dbs[i]);
+    t->several = wanted > 1;
+    if (wanted == 0 && t->filter->database != NULL)
+        return bk_err_set(err, BK_NOT_FOUND, "there is no database block %s", t->filter->database);
+    if (!read_cursor(t))
+        return bk_err_set(err, BK_INVALID, "cursor: is not one that a timeline gave");
+    if (t->several && t->filter->cursor != NULL)
+        return bk_err_set(err, BK_INVALID,
+                          "cursor: transactions are those of one database: name it with "
+                          "\"database\"");
+    return BK_OK;
 }
 
 static bk_rc_t all_databases(const bk_set_t *set, bk_repo_t *repo, const char *cache_dir,
@@ -161,28 +295,14 @@ static bk_rc_t all_databases(const bk_set_t *set, bk_repo_t *repo, const char *c
                              bk_err_t *err)
 {
     timeline_t t = {.filter = filter};
-    bk_rc_t rc = bk_snapshot_list(repo, cache_dir, ctl, &t.list, err);
-    if (rc == BK_OK && !read_cursor(&t))
-        rc = bk_err_set(err, BK_INVALID, "cursor: is not one that a timeline gave");
-    for (size_t i = 0; i < set->db_count && rc == BK_OK; i++) {
-        const bk_set_db_t *db = &set->dbs[i];
-        if (filter->database != NULL ? strcmp(db->name, filter->database) != 0
-                                     : db->pitr_window == 0)
-            continue;
-        t.left = filter->limit;
-        t.next[0] = '\0';
-        rc = bk_moments_open(set->base_dir, set->name, db->name, repo, ctl, &t.moments, err);
-        if (rc == BK_OK)
-            rc = bk_bases_init(&t.bases, &t.list, db->name, err);
-        if (rc == BK_OK)
-            rc = one_database(&t, db->name, list, err);
-        bk_bases_free(&t.bases);
-        bk_moments_free(t.moments);
-        t.moments = NULL;
-    }
+    bk_rc_t rc = check_cursor(&t, set, err);
+    if (rc == BK_OK)
+        rc = bk_snapshot_list(repo, cache_dir, ctl, &t.list, err);
+    for (size_t i = 0; i < set->db_count && rc == BK_OK; i++)
+        if (is_wanted(filter, &set->dbs[i]))
+            rc = look_at(&t, set, set->dbs[i].name, repo, ctl, list, err);
+    free(t.unseen);
     bk_snapshot_list_free(&t.list);
-    if (rc == BK_OK && filter->database != NULL && json_array_size(list) == 0)
-        rc = bk_err_set(err, BK_NOT_FOUND, "there is no database block %s", filter->database);
     return rc;
 }
 
@@ -197,7 +317,7 @@ bk_rc_t bk_timeline(const bk_set_t *set, bk_repo_t *repo, const char *cache_dir,
     if (filter.since == 0)
         filter.since = filter.until - DAY;
     if (filter.limit == 0)
-        filter.limit = 100;
+        filter.limit = 50;
     json_t *list = json_array();
     bk_rc_t rc = all_databases(set, repo, cache_dir, &filter, ctl, list, err);
     if (rc != BK_OK) {

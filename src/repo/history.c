@@ -194,6 +194,97 @@ bk_rc_t bk_history_list_all(bk_repo_t *repo, const char *database, bk_ctl_t *ctl
     return rc;
 }
 
+/* --- holes --- */
+
+bool bk_history_parse(const char *object, bk_history_name_t *name)
+{
+    bk_history_item_t item;
+    if (strncmp(object, "wal/", 4) != 0 || !parse_name(object, &item))
+        return false;
+    *name = item.name;
+    return true;
+}
+
+static int by_database(const void *a, const void *b)
+{
+    const bk_history_item_t *x = a, *y = b;
+    int order = strcmp(x->name.database, y->name.database);
+    return order != 0 ? order : by_place(a, b);
+}
+
+static bk_rc_t list_every(bk_repo_t *repo, const char *prefix, bk_ctl_t *ctl,
+                          bk_history_list_t *list, bk_err_t *err)
+{
+    bk_rc_t rc = list_prefix(repo, prefix, ctl, list, err);
+    if (rc == BK_OK && list->count > 1)
+        qsort(list->items, list->count, sizeof *list->items, by_database);
+    return rc;
+}
+
+bk_rc_t bk_history_list_every(bk_repo_t *repo, bk_ctl_t *ctl, bk_history_list_t *list,
+                              bk_err_t *err)
+{
+    return list_every(repo, "wal/", ctl, list, err);
+}
+
+static bool same_epoch(const bk_history_name_t *a, const bk_history_name_t *b)
+{
+    return strcmp(a->database, b->database) == 0 && memcmp(a->epoch, b->epoch, BK_EPOCH_SIZE) == 0;
+}
+
+/* Makes the list one of what is missing between its items. */
+static void keep_holes(bk_history_list_t *list)
+{
+    size_t count = 0;
+    bk_history_name_t before = {.first = 0};
+    for (size_t i = 0; i < list->count; i++) {
+        const bk_history_name_t name = list->items[i].name;
+        bool same = i > 0 && same_epoch(&before, &name);
+        if (same && name.first > before.last + 1) {
+            bk_history_name_t *hole = &list->items[count++].name;
+            *hole = name;
+            hole->first = before.last + 1;
+            hole->last = name.first - 1;
+        }
+        if (!same || name.last > before.last)
+            before = name;
+    }
+    list->count = count;
+}
+
+static bool has_hole(const bk_history_list_t *list, const bk_history_name_t *hole)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        const bk_history_name_t *other = &list->items[i].name;
+        if (same_epoch(other, hole) && other->first == hole->first && other->last == hole->last)
+            return true;
+    }
+    return false;
+}
+
+/* A list that is made while somebody removes the oldest ones may lack some in the middle: what is
+ * missing is so twice. */
+bk_rc_t bk_history_missing(bk_repo_t *repo, const char *set, bk_history_range_fn fn, void *arg,
+                           bk_ctl_t *ctl, bk_err_t *err)
+{
+    char prefix[BK_STORAGE_NAME];
+    bk_history_list_t list, again = {0};
+    if (!bk_fmt(prefix, sizeof prefix, "wal/%s%s", set != NULL ? set : "", set != NULL ? "." : ""))
+        return bk_err_set(err, BK_INVALID, "\"%s\" is not a set's name", set);
+    bk_rc_t rc = list_every(repo, prefix, ctl, &list, err);
+    keep_holes(&list);
+    if (rc == BK_OK && list.count > 0) {
+        rc = list_every(repo, prefix, ctl, &again, err);
+        keep_holes(&again);
+    }
+    for (size_t i = 0; i < list.count && rc == BK_OK; i++)
+        if (has_hole(&again, &list.items[i].name))
+            rc = fn(arg, &list.items[i].name, err);
+    bk_history_list_free(&again);
+    bk_history_list_free(&list);
+    return rc;
+}
+
 typedef struct {
     size_t skip; /* "wal/<set>." */
     size_t last; /* where the name that was added last begins */

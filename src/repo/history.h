@@ -50,6 +50,19 @@ bk_rc_t bk_history_list(bk_repo_t *repo, const char *database, const uint8_t *ep
 /* With those. */
 bk_rc_t bk_history_list_all(bk_repo_t *repo, const char *database, bk_ctl_t *ctl,
                             bk_history_list_t *list, bk_err_t *err);
+/*
+ * Transactions of an epoch between those that are there, which nobody removed on purpose: what is
+ * old goes from the beginning on.  Names alone are looked at, of all databases, or of those of a
+ * set (NULL: all).  fn is called for each range, by database, epoch and number.
+ */
+typedef bk_rc_t (*bk_history_range_fn)(void *arg, const bk_history_name_t *missing, bk_err_t *err);
+bk_rc_t bk_history_missing(bk_repo_t *repo, const char *set, bk_history_range_fn fn, void *arg,
+                           bk_ctl_t *ctl, bk_err_t *err);
+/* What an object's name says; false: it is not a segment. */
+bool bk_history_parse(const char *object, bk_history_name_t *name);
+/* All of all databases, by database, epoch and first. */
+bk_rc_t bk_history_list_every(bk_repo_t *repo, bk_ctl_t *ctl, bk_history_list_t *list,
+                              bk_err_t *err);
 /* Names of the databases of a set that there is something of, each with its NUL, sorted. */
 bk_rc_t bk_history_databases(bk_repo_t *repo, const char *set, bk_buf_t *names, bk_ctl_t *ctl,
                              bk_err_t *err);

@@ -338,6 +338,11 @@ static void tell_problems(const need_t *need, bool walked)
         } else if (walked && is_harmless(need, problem)) {
             bk_fmt(tail, sizeof tail, ": no backup loses anything by it");
             v->result->harmless++;
+        } else if (problem->spare) {
+            bk_fmt(tail, sizeof tail, ": its transactions are in other segments as well");
+            v->result->harmless++;
+        } else if (strncmp(problem->object, "wal/", 4) == 0) {
+            v->result->moments++;
         }
         bk_fmt(line, sizeof line, "%s: %s%s", problem->object, problem->text, tail);
         v->fn(v->arg, problem->object, line);

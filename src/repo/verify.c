@@ -407,12 +407,17 @@ static bk_rc_t check_bytes(const object_t *object, stream_t *stream, bk_err_t *e
     bk_sha256_end(stream->sha, &digest);
     bool sound = rc == BK_OK && bk_id_equal(&digest, &wanted);
     size_t problem = BK_NO_PROBLEM;
+    char of[BK_HISTORY_NAME + 96] = "";
+    bk_history_name_t range;
+    if (is_history && bk_history_parse(name, &range))
+        bk_fmt(of, sizeof of, "transactions %llu to %llu of %s: ", (unsigned long long)range.first,
+               (unsigned long long)range.last, range.database);
     if (!sound)
         problem = bk_verify_problem(
-            v, name, "%s",
+            v, name, "%s%s", of,
             rc != BK_OK ? why.text : "its SHA-256 differs from its name: the object is damaged");
     if (pack_rc != BK_OK && sound)
-        problem = bk_verify_problem(v, name, "%s", pack_why.text);
+        problem = bk_verify_problem(v, name, "%s%s", of, pack_why.text);
     /* Below level 2 nobody knows which frames are hit. */
     if ((is_data || is_meta) && (pack_rc != BK_OK || (!sound && v->level < 2)))
         lose_pack(v, &wanted, problem);
@@ -542,8 +547,12 @@ bk_rc_t bk_verify(bk_repo_t *repo, unsigned level, bk_team_t *team, bk_verify_fi
         count_object(&v, list.items[i].object_size); /* it was read, checked and decoded */
     if (rc == BK_OK)
         rc = check_packs_there(&v, err);
+    if (rc == BK_OK)
+        rc = bk_verify_history(&v, err);
     if (rc == BK_OK && level >= 1)
         rc = check_objects(&v, team, err);
+    if (rc == BK_OK && level >= 1)
+        rc = bk_verify_spare(&v, err);
     if (rc == BK_OK) {
         tell_notes(&v, &notes);
         if (v.out_of_memory)

@@ -1,7 +1,8 @@
 /*
  * repo/verify.h: is what was written still there, and still right?
  *
- *   level 0  every pack the index names exists with its size; every snapshot object is readable
+ *   level 0  every pack the index names exists with its size; every snapshot object is readable;
+ *            transactions follow each other, as the names of their segments tell
  *   level 1  SHA-256 of every object equals its name (no key needed)
  *   level 2  every frame of every pack decrypts, decompresses and has its id; every part of every
  *            segment of transactions decrypts; every chunk that a snapshot needs is there
@@ -24,7 +25,9 @@ typedef struct {
     uint64_t objects, bytes; /* looked at */
     uint64_t chunks;
     uint64_t findings;
-    uint64_t harmless; /* of these: about packs by which no backup loses anything */
+    uint64_t harmless; /* of these: about packs by which no backup loses anything, and segments
+                          whose transactions are in others as well */
+    uint64_t moments;  /* of these: transactions are damaged or missing */
 } bk_verify_result_t;
 
 /* level 0..2.  BK_OK also with findings (result->findings > 0); failures are of the verification

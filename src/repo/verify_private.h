@@ -1,5 +1,6 @@
 /*
- * repo/verify_private.h: what verify.c (objects) and need.c (backups) share of one verification.
+ * repo/verify_private.h: what verify.c (objects), verify_history.c (transactions) and need.c
+ * (backups) share of one verification.
  */
 #ifndef BK_REPO_VERIFY_PRIVATE_H
 #define BK_REPO_VERIFY_PRIVATE_H
@@ -16,6 +17,7 @@
 typedef struct {
     char *object, *text; /* owned */
     uint64_t chunks;     /* that backups need and lost by it */
+    bool spare;          /* a segment whose transactions are in others, too */
 } bk_problem_t;
 
 /* A pack, or a chunk in one pack, that cannot be used. */
@@ -48,6 +50,11 @@ typedef struct {
 /* Something is wrong with object; returns the problem's number.  Any lane. */
 size_t bk_verify_problem(bk_verify_t *v, const char *object, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* Transactions between others that are missing become problems. */
+bk_rc_t bk_verify_history(bk_verify_t *v, bk_err_t *err);
+/* After the objects: which damaged segments cost nothing. */
+bk_rc_t bk_verify_spare(bk_verify_t *v, bk_err_t *err);
 
 /*
  * Tell all problems, each with what backups lost by it.  Every backup is walked at level 2, or when

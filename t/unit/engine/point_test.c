@@ -198,9 +198,6 @@ static void what_is_not_there_is_told_before_the_job(void **state)
     refused(w, json_pack("{siss}", "transaction", 3, "database", "plain"), "pitr_window");
     refused(w, json_pack("{ss}", "point_in_time", "2020-01-01T00:00:00Z"), "before the first");
     refused(w, json_pack("{ss}", "point_in_time", "2999-01-01T00:00:00Z"), "future");
-    refused(w,
-            json_pack("{ssss}", "recovery_type", "files", "point_in_time", "2020-01-01T00:00:00Z"),
-            "no backup of the files");
 }
 
 static int64_t time_in(json_t *value, const char *path)
@@ -208,6 +205,72 @@ static int64_t time_in(json_t *value, const char *path)
     int64_t time = 0;
     assert_true(bk_time_parse(text_of(value, path), &time));
     return time;
+}
+
+/* Whatever the reason: what can be had instead comes with the refusal. */
+static void a_refusal_tells_the_window(void **state)
+{
+    world_t *w = *state;
+    static const char *const times[] = {"2020-01-01T00:00:00Z", "2999-01-01T00:00:00Z"};
+    static const char *const types[] = {"database", "full", "files"};
+    for (unsigned i = 0; i < 2; i++)
+        for (unsigned n = 0; n < 3; n++) {
+            json_t *more;
+            refused_for(w,
+                        json_pack("{ssss}", "recovery_type", types[n], "point_in_time", times[i]),
+                        i == 0 && n == 0 ? "before the first"
+                        : i == 0         ? "no backup of the files"
+                                         : "point_in_time lies in the future: it is 20",
+                        &more);
+            assert_true(time_in(more, "recovery_window.earliest") <= w->times[1]);
+            assert_true(time_in(more, "recovery_window.latest") > w->times[15]);
+            assert_int_equal(json_array_size(member(more, "recovery_window.gaps")), 0);
+            if (n < 2)
+                assert_string_equal(text_of(more, "recovery_window.database"), "main");
+            json_decref(more);
+        }
+}
+
+/* The first database is not captured: what is told of all is not what is told of it alone. */
+static void each_database_tells_its_own_moment(void **state)
+{
+    (void)state;
+    world_t w = {.f = fixture_new(false)};
+    fixture_t *f = w.f;
+    char id[BK_BACKUP_ID], text[512], time[BK_TIME_TEXT];
+    sqlite3 *made = open_db(f, "app/other.db");
+    sql(made, "PRAGMA journal_mode=WAL; CREATE TABLE jobs(id INTEGER PRIMARY KEY, name TEXT)");
+    bk_set_add_db(&f->set, "other")->path = text_at(f, "app/other.db");
+    f->set.dbs[1].pitr_window = 86400000;
+    open_engine(f);
+    capture(f);
+    back_up(f, "full", id);
+    sqlite3 *main = open_db(f, "app/app.db");
+    for (unsigned n = 1; n <= 3; n++)
+        add_row(&w, main, made, n);
+    bk_time_format_exact(time, w.times[2]);
+    bk_fmt(text, sizeof text,
+           "{\"recovery_type\": \"full\", \"point_in_time\": \"%s\", \"target_directory\": \"%s\"}",
+           time, at(f, "restored/x"));
+    json_t *job = do_job(f, BK_JOB_RECOVERY, text, "warning");
+    assert_string_equal(text_of(job, "databases.0.name"), "main");
+    assert_null(member(job, "databases.0.transaction"));
+    assert_int_equal(int_of(job, "databases.1.transaction"), 2);
+    assert_true(time_in(job, "databases.1.recovery_point") > w.times[1]);
+    assert_true(time_in(job, "databases.1.recovery_point") < w.times[2]);
+    assert_true(time_in(job, "databases.0.recovery_point") < w.times[1]);
+    /* All of it was there then, or earlier. */
+    assert_string_equal(text_of(job, "recovery_point"), text_of(job, "databases.0.recovery_point"));
+    assert_null(member(job, "transaction"));
+    done(job);
+    bk_fmt(text, sizeof text, "{\"point_in_time\": \"%s\", \"database\": \"other\"}", time);
+    job = do_job(f, BK_JOB_VALIDATE, text, "completed");
+    assert_int_equal(int_of(job, "validation_result.transaction"), 2);
+    assert_int_equal(int_of(job, "validation_result.databases.0.transaction"), 2);
+    done(job);
+    sqlite3_close(main);
+    sqlite3_close(made);
+    fixture_free(f);
 }
 
 /* Nobody looks any more: what came later may have changed everything. */
@@ -297,7 +360,7 @@ static void a_moment_is_proved(void **state)
     json_t *job = do_job(w->f, BK_JOB_VALIDATE, text, "completed");
     bk_ctl_init(&w->f->ctl);
     assert_true(json_is_true(member(job, "validation_result.valid")));
-    assert_non_null(member(job, "validation_result.transaction"));
+    assert_non_null(member(job, "validation_result.databases.0.transaction"));
     free(text);
     json_decref(body);
     done(job);
@@ -385,8 +448,24 @@ static void a_timeline_has_every_transaction_once(void **state)
     assert_int_equal(pages, 4);
     json_t *answer = timeline(w, NULL, NULL, 1);
     assert_int_equal(json_array_size(json_object_get(answer, "databases")), 2);
+    for (unsigned i = 0; i < 2; i++) { /* an order of their transactions there is not */
+        json_t *one = json_array_get(json_object_get(answer, "databases"), i);
+        assert_int_equal(json_array_size(json_object_get(one, "windows")), 1);
+        assert_null(json_object_get(one, "transactions"));
+    }
     json_decref(answer);
-    bk_timeline_filter_t filter = {.database = "none"};
+    answer = timeline(w, "main", NULL, 1);
+    bk_strcpy(cursor, sizeof cursor, text_of(answer, "databases.0.next_cursor"));
+    json_decref(answer);
+    bk_timeline_filter_t filter = {.cursor = cursor};
+    assert_int_equal(bk_engine_timeline(w->f->engine, &filter, &w->f->ctl, &answer, &w->err),
+                     BK_INVALID);
+    assert_contains(w->err.text, "name it with \"database\"");
+    filter.database = "other";
+    assert_int_equal(bk_engine_timeline(w->f->engine, &filter, &w->f->ctl, &answer, &w->err),
+                     BK_INVALID);
+    assert_contains(w->err.text, "is not there");
+    filter = (bk_timeline_filter_t){.database = "none"};
     assert_int_equal(bk_engine_timeline(w->f->engine, &filter, &w->f->ctl, &answer, &w->err),
                      BK_NOT_FOUND);
     filter = (bk_timeline_filter_t){.cursor = "nonsense"};
@@ -443,6 +522,20 @@ static void a_timeline_tells_gaps_and_epochs(void **state)
     /* Numbers go on. */
     assert_int_equal(int_of(one, "transactions.0.transaction"), 17);
     json_decref(answer);
+    /* What is asked of transactions hides no gap, newest first. */
+    answer = timeline(w, "main", NULL, 1);
+    char cursor[128];
+    bk_strcpy(cursor, sizeof cursor, text_of(answer, "databases.0.next_cursor"));
+    json_decref(answer);
+    bk_timeline_filter_t filter = {.database = "main", .cursor = cursor, .since = bk_now() - 1};
+    OK(bk_engine_timeline(w->f->engine, &filter, &w->f->ctl, &answer, &w->err), &w->err);
+    one = json_array_get(json_object_get(answer, "databases"), 0);
+    assert_int_equal(json_array_size(json_object_get(one, "gaps")), 2);
+    assert_int_equal(int_of(one, "gaps.0.transaction"), 17);
+    assert_int_equal(int_of(one, "gaps.1.transaction"), 16);
+    assert_string_equal(text_of(one, "gaps.1.reason"), "unseen");
+    assert_true(time_in(one, "gaps.1.to") <= time_in(one, "gaps.0.from"));
+    json_decref(answer);
 }
 
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up_world, tear_down_world)
@@ -454,6 +547,8 @@ int main(void)
         T(files_come_from_the_backup_before_it),
         T(no_file_is_younger_than_the_moment),
         T(what_is_not_there_is_told_before_the_job),
+        T(a_refusal_tells_the_window),
+        cmocka_unit_test(each_database_tells_its_own_moment),
         T(sets_share_a_storage_but_no_moments),
         T(a_time_that_nobody_looked_at_is_refused),
         T(a_moment_is_proved),

@@ -197,6 +197,89 @@ static void every_flipped_bit_is_noticed(void **state)
     bk_history_list_free(&list);
 }
 
+static char *first_line;
+
+static void keep_first(void *arg, const char *object, const char *line)
+{
+    (void)arg;
+    assert_int_equal(strncmp(object, "wal/", 4), 0);
+    if (first_line == NULL)
+        first_line = bk_strdup(line);
+}
+
+/* The first finding has this text; NULL: there is none. */
+static void assert_finding(history_t *h, unsigned level, const char *text, uint64_t harmless,
+                           uint64_t moments)
+{
+    bk_verify_result_t result;
+    first_line = NULL;
+    OK(bk_verify(h->f.repo, level, NULL, keep_first, NULL, &result, &h->f.ctl, &h->f.err),
+       &h->f.err);
+    assert_int_equal(result.findings, harmless + moments);
+    assert_int_equal(result.harmless, harmless);
+    assert_int_equal(result.moments, moments);
+    if (text == NULL)
+        assert_null(first_line);
+    else
+        assert_non_null(strstr(first_line, text));
+    free(first_line);
+}
+
+static void remove_from(history_t *h, uint8_t epoch, uint64_t first)
+{
+    bk_history_list_t list;
+    OK(bk_history_list_all(h->f.repo, "main", &h->f.ctl, &list, &h->f.err), &h->f.err);
+    for (size_t i = 0; i < list.count; i++)
+        if (list.items[i].name.epoch[0] == epoch && list.items[i].name.first == first)
+            OK(bk_history_remove(h->f.repo, &list.items[i], &h->f.ctl, &h->f.err), &h->f.err);
+    bk_history_list_free(&list);
+}
+
+/* The names of segments tell, without reading them. */
+static void missing_transactions_are_named(void **state)
+{
+    history_t *h = *state;
+    put(h, 1, 5, 9, 100); /* those before are removed: that is how cleanup leaves it */
+    put(h, 1, 10, 19, 100);
+    put(h, 1, 20, 20, 100);
+    put(h, 1, 5, 20, 100); /* merged */
+    put(h, 1, 21, 30, 100);
+    put(h, 2, 31, 40, 100);
+    put(h, 3, 50, 60, 100); /* another epoch, which goes on from what was never shipped */
+    assert_finding(h, 0, NULL, 0, 0);
+    remove_from(h, 1, 10); /* the merged one has them */
+    assert_finding(h, 0, NULL, 0, 0);
+    put(h, 1, 34, 40, 100);
+    assert_finding(h, 0, "transactions 31 to 33 are missing", 0, 1);
+    assert_finding(h, 1, "transactions 31 to 33 are missing", 0, 1);
+    put(h, 1, 31, 33, 100);
+    assert_finding(h, 0, NULL, 0, 0);
+    remove_from(h, 1, 5);
+    assert_finding(h, 0, NULL, 0, 0);
+    put(h, 1, 2, 4, 100);
+    assert_finding(h, 0, "transactions 5 to 19 are missing", 0, 1);
+}
+
+/* As long as the segments are there that it was made from. */
+static void a_damaged_merged_segment_costs_nothing(void **state)
+{
+    history_t *h = *state;
+    bk_history_list_t list;
+    char path[1024];
+    put(h, 1, 1, 9, 100);
+    put(h, 1, 10, 19, 100);
+    put(h, 1, 1, 19, 100);
+    OK(bk_history_list(h->f.repo, "main", NULL, &h->f.ctl, &list, &h->f.err), &h->f.err);
+    object_path(h, &list.items[0], path);
+    bk_history_list_free(&list);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_int_equal(pwrite(fd, "damage", 6, 95), 6);
+    close(fd);
+    assert_finding(h, 1, "transactions 1 to 19 of main: its SHA-256 differs", 1, 0);
+    remove_from(h, 1, 10);
+    assert_finding(h, 1, "transactions 1 to 19 of main: its SHA-256 differs", 0, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -206,6 +289,8 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(impossible_segments_are_refused, set_up, tear_down),
         cmocka_unit_test_setup_teardown(every_flipped_bit_is_noticed, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(missing_transactions_are_named, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_damaged_merged_segment_costs_nothing, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -486,7 +486,7 @@ static void sql_sees_the_past(life_t *life, int page_size)
     take(life, path);
     int log = open("/dev/null", O_WRONLY | O_CLOEXEC);
     while (life->txid < 60) {
-        assert_true(chaos_transaction(db, log, &seed, &committed));
+        assert_true(chaos_transaction(db, log, &seed, false, &committed));
         if (life->txid % 20 == 19)
             run_sql(db, "DELETE FROM t WHERE id % 3 > 0; VACUUM");
         run_sql(db, "PRAGMA wal_checkpoint(TRUNCATE)");
