@@ -199,7 +199,33 @@ static bk_rc_t check_end(bk_moments_t *m, size_t segment, int64_t time, const bk
                       why.text, until, (unsigned long long)tx->txid);
 }
 
-static bk_rc_t too_early(bk_moments_t *m, int64_t time, bk_err_t *err)
+/* A backup that the first transaction changed: nothing was committed in between. */
+static bk_rc_t stands_on(bk_moments_t *m, size_t first, const bk_tx_t *tx, int64_t time,
+                         const bk_snapshot_list_t *list, bk_moment_t *moment, bk_err_t *err)
+{
+    bk_bases_t bases;
+    bool seen = (tx->flags & BK_TXLOG_GAP) == 0 || time <= tx->t_lo;
+    bk_rc_t rc = bk_bases_init(&bases, list, m->database, err);
+    if (rc == BK_OK && seen && bk_bases_find(&bases, tx->before, 0, moment) &&
+        moment->from->instant <= time) {
+        moment->tx = (bk_tx_t){.txid = tx->txid - 1,
+                               .page_count = moment->from->page_count,
+                               .t_lo = moment->from->instant,
+                               .t_hi = moment->from->instant,
+                               .after = tx->before};
+        moment->base = moment->tx.txid;
+        moment->first = moment->last = first;
+        if ((tx->flags & BK_TXLOG_BATCH) != 0 && time > tx->t_lo)
+            moment->batch = tx->t_hi;
+    } else {
+        moment->from = NULL;
+    }
+    bk_bases_free(&bases);
+    return rc;
+}
+
+static bk_rc_t before_first(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
+                            bk_moment_t *moment, bk_err_t *err)
 {
     char at[BK_TIME_TEXT], from[BK_TIME_TEXT];
     size_t first;
@@ -207,7 +233,9 @@ static bk_rc_t too_early(bk_moments_t *m, int64_t time, bk_err_t *err)
     bk_rc_t rc = next_sound(m, 0, m->count, &first, &log, err);
     if (rc == BK_OK && log == NULL)
         rc = bk_moments_damaged(m, 0, err);
-    if (rc != BK_OK)
+    if (rc == BK_OK)
+        rc = stands_on(m, first, bk_txlog_tx(log, 0), time, list, moment, err);
+    if (rc != BK_OK || moment->from != NULL)
         return rc;
     bk_time_format_exact(at, time);
     bk_time_format_exact(from, bk_txlog_tx(log, 0)->t_hi);
@@ -228,7 +256,7 @@ bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *l
         return nothing(m, err);
     bk_rc_t rc = bk_moments_segment_at(m, time, &segment, err);
     if (rc == BK_OK && segment == m->count)
-        return too_early(m, time, err);
+        return before_first(m, time, list, moment, err);
     if (rc == BK_OK)
         rc = bk_moments_segment(m, segment, &log, err);
     if (rc != BK_OK)

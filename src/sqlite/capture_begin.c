@@ -422,7 +422,9 @@ static bk_rc_t continues(bk_capture_t *c, const bk_wal_header_t *header, bool *d
                             err);
 }
 
-static bk_rc_t page_size_of(bk_capture_t *c, uint32_t *page_size, bk_err_t *err)
+/* Before its first checkpoint all of a database is in the log. */
+static bk_rc_t page_size_of(bk_capture_t *c, const bk_wal_header_t *wal, uint32_t *page_size,
+                            bk_err_t *err)
 {
     uint8_t header[20];
     sqlite3_file *file = c->readers[c->reader].file;
@@ -430,10 +432,12 @@ static bk_rc_t page_size_of(bk_capture_t *c, uint32_t *page_size, bk_err_t *err)
     if (code != SQLITE_OK && code != SQLITE_IOERR_SHORT_READ)
         return bk_db_failure(&c->readers[c->reader], code, "read", err);
     *page_size = code == SQLITE_OK ? bk_db_header_page_size(header) : 0;
+    if (*page_size == 0 && wal->frames > 0)
+        *page_size = wal->page_size;
     if (*page_size == 0)
         return bk_err_set(err, BK_UNSUPPORTED,
-                          "database %s is empty: its transactions are captured from its first "
-                          "checkpoint on",
+                          "database %s is empty: its transactions are captured as soon as "
+                          "something is in it",
                           c->database);
     return BK_OK;
 }
@@ -467,7 +471,7 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
     uint64_t inode = c->readers[c->reader].st.st_ino;
     uint32_t page_size = 0;
     bool fits = false, goes_on = false;
-    bk_rc_t rc = page_size_of(c, &page_size, err);
+    bk_rc_t rc = page_size_of(c, header, &page_size, err);
     if (rc == BK_OK)
         rc = load(c, page_size, &fits, err);
     if (rc == BK_OK && (c->page = realloc(c->page, 2 * (size_t)page_size)) == NULL)

@@ -93,7 +93,7 @@ static inline void bk_capture_moves(bk_capture_t *c, uint64_t bytes)
 }
 
 /* capture.c */
-/* What was committed until now, the pin stays; and with a new pin, so that the log can begin anew. */
+/* What was committed until now, the pin stays; and with a new one: the log can begin anew. */
 bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_move_on(bk_capture_t *c, bk_err_t *err);
 

@@ -48,7 +48,11 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     /* Between the two nobody looked. */
     assert_int_equal(bk_moments_at(moments, two - BK_SEC, &list, &moment, &err), BK_INVALID);
     assert_contains(err.text, "nobody saw");
-    assert_int_equal(bk_moments_at(moments, one - 1, &list, &moment, &err), BK_INVALID);
+    dbs[0].instant = one - 10;
+    OK(bk_moments_at(moments, one - 1, &list, &moment, &err), &err);
+    assert_int_equal(moment.tx.txid, 0);
+    assert_ptr_equal(moment.backup, &snapshots[0]);
+    assert_int_equal(bk_moments_at(moments, one - 11, &list, &moment, &err), BK_INVALID);
     assert_contains(err.text, "before the first");
     /* Nobody says that nothing came behind the last one. */
     assert_int_equal(bk_moments_at(moments, two + 4 * BK_SEC + 5, &list, &moment, &err),
@@ -240,6 +244,25 @@ static void a_cleanup_leaves_the_window_whole(void **state)
 }
 
 /* The window has moved on, and nothing was committed in it. */
+static void before_the_first_transaction_there_is_the_backup_that_it_changed(void **state)
+{
+    (void)state;
+    fixture_t *f = captured(false);
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    int64_t before = a_moment_later();
+    capture(f);
+    sql(db, "INSERT INTO jobs(name) VALUES('new')");
+    capture(f);
+    int64_t after = a_moment_later();
+    capture(f);
+    bk_ctl_init(&f->ctl);
+    assert_int_equal(rows_at(f, before), 500);
+    assert_int_equal(rows_at(f, after), 501);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 static void a_quiet_window_stays_whole(void **state)
 {
     (void)state;
@@ -764,6 +787,7 @@ int main(void)
         cmocka_unit_test(nothing_is_removed_before_a_capture_began),
         cmocka_unit_test(a_detached_database_is_let_go_of),
         cmocka_unit_test(a_cleanup_leaves_the_window_whole),
+        cmocka_unit_test(before_the_first_transaction_there_is_the_backup_that_it_changed),
         cmocka_unit_test(a_quiet_window_stays_whole),
         cmocka_unit_test(a_history_that_ended_goes),
         cmocka_unit_test(without_base_dir_the_last_transaction_is_told),

@@ -43,6 +43,25 @@ static void each_commit_is_a_transaction(void **state)
     sqlite3_close(db);
 }
 
+/* All of it is in the log. */
+static void one_that_was_never_checkpointed_is_captured(void **state)
+{
+    box_t *box = *state;
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "PRAGMA page_size=2048; PRAGMA journal_mode=WAL");
+    run_sql(db, "PRAGMA wal_autocheckpoint=0; CREATE TABLE t(v)");
+    take_base(box);
+    start(box);
+    for (int i = 0; i < 5; i++) {
+        run_sql(db, "INSERT INTO t VALUES(randomblob(3000))");
+        step(box);
+        assert_int_equal(state_of(box).txid, i + 1);
+    }
+    replay(box, NULL, NULL);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
 static void segments_follow_each_other(void **state)
 {
     box_t *box = *state;
@@ -851,6 +870,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(each_commit_is_a_transaction),
+        TEST(one_that_was_never_checkpointed_is_captured),
         TEST(segments_follow_each_other),
         TEST(the_log_does_not_grow_without_end),
         TEST(while_a_reader_needs_the_log_writers_are_left_alone),
