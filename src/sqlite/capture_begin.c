@@ -18,7 +18,8 @@
 #include "sqlite/capture_private.h"
 #include "sqlite/source.h"
 
-#define MUCH_BYTES (16u << 20) /* what may take too long to be written */
+#define MUCH_BYTES    (16u << 20)   /* what may take too long to be written */
+#define BATCH_LONGEST (60 * BK_SEC) /* from one look to the next while all goes well, and more */
 
 /* --- files --- */
 
@@ -281,15 +282,23 @@ static bk_rc_t tidy(const bk_capture_t *c, bk_err_t *err)
 
 /* --- a gap, an epoch --- */
 
+/* Without a log, what came after a look a moment ago is what any batch is. */
+static uint32_t kind_of_difference(const bk_capture_t *c)
+{
+    bool lately = bk_now() - bk_capture_known_until(c) <= BATCH_LONGEST;
+    return c->batches && lately && !c->state.doubted ? BK_TXLOG_BATCH : BK_TXLOG_GAP;
+}
+
 bk_rc_t bk_capture_bridge(bk_capture_t *c, bk_err_t *err)
 {
     uint64_t txid = c->at.txid;
-    bk_rc_t rc = bk_capture_difference(c, BK_TXLOG_GAP, err);
+    uint32_t kind = kind_of_difference(c);
+    bk_rc_t rc = bk_capture_difference(c, kind, err);
     if (rc == BK_OK)
         rc = bk_txlog_sync(c->log, err);
     if (rc != BK_OK)
         return rc;
-    c->state.gaps += c->at.txid != txid;
+    c->state.gaps += kind == BK_TXLOG_GAP && c->at.txid != txid;
     return bk_capture_save(c, err);
 }
 
