@@ -18,6 +18,11 @@ typedef struct {
     uint64_t hash;
 } bk_capture_page_t;
 
+/* The frame with which the last transaction ended. */
+typedef struct {
+    uint32_t frame, pgno, salt[2];
+} bk_capture_last_t;
+
 struct bk_capture_hold_s {
     bk_db_connection_t readers[2];
     unsigned reader;            /* which of them holds the pin */
@@ -82,6 +87,7 @@ struct bk_capture_s {
     unsigned wait;            /* ms, what step said last */
     bk_capture_page_t *pages;
     size_t page_count, page_room;
+    bk_capture_last_t last;
     uint8_t *page; /* room for two, of page_size bytes */
 };
 

@@ -64,9 +64,12 @@ static bool is_padding(bk_capture_t *c, const bk_wal_frame_t *last)
     uint32_t size = c->hashes.page_size;
     uint8_t *before = c->page + size;
     bk_wal_frame_t frame;
-    return c->page_count == 1 && last->commit == c->hashes.count && last->frame > 1 &&
-           c->at.place.frame == last->frame - 1 &&
-           bk_wal_frame(c->wal_fd, c->database, size, last->frame - 1, before, &frame, NULL) ==
+    bool known = c->last.frame == c->at.place.frame &&
+                 memcmp(c->last.salt, c->at.place.salt, sizeof c->last.salt) == 0;
+    if (c->page_count != 1 || last->commit != c->hashes.count || last->frame == 1 ||
+        c->at.place.frame != last->frame - 1 || (known && c->last.pgno != last->pgno))
+        return false;
+    return bk_wal_frame(c->wal_fd, c->database, size, last->frame - 1, before, &frame, NULL) ==
                BK_OK &&
            frame.pgno == last->pgno && frame.commit == last->commit &&
            memcmp(before, last->page, size) == 0;
@@ -159,6 +162,8 @@ static bk_rc_t take_frame(void *arg, const bk_wal_frame_t *frame, bk_err_t *err)
     if (rc != BK_OK || frame->commit == 0)
         return rc;
     rc = end_transaction(c, frame, err);
+    c->last = (bk_capture_last_t){.frame = frame->frame, .pgno = frame->pgno};
+    memcpy(c->last.salt, c->at.place.salt, sizeof c->last.salt);
     c->page_count = 0;
     return rc;
 }
