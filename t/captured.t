@@ -156,7 +156,7 @@ sub a_disk_that_does_not_answer {
     add_row($t, 'main');
     my $check;
     ok($t->wait_until(90, 'health', sub { (my $status, $check) = check_of($t, 'database_main:durable_age'); $status == 503 }), 'health fails');
-    like($check->{output}, qr/has hung for \d+ s: .*write-ahead log .* has \d+ MiB: bring that disk back/, 'says what hangs, how large the log is, and what to do');
+    like($check->{output}, qr/has hung for \d+ s: .*write-ahead log .* had \d+ MiB: bring that disk back/, 'says what hangs, how large the log is, and what to do');
     my $r = $t->post('/databases/main/detach');
     is($r->{status}, 200, 'detach answers');
     for (1 .. 2) {

@@ -192,7 +192,9 @@ void bk_capture_report_step(bk_captured_t *one, const bk_capture_state_t *before
         one->gaps += s->gaps - before->gaps;
     if (s->proved > one->proved)
         one->proved = s->proved;
-    if (one->doubted == one->asked && !s->paused && !s->doubted)
+    if (s->doubted && one->doubted == 0) /* by its own comparison */
+        one->doubted = bk_now();
+    else if (one->doubted == one->asked && !s->paused && !s->doubted)
         one->doubted = 0;
     if (s->paused)
         return;
@@ -210,7 +212,7 @@ void bk_capture_report_remember(bk_capturing_t *c, bk_captured_t *one,
     bool look = one->waiting == BK_WAITING_UNKNOWN && s->page_size != 0;
     /* Each batch is a comparison: that is not written down each time. */
     bool news = s->gaps > before->gaps || (s->proved != before->proved && !s->batches) ||
-                (one->asked != 0 && one->doubted == 0);
+                s->doubted != before->doubted || (one->asked != 0 && one->doubted == 0);
     if (one->doubted == 0)
         one->asked = 0;
     pthread_mutex_unlock(&one->text);
@@ -238,17 +240,14 @@ static bool is_long(bk_captured_t *one, bool *stuck)
 
 static void say_stuck(const bk_capturing_t *c, const bk_captured_t *one, char text[BK_ERR_TEXT])
 {
-    char wal[PATH_MAX];
-    struct stat st = {.st_size = 0};
-    if (!bk_fmt(wal, sizeof wal, "%s-wal", one->db->path) || bk_db_stat(wal, &st) != 0)
-        st.st_size = 0;
+    const bk_capture_state_t *s = &one->state; /* nobody asks the disk that hangs */
     bk_fmt(
         text, BK_ERR_TEXT,
         "a step has hung for %lld s: the disk of base_dir %s or of the database does not answer. "
-        "The application's write-ahead log cannot begin anew meanwhile, it has %llu MiB: bring "
+        "The application's write-ahead log cannot begin anew meanwhile, it had %llu MiB: bring "
         "that disk back, or take it away, so that the call fails; then the log is let go of",
         (long long)((bk_mono() - one->stepping) / BK_SEC), c->set->base_dir,
-        (unsigned long long)st.st_size >> 20);
+        ((unsigned long long)s->wal_frames * s->page_size) >> 20);
 }
 
 /* Under text. */
@@ -285,7 +284,7 @@ static void report(bk_capturing_t *c, bk_captured_t *one, bk_capture_report_t *r
     *r = (bk_capture_report_t){.name = one->db->name,
                                .detached = atomic_load(&one->detached),
                                .batches = s->batches,
-                               .doubted = one->doubted != 0,
+                               .doubted = one->doubted != 0 || s->doubted,
                                .since = one->since,
                                .durable = s->as_of != 0 ? s->as_of : one->before,
                                .proved = one->proved};

@@ -37,6 +37,7 @@
 #define SWEEP_PIN   200u   /* ms */
 #define AUDIT_EVERY 86400u /* s */
 #define AUDIT_FIRST (3600 * BK_SEC)
+#define AUDIT_AGAIN (600 * BK_SEC) /* when pages could not be read */
 #define AUDIT_PIECE (16u << 20)
 
 /* --- the pin --- */
@@ -249,6 +250,13 @@ void bk_capture_hold_turn(bk_capture_hold_t *hold, bool over)
         hold->reader = other;
         hold->header = hold->header_now;
     }
+}
+
+void bk_capture_hold_let_go(bk_capture_hold_t *hold)
+{
+    for (unsigned i = 0; i < 2; i++)
+        end_read(&hold->readers[i]);
+    hold->header = (bk_wal_header_t){0}; /* it bridges nothing any more */
 }
 
 uint32_t bk_capture_hold_frames(const bk_capture_hold_t *hold)
@@ -502,10 +510,21 @@ static bk_rc_t audit_when_due(bk_capture_t *c, bk_err_t *err)
     int64_t now = bk_mono();
     if (c->batches || now - c->idle < c->audit_idle || now - c->audited < c->audit_every)
         return BK_OK;
-    bk_rc_t rc = bk_capture_audit(c, &same, &done, err);
-    if (rc != BK_OK || !done)
-        return rc == BK_BUSY ? BK_OK : rc;
+    bk_err_t why = {0};
+    bk_rc_t rc = bk_capture_audit(c, &same, &done, &why);
+    if (rc == BK_BUSY || (rc == BK_OK && !done))
+        return BK_OK;
+    if (rc == BK_INTERRUPTED || rc == BK_CANCELED) {
+        *err = why;
+        return rc;
+    }
     c->audited = bk_mono();
+    if (rc != BK_OK) { /* which is no reason to capture no more */
+        bk_ctl_note(c->ctl, "not all pages could be compared with what was captured: %s", why.text);
+        c->audited += AUDIT_AGAIN - c->audit_every;
+        c->audit_next = 0;
+        return BK_OK;
+    }
     c->state.audits++;
     if (same)
         c->state.proved = c->audit_began;
@@ -520,9 +539,11 @@ static bk_rc_t step(bk_capture_t *c, bool woken, bool now, bk_err_t *err)
     /* What could not be had now is tried again; the pin is held. */
     if (rc == BK_BUSY && c->going && (!c->batches || c->busy < BUSY_MOST))
         rc = BK_OK;
-    if (rc == BK_OK && c->going && c->state.doubted)
+    if (rc == BK_OK && c->going && c->state.doubted && bk_mono() >= c->mend_rest) {
         rc = bk_capture_mend(c, &why);
-    else if (rc == BK_OK && c->at.txid == c->state.txid && !now && c->going)
+        /* Transactions are captured meanwhile, from what is durable on. */
+        c->mend_rest = rc == BK_OK ? 0 : bk_mono() + AUDIT_AGAIN;
+    } else if (rc == BK_OK && c->at.txid == c->state.txid && !now && c->going && !c->state.doubted)
         rc = audit_when_due(c, &why);
     bool news = rc == BK_OK && c->at.txid != c->state.txid;
     if (news && c->log != NULL)

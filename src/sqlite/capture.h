@@ -44,12 +44,12 @@ typedef struct {
 } bk_capture_known_t;
 
 typedef struct {
-    const char *database; /* path */
-    const char *dir;      /* of this database alone, exists: <epoch>-<first>.tx, and "hashes" */
-    unsigned busy_ms;     /* to wait for locks when it begins */
-    const bk_capture_hold_t *hold; /* NULL: none; needed only during open */
-    bk_capture_known_t known;      /* narrows a gap, and new numbers come behind it */
-    uint32_t soft;                 /* frames from which checkpoints are helped along; 0: 1000 */
+    const char *database;     /* path */
+    const char *dir;          /* of this database alone, exists: <epoch>-<first>.tx, and "hashes" */
+    unsigned busy_ms;         /* to wait for locks when it begins */
+    bk_capture_hold_t *hold;  /* NULL: none; needed only during open, which may end its pin */
+    bk_capture_known_t known; /* narrows a gap, and new numbers come behind it */
+    uint32_t soft;            /* frames from which checkpoints are helped along; 0: 1000 */
     unsigned audit_idle;  /* ms: when nothing was written for so long some of the pages are compared
                                 with what was captured; 0: 200 */
     unsigned audit_every; /* s: all of them are so often; 0: a day */

@@ -109,8 +109,10 @@ bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err)
         rest(c);
     else
         c->rest = bk_mono() + c->batch_least;
-    if (rc == BK_OK)
+    if (rc == BK_OK) {
         c->looked = c->at.seen;
+        bk_capture_settle(c);
+    }
     if (c->at.txid != txid)
         c->idle = bk_mono();
     return rc;

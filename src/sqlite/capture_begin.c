@@ -299,14 +299,18 @@ bk_rc_t bk_capture_bridge(bk_capture_t *c, bk_err_t *err)
     if (rc != BK_OK)
         return rc;
     c->state.gaps += kind == BK_TXLOG_GAP && c->at.txid != txid;
-    return bk_capture_save(c, err);
+    rc = bk_capture_save(c, err);
+    if (rc == BK_OK)
+        bk_capture_settle(c);
+    return rc;
 }
 
 bk_rc_t bk_capture_mend(bk_capture_t *c, bk_err_t *err)
 {
     uint64_t gaps = c->state.gaps;
     bk_rc_t rc = bk_capture_bridge(c, err);
-    c->state.differing += c->state.gaps > gaps ? c->logged : 0;
+    if (c->state.gaps > gaps)
+        c->state.differing += c->logged > 0 ? c->logged : 1; /* or its length */
     /* Somebody has the lock: with the next step, unless what was captured does not lead here. */
     return rc == BK_BUSY && c->sweep.again == NULL ? BK_OK : rc;
 }
@@ -369,7 +373,11 @@ static bk_rc_t begin_epoch(bk_capture_t *c, uint32_t page_size, bk_err_t *err)
     c->state.new_epoch = true;
     c->state.resumed = c->at.txid;
     c->state.resumed_digest = c->hashes.digest;
-    return rc == BK_OK ? bk_capture_save(c, err) : rc;
+    if (rc == BK_OK)
+        rc = bk_capture_save(c, err);
+    if (rc == BK_OK)
+        bk_capture_settle(c);
+    return rc;
 }
 
 bk_rc_t bk_capture_begin_epoch(bk_capture_t *c, uint64_t last, bk_err_t *err)
@@ -492,6 +500,8 @@ bk_rc_t bk_capture_begin(bk_capture_t *c, const bk_wal_header_t *header, bk_err_
     if (rc == BK_OK && goes_on)
         rc = take_rest(c, page_size, header, &fits, &goes_on, err);
     c->at.inode = inode;
+    if (!goes_on && c->hold != NULL)
+        bk_capture_hold_let_go(c->hold);
     if (rc == BK_OK && !fits)
         rc = begin_epoch(c, page_size, err);
     else if (rc == BK_OK && !goes_on)

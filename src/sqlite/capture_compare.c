@@ -127,10 +127,10 @@ static bk_rc_t sweep_some(bk_capture_t *c, bool learn, uint8_t *pages, bk_err_t 
     bk_db_source_t *source = NULL;
     bk_capture_sweep_t *sweep = &c->sweep;
     uint32_t size = c->hashes.page_size;
-    int64_t began = bk_mono();
     bk_rc_t rc = bk_capture_open_source(c, &source, err);
     if (rc != BK_OK)
         return rc;
+    int64_t began = bk_mono(); /* a long log takes its time before */
     if (bk_db_source_info(source)->page_size != size)
         rc = bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
                         c->database, size, bk_db_source_info(source)->page_size);
@@ -172,7 +172,6 @@ static bk_rc_t begin_sweep(bk_capture_t *c, bool learn, uint64_t bytes, bk_err_t
     bk_rc_t rc = bk_db_wal_header(&c->readers[c->reader], BUSY_MS, &header, err);
     if (rc != BK_OK)
         return rc;
-    bk_capture_sweep_end(c);
     place->frame = header.frames;
     memcpy(place->salt, header.salt, sizeof place->salt);
     memcpy(place->checksum, header.checksum, sizeof place->checksum);
@@ -188,6 +187,7 @@ bk_rc_t bk_capture_sweep(bk_capture_t *c, bool learn, bk_err_t *err)
 {
     struct stat st;
     uint64_t limit = growth_limit(c);
+    bk_capture_sweep_end(c);
     if (c->batches || bk_db_stat(c->readers[c->reader].path, &st) != 0 ||
         (uint64_t)st.st_size < c->sweep_from)
         return BK_OK;
@@ -234,9 +234,10 @@ static bk_rc_t catch_up(bk_capture_t *c, bk_err_t *err)
 bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
 {
     uint64_t limit = growth_limit(c), first = 1;
+    c->compared = bk_now();
     const bk_db_info_t *info = bk_db_source_info(source);
     unsigned batch = READ_BYTES / info->page_size;
-    int64_t began = bk_mono(), now = bk_now();
+    int64_t began = bk_mono();
     uint8_t *pages = malloc(READ_BYTES);
     bk_rc_t rc = pages != NULL
                      ? bk_hashes_resize(&c->hashes, info->page_count, err)
@@ -257,14 +258,17 @@ bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk
             rc = compare_some(c, log, pages, first, n, err);
     }
     c->held = bk_mono() - began;
-    if (rc == BK_OK) {
-        c->state.proved = now;
-        c->state.doubted = false;
-        c->audit_next = 0;
+    if (rc == BK_OK)
         bk_capture_sweep_end(c);
-    }
     free(pages);
     return rc;
+}
+
+void bk_capture_settle(bk_capture_t *c)
+{
+    c->state.proved = c->compared;
+    c->state.doubted = false;
+    c->audit_next = 0;
 }
 
 void bk_capture_place(const bk_db_info_t *info, bk_txlog_place_t *place)
@@ -318,10 +322,13 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
                   .t_lo = bk_capture_known_until(c),
                   .before = c->hashes.digest};
     uint64_t count = c->hashes.count;
+    int64_t looked = c->looked;
     c->logged = 0;
     bk_rc_t rc = room_for_difference(c, err);
     if (rc == BK_OK)
         rc = bk_capture_sweep(c, false, err);
+    if (c->sweep.again != NULL)
+        looked = bk_now(); /* what is committed from now on may be younger than the pin */
     if (rc == BK_OK)
         rc = bk_capture_open_source(c, &source, err);
     tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;
@@ -335,6 +342,7 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
     if (rc == BK_OK) {
         bk_capture_place(bk_db_source_info(source), &tx.place);
         rc = end_difference(c, count, &tx, err);
+        c->looked = looked;
     }
     bk_db_source_close(source);
     return rc;

@@ -45,7 +45,7 @@ typedef struct {
 } bk_capture_sweep_t;
 
 struct bk_capture_s {
-    const bk_capture_hold_t *hold; /* while it begins */
+    bk_capture_hold_t *hold; /* while it begins */
     char *database, *dir;
     unsigned busy_ms;
     uint32_t soft;
@@ -57,6 +57,8 @@ struct bk_capture_s {
     int64_t audited;     /* bk_mono of the last audit */
     uint64_t audit_next; /* the page that the present one goes on with; 0: there is none */
     int64_t audit_began; /* ns */
+    int64_t mend_rest;   /* bk_mono: what is doubted is not compared before */
+    int64_t compared;    /* ns: when the last comparison of all pages began */
     bk_ctl_t *ctl;
     bk_db_connection_t readers[2], checkpointer, writer;
     bool going;      /* one of the readers is pinned; or, of batches, they are known */
@@ -102,6 +104,8 @@ static inline void bk_capture_moves(bk_capture_t *c, uint64_t bytes)
 /* What was committed until now, the pin stays; and with a new one: the log can begin anew. */
 bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err);
 bk_rc_t bk_capture_move_on(bk_capture_t *c, bk_err_t *err);
+/* It is of no use any more: the log need not wait for it. */
+void bk_capture_hold_let_go(bk_capture_hold_t *hold);
 
 /* capture_read.c */
 /* Take in everything up to header, which was seen at c->seen; c->at is then its end. */
@@ -148,6 +152,9 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err);
 bk_rc_t bk_capture_audit(bk_capture_t *c, bool *same, bool *done, bk_err_t *err);
 /* ns: until when nothing but what is known can have happened. */
 int64_t bk_capture_known_until(const bk_capture_t *c);
+
+/* What was found is durable: all pages are known from the last comparison on. */
+void bk_capture_settle(bk_capture_t *c);
 
 /* capture_batches.c */
 /* BK_TIMEOUT: commits have been waiting since began (bk_mono) for longer than they are to. */

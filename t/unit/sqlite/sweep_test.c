@@ -43,6 +43,7 @@ static pid_t scatter(const box_t *box)
                  1 + (unsigned)(seed >> 33) % ROWS);
         if (sqlite3_exec(db, text, NULL, NULL, NULL) != SQLITE_OK)
             _exit(1);
+        usleep(300);
     }
 }
 
