@@ -194,11 +194,17 @@ bk_rc_t bk_moments_keep_since(bk_moments_t *m, int64_t since, bk_err_t *err)
     return rc;
 }
 
+/* What it was listed as; not a wider one that it was found in since, which holds others as well. */
+static bool is_alone(const bk_moments_segment_t *s)
+{
+    return s->path == NULL && s->item.name.first == s->first && s->item.name.last == s->last;
+}
+
 bk_rc_t bk_moments_remove(bk_moments_t *m, bool dry_run, uint64_t *count, bk_err_t *err)
 {
     bk_rc_t rc = BK_OK;
     for (size_t s = 0; s < m->count && rc == BK_OK; s++) {
-        if (m->segments[s].needed || m->segments[s].path != NULL)
+        if (m->segments[s].needed || !is_alone(&m->segments[s]))
             continue;
         rc = bk_ctl_check(m->ctl, err);
         if (rc == BK_OK && !dry_run)

@@ -653,6 +653,29 @@ static void a_reader_of_the_old_names_goes_on(void **state)
     bk_moments_free(moments);
 }
 
+/* One of the old names leads to what holds all of them. */
+static void a_cleanup_with_the_old_names_spares_what_they_became(void **state)
+{
+    merging_t *w = *state;
+    bk_repo_t *repo = w->opened.repo;
+    bk_err_t err = {0};
+    bk_moments_t *moments;
+    uint64_t removed = 0;
+    base_t base;
+    base_of(&base, 35);
+    ship_small_ones(w->f, repo, E1, 1, 40);
+    OK(bk_moments_open(NULL, "app", "main", repo, NULL, &moments, &err), &err);
+    assert_int_equal(merge(w, 0), 40);
+    (void)merge(w, 0);
+    assert_int_equal(count_all(repo, E1, true), 1);
+    bool begins = false;
+    OK(bk_moments_keep(moments, 38 * BK_SEC, &base.list, &begins, &err), &err);
+    OK(bk_moments_remove(moments, false, &removed, &err), &err);
+    assert_int_equal(removed, 0);
+    bk_moments_free(moments);
+    assert_all_there(repo, 40);
+}
+
 /* The others are merged; nothing that can be read is given up. */
 static void a_damaged_or_missing_segment_is_left_out(void **state)
 {
@@ -797,6 +820,8 @@ int main(void)
                                         tear_down_merging),
         cmocka_unit_test_setup_teardown(a_reader_of_the_old_names_goes_on, set_up_merging,
                                         tear_down_merging),
+        cmocka_unit_test_setup_teardown(a_cleanup_with_the_old_names_spares_what_they_became,
+                                        set_up_merging, tear_down_merging),
         cmocka_unit_test_setup_teardown(a_merged_segment_that_is_damaged_is_made_again,
                                         set_up_merging, tear_down_merging),
         cmocka_unit_test_setup_teardown(a_damaged_or_missing_segment_is_left_out, set_up_merging,
