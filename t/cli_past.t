@@ -18,7 +18,7 @@ my $dir = $t->{dir};
 my $path = "$dir/app/app.db";
 mkdir "$dir/tmp";
 $ENV{TMPDIR} = "$dir/tmp";
-$t->{set} = $t->set_conf =~ s/(files uploads)/database main { path $path; pitr_window 7d; } database other { path $dir\/app\/other.db; } $1/r;
+$t->{set} = $t->set_conf =~ s/(files uploads)/database main { path $path; pitr_window 7d; } database other { path $dir\/app\/other.db; pitr_window off; } $1/r;
 my $app = NgxBackup::connect_db($path);
 $app->do('PRAGMA journal_mode=WAL');
 $app->do('CREATE TABLE t(id INTEGER PRIMARY KEY, v)');

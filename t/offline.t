@@ -39,7 +39,7 @@ backup first {
 }
 backup second {
     base_dir $dir/second;
-    database Main { path $dir/app/second.db; wal off; }
+    database Main { path $dir/app/second.db; wal off; pitr_window off; }
     files uploads { path $dir/app/uploads; }
     storage local disk { path $dir/storage; }
     min_free 0;

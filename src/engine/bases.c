@@ -34,15 +34,15 @@ static const bk_snapshot_db_t *database_of(const bk_snapshot_t *s, const char *n
     return NULL;
 }
 
-bk_rc_t bk_bases_init(bk_bases_t *bases, const bk_snapshot_list_t *list, const char *database,
-                      bk_err_t *err)
+bk_rc_t bk_bases_init(bk_bases_t *bases, const bk_snapshot_list_t *list, const char *set,
+                      const char *database, bk_err_t *err)
 {
     *bases = (bk_bases_t){.list = list, .items = calloc(list->count + 1, sizeof(base_t))};
     if (bases->items == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", database);
     for (size_t i = 0; i < list->count; i++) {
         const bk_snapshot_db_t *db = database_of(&list->items[i], database);
-        if (db != NULL)
+        if (db != NULL && strcmp(list->items[i].set, set) == 0)
             bases->items[bases->count++] = (base_t){db->digest, db->page_count, i, db};
     }
     if (bases->count > 1)
@@ -144,7 +144,7 @@ bk_rc_t bk_moments_find_base(bk_moments_t *m, size_t segment, const bk_snapshot_
     bk_bases_t bases;
     size_t begin = segment;
     bool found = false;
-    bk_rc_t rc = bk_bases_init(&bases, list, m->database, err);
+    bk_rc_t rc = bk_bases_init(&bases, list, m->set, m->database, err);
     if (rc == BK_OK)
         rc = bk_moments_look_back(m, &bases, segment, moment, &begin, &found, err);
     bk_bases_free(&bases);
@@ -250,7 +250,7 @@ json_t *bk_moments_describe(bk_moments_t *m, const bk_snapshot_list_t *list)
     int64_t earliest = 0, latest = 0;
     bool broken = false, told = m->gap[1] == 0;
     json_t *gaps = json_array();
-    bk_rc_t rc = bk_bases_init(&bases, list, m->database, NULL);
+    bk_rc_t rc = bk_bases_init(&bases, list, m->set, m->database, NULL);
     for (size_t first = 0; rc == BK_OK && first < m->count; first = w.last + 1) {
         rc = bk_moments_window(m, first, &bases, &w, NULL);
         broken = broken || w.damaged || w.goes_on;

@@ -15,9 +15,10 @@ typedef struct {
     size_t count;
 } bk_bases_t;
 
-/* list and database are borrowed until free. */
-bk_rc_t bk_bases_init(bk_bases_t *bases, const bk_snapshot_list_t *list, const char *database,
-                      bk_err_t *err);
+/* Of a set's database: another set may have the same, but lets its backups go when it likes.  list
+ * is borrowed until free. */
+bk_rc_t bk_bases_init(bk_bases_t *bases, const bk_snapshot_list_t *list, const char *set,
+                      const char *database, bk_err_t *err);
 void bk_bases_free(bk_bases_t *bases);
 /* Those that are not known to last: nothing may go for their sake. */
 void bk_bases_leave_out_provisional(bk_bases_t *bases);

@@ -156,7 +156,7 @@ bk_rc_t bk_moments_keep(bk_moments_t *m, int64_t since, const bk_snapshot_list_t
 {
     bk_bases_t bases;
     keep_t k = {.m = m, .bases = &bases, .since = since, .backups = backups};
-    bk_rc_t rc = bk_bases_init(&bases, list, m->database, err);
+    bk_rc_t rc = bk_bases_init(&bases, list, m->set, m->database, err);
     bk_bases_leave_out_provisional(&bases);
     for (size_t first = 0, end; first < m->count && rc == BK_OK; first = end) {
         end = bk_moments_epoch_end(m, first);

@@ -199,29 +199,47 @@ static bk_rc_t check_end(bk_moments_t *m, size_t segment, int64_t time, const bk
                       why.text, until, (unsigned long long)tx->txid);
 }
 
-/* A backup that the first transaction changed: nothing was committed in between. */
-static bk_rc_t stands_on(bk_moments_t *m, size_t first, const bk_tx_t *tx, int64_t time,
-                         const bk_snapshot_list_t *list, bk_moment_t *moment, bk_err_t *err)
+/* The newest backup of it until then; of those of one time the last. */
+static const bk_snapshot_db_t *newest_until(const bk_moments_t *m, int64_t time,
+                                            const bk_snapshot_list_t *list,
+                                            const bk_snapshot_t **backup)
 {
-    bk_bases_t bases;
-    bool seen = (tx->flags & BK_TXLOG_GAP) == 0 || time <= tx->t_lo;
-    bk_rc_t rc = bk_bases_init(&bases, list, m->database, err);
-    if (rc == BK_OK && seen && bk_bases_find(&bases, tx->before, 0, moment) &&
-        moment->from->instant <= time) {
-        moment->tx = (bk_tx_t){.txid = tx->txid - 1,
-                               .page_count = moment->from->page_count,
-                               .t_lo = moment->from->instant,
-                               .t_hi = moment->from->instant,
-                               .after = tx->before};
-        moment->base = moment->tx.txid;
-        moment->first = moment->last = first;
-        if ((tx->flags & BK_TXLOG_BATCH) != 0 && time > tx->t_lo)
-            moment->batch = tx->t_hi;
-    } else {
-        moment->from = NULL;
+    const bk_snapshot_db_t *newest = NULL;
+    for (size_t i = 0; i < list->count; i++) {
+        const bk_snapshot_t *s = &list->items[i];
+        for (size_t n = 0; n < s->db_count && strcmp(s->set, m->set) == 0; n++) {
+            const bk_snapshot_db_t *db = &s->dbs[n];
+            if (strcmp(db->name, m->database) == 0 && db->instant <= time &&
+                (newest == NULL || db->instant >= newest->instant)) {
+                newest = db;
+                *backup = s;
+            }
+        }
     }
-    bk_bases_free(&bases);
-    return rc;
+    return newest;
+}
+
+/*
+ * The backup that the first transaction changed, when there was no other one in between: nothing
+ * was committed from the one to the other.  NULL: it is another.
+ */
+static void stand_on(const bk_moments_t *m, size_t first, const bk_tx_t *tx, int64_t time,
+                     const bk_snapshot_list_t *list, bk_moment_t *moment)
+{
+    const bk_snapshot_db_t *from = newest_until(m, time, list, &moment->backup);
+    bool seen = (tx->flags & BK_TXLOG_GAP) == 0 || time <= tx->t_lo;
+    if (first > 0 || !seen || from == NULL || from->digest != tx->before)
+        return;
+    moment->from = from;
+    moment->tx = (bk_tx_t){.txid = tx->txid - 1,
+                           .page_count = from->page_count,
+                           .t_lo = from->instant,
+                           .t_hi = from->instant,
+                           .after = from->digest};
+    moment->base = moment->tx.txid;
+    moment->first = moment->last = first;
+    if ((tx->flags & BK_TXLOG_BATCH) != 0 && time > tx->t_lo)
+        moment->batch = tx->t_hi;
 }
 
 static bk_rc_t before_first(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
@@ -234,7 +252,7 @@ static bk_rc_t before_first(bk_moments_t *m, int64_t time, const bk_snapshot_lis
     if (rc == BK_OK && log == NULL)
         rc = bk_moments_damaged(m, 0, err);
     if (rc == BK_OK)
-        rc = stands_on(m, first, bk_txlog_tx(log, 0), time, list, moment, err);
+        stand_on(m, first, bk_txlog_tx(log, 0), time, list, moment);
     if (rc != BK_OK || moment->from != NULL)
         return rc;
     bk_time_format_exact(at, time);

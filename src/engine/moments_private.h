@@ -21,7 +21,7 @@ typedef struct {
 } bk_moments_segment_t;
 
 struct bk_moments_s {
-    const char *database;
+    const char *set, *database;
     char key[BK_HISTORY_NAME];
     bk_repo_t *repo;
     bk_ctl_t *ctl;

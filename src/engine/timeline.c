@@ -258,7 +258,7 @@ static bk_rc_t look_at(timeline_t *t, const bk_set_t *set, const char *name, bk_
     t->next[0] = '\0';
     bk_rc_t rc = bk_moments_open(set->base_dir, set->name, name, repo, ctl, &t->moments, err);
     if (rc == BK_OK)
-        rc = bk_bases_init(&t->bases, &t->list, name, err);
+        rc = bk_bases_init(&t->bases, &t->list, set->name, name, err);
     if (rc == BK_OK)
         rc = one_database(t, name, list, err);
     bk_bases_free(&t->bases);

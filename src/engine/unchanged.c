@@ -29,7 +29,7 @@ static bk_rc_t find_same(const bk_unchanged_of_t *of, const bk_capture_state_t *
 {
     bk_bases_t bases;
     bk_past_segments_t none = {.count = 0};
-    bk_rc_t rc = bk_bases_init(&bases, &u->own, of->database, err);
+    bk_rc_t rc = bk_bases_init(&bases, &u->own, of->set, of->database, err);
     bool found = rc == BK_OK && bk_bases_find(&bases, state->digest, state->page_count, &u->moment);
     bk_bases_free(&bases);
     if (!found)

@@ -95,6 +95,13 @@ static bool harmless_pragma(const char *name, const char *value)
     return LISTED(name, pragmas) || (value == NULL && LISTED(name, plain_pragmas));
 }
 
+/* Which look at every database of the connection when none is named. */
+static bool is_check(const char *pragma)
+{
+    static const char *const names[] = {"integrity_check", "quick_check"};
+    return LISTED(pragma, names);
+}
+
 /* The library's functions that do more than compute; those of the sqlite3 shell are named in case
  * somebody's library has them. */
 static bool harmful_function(const char *name)
@@ -148,6 +155,8 @@ static int authorize(void *arg, int action, const char *one, const char *two, co
     case SQLITE_FUNCTION:
         return harmful_function(two) ? refuse(s, "function", two) : SQLITE_OK;
     case SQLITE_PRAGMA:
+        if (s->how.db != NULL && database == NULL && is_check(one))
+            return refuse(s, "what looks at more than this database:", one);
         return harmless_pragma(one, two) ? SQLITE_OK : refuse(s, "PRAGMA", one);
     case SQLITE_ATTACH:
         return refuse(s, "ATTACH", NULL);

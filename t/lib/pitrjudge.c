@@ -495,7 +495,7 @@ static int judge_all(char **args, int logs)
     if (rc == BK_OK)
         rc = bk_moments_open(args[1], "app", args[2], j.repo, &j.ctl, &moments, &err);
     if (rc == BK_OK)
-        rc = bk_bases_init(&j.bases, &j.list, args[2], &err);
+        rc = bk_bases_init(&j.bases, &j.list, "app", args[2], &err);
     if (rc == BK_OK)
         rc = run(&j, moments, &err);
     if (rc == BK_OK)

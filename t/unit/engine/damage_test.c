@@ -20,7 +20,7 @@ static const uint64_t backups[] = {0, 5, 11};
 
 static int set_up_damage(void **state)
 {
-    static char name[] = "main";
+    static char name[] = "main", set[] = "app";
     bk_err_t err = {0};
     world_t *w = calloc(1, sizeof *w);
     w->f = captured(true);
@@ -29,7 +29,7 @@ static int set_up_damage(void **state)
                                        .digest = 1000 + backups[i],
                                        .page_count = 1 + backups[i] % 3,
                                        .page_size = 4096};
-        w->snapshots[i] = (bk_snapshot_t){.dbs = &w->dbs[i], .db_count = 1};
+        w->snapshots[i] = (bk_snapshot_t){.set = set, .dbs = &w->dbs[i], .db_count = 1};
     }
     w->list = (bk_snapshot_list_t){.items = w->snapshots, .count = 3};
     OK(bk_engine_open_repo(w->f->engine, false, NULL, &w->opened, &err), &err);

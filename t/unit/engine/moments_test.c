@@ -10,10 +10,10 @@
 /* A backup that is what an epoch began with. */
 static void list_of(bk_snapshot_list_t *list, bk_snapshot_t snapshots[2], bk_snapshot_db_t dbs[2])
 {
-    static char name[] = "main";
+    static char name[] = "main", set[] = "app";
     for (unsigned i = 0; i < 2; i++) {
         dbs[i] = (bk_snapshot_db_t){.name = name, .digest = (i + 1) * 100u, .page_count = 1};
-        snapshots[i] = (bk_snapshot_t){.dbs = &dbs[i], .db_count = 1};
+        snapshots[i] = (bk_snapshot_t){.set = set, .dbs = &dbs[i], .db_count = 1};
     }
     *list = (bk_snapshot_list_t){.items = snapshots, .count = 2};
 }
@@ -29,6 +29,7 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     bk_snapshot_t snapshots[2];
     bk_snapshot_db_t dbs[2];
     bk_snapshot_list_t list;
+    static char other[] = "other";
     const int64_t one = 1000 * BK_SEC, two = 2000 * BK_SEC;
     list_of(&list, snapshots, dbs);
     write_segment(f, E1, 4096, 1, 3, one, true);
@@ -52,6 +53,9 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     OK(bk_moments_at(moments, one - 1, &list, &moment, &err), &err);
     assert_int_equal(moment.tx.txid, 0);
     assert_ptr_equal(moment.backup, &snapshots[0]);
+    dbs[1].instant = one - 5; /* it was another in between */
+    assert_int_equal(bk_moments_at(moments, one - 1, &list, &moment, &err), BK_INVALID);
+    dbs[1].instant = 0;
     assert_int_equal(bk_moments_at(moments, one - 11, &list, &moment, &err), BK_INVALID);
     assert_contains(err.text, "before the first");
     /* Nobody says that nothing came behind the last one. */
@@ -64,6 +68,9 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     assert_contains(err.text, "1970-01-01T00:33:22");
     OK(bk_moments_number(moments, 5, &list, &moment, &err), &err);
     assert_int_equal(moment.tx.after, 205);
+    snapshots[1].set = other;
+    assert_int_equal(bk_moments_number(moments, 5, &list, &moment, &err), BK_NOT_FOUND);
+    snapshots[1].set = snapshots[0].set;
     dbs[1].digest = 7;
     assert_int_equal(bk_moments_number(moments, 5, &list, &moment, &err), BK_NOT_FOUND);
     assert_contains(err.text, "nothing to begin from");
@@ -360,7 +367,7 @@ static void without_base_dir_the_last_transaction_is_told(void **state)
 static void assert_kept(fixture_t *f, int64_t since, const char *provisional, const char *backups,
                         uint64_t segments)
 {
-    static char name[] = "main";
+    static char name[] = "main", set[] = "app";
     static const uint64_t digests[] = {100, 103, 201, 204};
     bk_err_t err = {0};
     bk_opened_t opened;
@@ -372,7 +379,8 @@ static void assert_kept(fixture_t *f, int64_t since, const char *provisional, co
     char got[5] = "";
     for (unsigned i = 0; i < 4; i++) {
         dbs[i] = (bk_snapshot_db_t){.name = name, .digest = digests[i], .page_count = 1};
-        snapshots[i] = (bk_snapshot_t){.dbs = &dbs[i],
+        snapshots[i] = (bk_snapshot_t){.set = set,
+                                       .dbs = &dbs[i],
                                        .db_count = 1,
                                        .provisional = strchr(provisional, 'A' + (int)i) != NULL};
     }
@@ -477,10 +485,10 @@ typedef struct {
 
 static void base_of(base_t *base, uint64_t number)
 {
-    static char name[] = "main";
+    static char name[] = "main", set[] = "app";
     base->db = (bk_snapshot_db_t){
         .name = name, .digest = 1000 + number, .page_count = 1 + number % 3, .page_size = 4096};
-    base->snapshot = (bk_snapshot_t){.dbs = &base->db, .db_count = 1};
+    base->snapshot = (bk_snapshot_t){.set = set, .dbs = &base->db, .db_count = 1};
     base->list = (bk_snapshot_list_t){.items = &base->snapshot, .count = 1};
 }
 

@@ -522,6 +522,7 @@ static const struct {
     {{"SELECT count(*) FROM gone"}, "because of what is not in this database: gone"},
     {{"SELECT 1 FROM temp.backup_wanted"}, "because of what is not in this database"},
     {{"SELECT count(*) FROM pragma_table_info('t', 'past')"}, "what is not in this database"},
+    {{"SELECT count(*) = 1 FROM pragma_quick_check"}, "looks at more than this database"},
     {{"DELETE FROM t RETURNING 1"}, "refused because of DELETE from t"},
     {{"COMMIT"}, "refused because of a transaction"},
     {{"PRAGMA query_only = OFF"}, "refused because of PRAGMA query_only"},
