@@ -151,13 +151,17 @@ static bool may_go(const bk_history_list_t *all, size_t i, int64_t grace)
     return item->within != i && wider && wide->mtime != 0 && bk_now() - wide->mtime >= grace;
 }
 
-/* The wide one has what its name tells. */
-static bk_rc_t check_whole(compact_t *c, const bk_history_item_t *wide, bk_err_t *err)
+/* It has what its name tells, and every byte of it can be read: others go for its sake. */
+static bk_rc_t check_whole(compact_t *c, const bk_history_item_t *item, bk_err_t *err)
 {
+    char object[BK_STORAGE_NAME];
     bk_txlog_t *log = NULL;
-    bk_rc_t rc = bk_moments_open_stored(c->repo, wide, c->ctl, &log, err);
+    bk_rc_t rc = bk_moments_open_stored(c->repo, item, c->ctl, &log, err);
     if (rc == BK_OK)
-        rc = bk_txlog_narrow(log, wide->name.first, wide->name.last, err);
+        rc = bk_txlog_narrow(log, item->name.first, item->name.last, err);
+    bk_history_object(object, item);
+    if (rc == BK_OK)
+        rc = bk_history_check(c->repo, object, item->size, c->ctl, err);
     bk_txlog_free(log);
     return rc;
 }

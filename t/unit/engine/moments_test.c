@@ -492,7 +492,7 @@ static void assert_pages(bk_past_t *past, uint64_t txid)
     assert_int_equal(bk_past_page_count(past), 1 + txid % 3);
     for (uint64_t p = 1; p <= 1 + txid % 3; p++) {
         OK(bk_past_page(past, p, page, &err), &err);
-        memset(wanted, (int)(txid + p), sizeof wanted);
+        fill_page(wanted, txid + p);
         assert_memory_equal(page, wanted, sizeof page);
     }
 }
@@ -706,12 +706,29 @@ static void a_merged_segment_that_is_damaged_is_made_again(void **state)
     ship_small_ones(w->f, repo, E1, 1, 40);
     assert_int_equal(merge(w, 3600 * BK_SEC), 40);
     object_of(repo, E1, 0, path);
-    spoil(w->f, path, 200);
+    spoil(w->f, path, size_of(w->f, path) / 2); /* pages: what tells of them is sound */
     (void)merge(w, 0);
     (void)merge(w, 0);
     (void)merge(w, 0);
     assert_int_equal(count_all(repo, E1, true), 1);
     assert_all_there(repo, 40);
+}
+
+/* One of the others is damaged as well, elsewhere: each has what the other one lacks. */
+static void a_damaged_one_stays_when_the_others_are_not_whole(void **state)
+{
+    merging_t *w = *state;
+    bk_repo_t *repo = w->opened.repo;
+    char wide[BK_STORAGE_NAME + 16], small[BK_STORAGE_NAME + 16];
+    for (uint64_t i = 1; i <= 40; i++)
+        ship_one(w->f, repo, E1, i, 40); /* three parts each */
+    object_of(repo, E1, 39, small);
+    assert_int_equal(merge(w, 3600 * BK_SEC), 40);
+    object_of(repo, E1, 0, wide);
+    spoil(w->f, wide, 200);
+    spoil(w->f, small, size_of(w->f, small) / 2);
+    (void)merge(w, 0);
+    assert_int_equal(count_all(repo, E1, true), 41);
 }
 
 /* --- proofs --- */
@@ -823,6 +840,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_cleanup_with_the_old_names_spares_what_they_became,
                                         set_up_merging, tear_down_merging),
         cmocka_unit_test_setup_teardown(a_merged_segment_that_is_damaged_is_made_again,
+                                        set_up_merging, tear_down_merging),
+        cmocka_unit_test_setup_teardown(a_damaged_one_stays_when_the_others_are_not_whole,
                                         set_up_merging, tear_down_merging),
         cmocka_unit_test_setup_teardown(a_damaged_or_missing_segment_is_left_out, set_up_merging,
                                         tear_down_merging),
