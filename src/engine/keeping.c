@@ -129,13 +129,15 @@ static bool is_lost(const bk_moments_t *m, size_t first, size_t end)
 }
 
 /*
- * One is over when the next one begins.  When one that is lost began nobody can tell: it is no
- * reason for the end of another, and over itself when it is old and another one goes on.
+ * One is over when the next one begins; that which goes on never is, although it may have begun
+ * under a clock that was wrong, and before others.  When one that is lost began nobody can tell: it
+ * is no reason for the end of another, and over itself when it is old and another one goes on.
  */
 static bool is_over(const bk_moments_t *m, size_t first, size_t end, int64_t since)
 {
-    bool goes_on =
-        m->known.until == 0 || memcmp(m->known.epoch, m->segments[first].epoch, BK_EPOCH_SIZE) == 0;
+    bool over = m->known.until != 0;
+    if (over && memcmp(m->known.epoch, m->segments[first].epoch, BK_EPOCH_SIZE) == 0)
+        return false;
     if (!is_lost(m, first, end)) {
         for (size_t s = end, next; s < m->count; s = next) {
             next = bk_moments_epoch_end(m, s);
@@ -144,9 +146,9 @@ static bool is_over(const bk_moments_t *m, size_t first, size_t end, int64_t sin
         }
         return false;
     }
-    for (size_t s = first; s < end && !goes_on; s++)
-        goes_on = m->segments[s].item.mtime == 0 || m->segments[s].item.mtime >= since;
-    return !goes_on;
+    for (size_t s = first; s < end && over; s++)
+        over = m->segments[s].item.mtime != 0 && m->segments[s].item.mtime < since;
+    return over;
 }
 
 bk_rc_t bk_moments_keep(bk_moments_t *m, int64_t since, const bk_snapshot_list_t *list,

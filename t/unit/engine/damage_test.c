@@ -193,6 +193,25 @@ static void what_is_damaged_goes_in_its_time(void **state)
     }
 }
 
+/* The clock was set since: its first transaction is older than those of one that ended. */
+static void what_goes_on_is_not_over(void **state)
+{
+    world_t *w = *state;
+    bk_err_t err = {0};
+    bk_moments_t *moments;
+    bool kept[3] = {false};
+    uint64_t removed = 0;
+    ship_small_ones(w->f, w->opened.repo, E2, 101, 4);
+    covered(w->f, E1, COUNT, 200 * BK_SEC);
+    OK(bk_moments_open(w->f->set.base_dir, "app", "main", w->opened.repo, NULL, &moments, &err),
+       &err);
+    OK(bk_moments_keep(moments, 103 * BK_SEC, &w->list, kept, &err), &err);
+    assert_true(kept[2]);
+    OK(bk_moments_remove(moments, true, &removed, &err), &err);
+    assert_int_equal(removed, backups[2]);
+    bk_moments_free(moments);
+}
+
 /* A storage that does not answer says nothing of what it holds. */
 static void a_silent_storage_is_no_damage(void **state)
 {
@@ -368,6 +387,7 @@ int main(void)
         T(damage_costs_only_what_needs_it),
         T(a_missing_segment_costs_only_what_needs_it),
         T(what_is_damaged_goes_in_its_time),
+        T(what_goes_on_is_not_over),
         T(a_silent_storage_is_no_damage),
         cmocka_unit_test(damage_in_a_window_is_told_and_goes),
         cmocka_unit_test(a_hole_in_a_window_is_told),
