@@ -212,6 +212,33 @@ static void what_goes_on_is_not_over(void **state)
     bk_moments_free(moments);
 }
 
+/* Lost, and stored behind the beginning of what goes on: it says nothing of now. */
+static void a_lost_epoch_does_not_end_what_goes_on(void **state)
+{
+    world_t *w = *state;
+    char path[BK_STORAGE_NAME + 16];
+    bk_err_t err = {0};
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    ship_small_ones(w->f, w->opened.repo, E2, 101, 1);
+    object_of(w->opened.repo, E2, 0, path);
+    spoil(w->f, path, 200);
+    covered(w->f, E1, COUNT, 200 * BK_SEC);
+    OK(bk_moments_open(w->f->set.base_dir, "app", "main", w->opened.repo, NULL, &moments, &err),
+       &err);
+    OK(bk_moments_at(moments, 150 * BK_SEC, &w->list, &moment, &err), &err);
+    assert_int_equal(moment.tx.txid, COUNT);
+    assert_int_equal(bk_moments_at(moments, 201 * BK_SEC, &w->list, &moment, &err), BK_INVALID);
+    assert_contains(err.text, "captured up to");
+    bk_moments_free(moments);
+    /* Of one that is over nobody knows what came behind it. */
+    covered(w->f, E2, 101, 200 * BK_SEC);
+    OK(bk_moments_open(w->f->set.base_dir, "app", "main", w->opened.repo, NULL, &moments, &err),
+       &err);
+    assert_int_equal(bk_moments_at(moments, 150 * BK_SEC, &w->list, &moment, &err), BK_INVALID);
+    bk_moments_free(moments);
+}
+
 /* A storage that does not answer says nothing of what it holds. */
 static void a_silent_storage_is_no_damage(void **state)
 {
@@ -388,6 +415,7 @@ int main(void)
         T(a_missing_segment_costs_only_what_needs_it),
         T(what_is_damaged_goes_in_its_time),
         T(what_goes_on_is_not_over),
+        T(a_lost_epoch_does_not_end_what_goes_on),
         T(a_silent_storage_is_no_damage),
         cmocka_unit_test(damage_in_a_window_is_told_and_goes),
         cmocka_unit_test(a_hole_in_a_window_is_told),
