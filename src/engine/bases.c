@@ -155,6 +155,8 @@ bk_rc_t bk_moments_find_base(bk_moments_t *m, size_t segment, const bk_snapshot_
 
 /* --- windows --- */
 
+#define ASIDE (60 * BK_SEC) /* how far clocks may be apart */
+
 /* The first transaction of a segment whose content a backup has. */
 static bk_rc_t look_for_backup(bk_moments_t *m, const bk_bases_t *bases, size_t segment,
                                bk_window_t *w, bk_err_t *err)
@@ -172,16 +174,37 @@ static bk_rc_t look_for_backup(bk_moments_t *m, const bk_bases_t *bases, size_t 
     return rc;
 }
 
+/* What was backed up behind this is not of the stretch: what comes next is known. */
+static bk_rc_t stretch_over(bk_moments_t *m, const bk_window_t *w, int64_t *over, bk_err_t *err)
+{
+    *over = INT64_MAX;
+    for (size_t s = w->last + 1; s < m->count; s++) {
+        bk_txlog_t *log;
+        bk_rc_t rc = bk_moments_look(m, s, &log, err);
+        if (rc != BK_OK)
+            return rc;
+        if (log == NULL)
+            continue;
+        int64_t next = bk_txlog_tx(log, 0)->t_hi;
+        *over = (next > w->until ? next : w->until) + ASIDE;
+        break;
+    }
+    return BK_OK;
+}
+
 /* The oldest backup of the stretch is where its own time says, or a little beside. */
 static bk_rc_t find_earliest(bk_moments_t *m, const bk_bases_t *bases, bk_window_t *w,
                              bk_err_t *err)
 {
     const bk_snapshot_list_t *list = bases->list;
+    int64_t over = 0;
     bk_rc_t rc = look_for_backup(m, bases, w->first, w, err);
+    if (rc == BK_OK && !w->reachable)
+        rc = stretch_over(m, w, &over, err);
     for (size_t i = 0; i < list->count && rc == BK_OK && !w->reachable; i++) {
         const bk_snapshot_db_t *db = database_of(&list->items[i], m->database);
         size_t at;
-        if (db == NULL || db->instant < w->begin.t_lo)
+        if (db == NULL || db->instant < w->begin.t_lo || db->instant > over)
             continue;
         rc = bk_moments_segment_at(m, db->instant, &at, err);
         size_t from = at > w->first + 1 ? at - 1 : w->first + 1;

@@ -84,6 +84,13 @@ typedef struct {
     bk_tx_t tx; /* a gap, when nobody knows what was between */
 } next_t;
 
+/* The last segment of the epoch that goes on: whatever sorts behind it was before, or is lost. */
+static bool ends_capture(const bk_moments_t *m, size_t segment)
+{
+    return m->known.until != 0 && bk_moments_epoch_end(m, segment) == segment + 1 &&
+           memcmp(m->known.epoch, m->segments[segment].epoch, BK_EPOCH_SIZE) == 0;
+}
+
 /* Behind transaction number at of a segment. */
 static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, next_t *next, bk_err_t *err)
 {
@@ -102,9 +109,10 @@ static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, next_t *next,
     next->there = log != NULL;
     if (next->there)
         next->tx = *bk_txlog_tx(log, 0);
-    next->broken = next->segment > segment + 1 ||
-                   (next->there && bk_moments_same_epoch(m, segment, segment + 1) &&
-                    !bk_moments_follows(m, segment + 1));
+    next->broken = !ends_capture(m, segment) &&
+                   (next->segment > segment + 1 ||
+                    (next->there && bk_moments_same_epoch(m, segment, segment + 1) &&
+                     !bk_moments_follows(m, segment + 1)));
     /* A new epoch: what was between is not known. */
     if (next->there && (next->broken || !bk_moments_same_epoch(m, segment, next->segment)))
         next->tx.flags |= BK_TXLOG_GAP;

@@ -111,10 +111,12 @@ static bk_rc_t list_local(bk_moments_t *m, const char *base_dir, bk_err_t *err)
     return rc;
 }
 
+/* All of it: what it was merged into holds more. */
 static bool is_local(const bk_moments_t *m, const bk_moments_segment_t *segment)
 {
     for (size_t i = 0; i < m->count && m->segments[i].path != NULL; i++)
-        if (m->segments[i].first == segment->first && m->segments[i].damage == NULL &&
+        if (m->segments[i].first == segment->first && m->segments[i].last >= segment->last &&
+            m->segments[i].damage == NULL &&
             memcmp(m->segments[i].epoch, segment->epoch, BK_EPOCH_SIZE) == 0)
             return true;
     return false;

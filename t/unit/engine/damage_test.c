@@ -212,6 +212,74 @@ static void what_goes_on_is_not_over(void **state)
     bk_moments_free(moments);
 }
 
+/* Lost, and stored behind the beginning of what goes on: it says nothing of now. */
+static void a_lost_epoch_does_not_end_what_goes_on(void **state)
+{
+    world_t *w = *state;
+    char path[BK_STORAGE_NAME + 16];
+    bk_err_t err = {0};
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    ship_small_ones(w->f, w->opened.repo, E2, 101, 1);
+    object_of(w->opened.repo, E2, 0, path);
+    spoil(w->f, path, 200);
+    covered(w->f, E1, COUNT, 200 * BK_SEC);
+    OK(bk_moments_open(w->f->set.base_dir, "app", "main", w->opened.repo, NULL, &moments, &err),
+       &err);
+    OK(bk_moments_at(moments, 150 * BK_SEC, &w->list, &moment, &err), &err);
+    assert_int_equal(moment.tx.txid, COUNT);
+    assert_int_equal(bk_moments_at(moments, 201 * BK_SEC, &w->list, &moment, &err), BK_INVALID);
+    assert_contains(err.text, "captured up to");
+    bk_moments_free(moments);
+    /* Of one that is over nobody knows what came behind it. */
+    covered(w->f, E2, 101, 200 * BK_SEC);
+    OK(bk_moments_open(w->f->set.base_dir, "app", "main", w->opened.repo, NULL, &moments, &err),
+       &err);
+    assert_int_equal(bk_moments_at(moments, 150 * BK_SEC, &w->list, &moment, &err), BK_INVALID);
+    bk_moments_free(moments);
+}
+
+/* Of E1, all of it. */
+static void window_of(world_t *w, bk_moments_t *moments, bk_window_t *window)
+{
+    bk_err_t err = {0};
+    bk_bases_t bases;
+    OK(bk_bases_init(&bases, &w->list, "app", "main", &err), &err);
+    OK(bk_moments_window(moments, 0, &bases, window, &err), &err);
+    assert_int_equal(window->last + 1, COUNT);
+    bk_bases_free(&bases);
+}
+
+/* Each would cost a search for its time; what follows the window need not even answer. */
+static void backups_behind_a_window_are_not_looked_for(void **state)
+{
+    world_t *w = *state;
+    bk_window_t window;
+    char path[BK_STORAGE_NAME + 16];
+    for (unsigned i = 0; i < 3; i++) {
+        w->dbs[i].digest = 5;
+        w->dbs[i].instant = (i + 1) * 1000 * BK_SEC;
+    }
+    w->dbs[0] = (bk_snapshot_db_t){.name = w->dbs[0].name,
+                                   .digest = 1000 + COUNT,
+                                   .page_count = 1 + COUNT % 3,
+                                   .instant = 100 * BK_SEC};
+    ship_small_ones(w->f, w->opened.repo, E2, 101, 20);
+    bk_moments_t *moments = open_moments(w);
+    window_of(w, moments, &window); /* long behind its last transaction, and yet of it */
+    assert_true(window.reachable);
+    assert_int_equal(window.earliest.txid, COUNT);
+    w->dbs[0].instant = 1000 * BK_SEC;
+    for (unsigned i = 19; i > 0; i--) {
+        object_of(w->opened.repo, E2, i, path);
+        assert_int_equal(unlink(at(w->f, path)), 0);
+        assert_int_equal(symlink("nowhere", at(w->f, path)), 0); /* cannot be opened: ELOOP */
+    }
+    window_of(w, moments, &window);
+    assert_false(window.reachable);
+    bk_moments_free(moments);
+}
+
 /* A storage that does not answer says nothing of what it holds. */
 static void a_silent_storage_is_no_damage(void **state)
 {
@@ -388,6 +456,8 @@ int main(void)
         T(a_missing_segment_costs_only_what_needs_it),
         T(what_is_damaged_goes_in_its_time),
         T(what_goes_on_is_not_over),
+        T(a_lost_epoch_does_not_end_what_goes_on),
+        T(backups_behind_a_window_are_not_looked_for),
         T(a_silent_storage_is_no_damage),
         cmocka_unit_test(damage_in_a_window_is_told_and_goes),
         cmocka_unit_test(a_hole_in_a_window_is_told),

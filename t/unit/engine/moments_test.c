@@ -722,6 +722,28 @@ static void a_merged_segment_that_is_damaged_is_made_again(void **state)
     assert_all_there(repo, 40);
 }
 
+/* The others were removed; one of them is still here, as long as a hash of it is needed. */
+static void what_is_still_here_does_not_hide_what_it_became(void **state)
+{
+    merging_t *w = *state;
+    bk_repo_t *repo = w->opened.repo;
+    bk_err_t err = {0};
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    base_t base;
+    base_of(&base, 0);
+    ship_small_ones(w->f, repo, E1, 1, 40);
+    assert_int_equal(merge(w, 0), 40);
+    write_segment(w->f, E1, 4096, 1, 3, BK_SEC, true);
+    OK(bk_moments_open(w->f->set.base_dir, "app", "main", repo, NULL, &moments, &err), &err);
+    for (uint64_t txid = 1; txid <= 40; txid++) {
+        bk_past_t *past = past_of(moments, &base, txid, &moment);
+        assert_pages(past, txid);
+        bk_past_free(past);
+    }
+    bk_moments_free(moments);
+}
+
 /* One of the others is damaged as well, elsewhere: each has what the other one lacks. */
 static void a_damaged_one_stays_when_the_others_are_not_whole(void **state)
 {
@@ -729,7 +751,7 @@ static void a_damaged_one_stays_when_the_others_are_not_whole(void **state)
     bk_repo_t *repo = w->opened.repo;
     char wide[BK_STORAGE_NAME + 16], small[BK_STORAGE_NAME + 16];
     for (uint64_t i = 1; i <= 40; i++)
-        ship_one(w->f, repo, E1, i, 20); /* more than one part each */
+        ship_one(w->f, repo, E1, i, 40); /* three parts each */
     object_of(repo, E1, 39, small);
     assert_int_equal(merge(w, 3600 * BK_SEC), 40);
     object_of(repo, E1, 0, wide);
@@ -848,6 +870,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_cleanup_with_the_old_names_spares_what_they_became,
                                         set_up_merging, tear_down_merging),
         cmocka_unit_test_setup_teardown(a_merged_segment_that_is_damaged_is_made_again,
+                                        set_up_merging, tear_down_merging),
+        cmocka_unit_test_setup_teardown(what_is_still_here_does_not_hide_what_it_became,
                                         set_up_merging, tear_down_merging),
         cmocka_unit_test_setup_teardown(a_damaged_one_stays_when_the_others_are_not_whole,
                                         set_up_merging, tear_down_merging),
