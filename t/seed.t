@@ -192,7 +192,7 @@ for (1 .. 20) {
     my $from = time;
     $r = $t->post('/create', {backup_type => 'full'}, headers => {Prefer => 'wait=30'});
     $job = $t->wait_job($r->{json}{id});
-    push @made, [$job->{id}, $job->{status}, int($from * 1e9), int(time * 1e9)];
+    push @made, [$job->{id}, join(' ', $job->{status}, @{ $job->{warnings} }), int($from * 1e9), int(time * 1e9)];
 }
 is(waitpid($writer, WNOHANG), 0, 'the writer has written all the time');
 kill 'TERM', $writer;

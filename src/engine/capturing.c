@@ -564,7 +564,7 @@ bool bk_capturing_pinned(bk_capturing_t *c, const char *path, const bk_db_info_t
     bk_strcpy(why.text, sizeof why.text, one->problem);
     pthread_mutex_unlock(&one->text);
     bool is = going && look_now(c, one, pinned, state, &why);
-    if (batches && !is)
+    if (batches && !is && strcmp(pinned->journal, "wal") != 0)
         bk_ctl_note(ctl,
                     "database %s: what was read is no batch of its own, so no moment can be "
                     "recovered from this backup on: %s",
