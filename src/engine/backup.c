@@ -20,6 +20,7 @@
 #include "files/compare.h"
 #include "repo/session.h"
 #include "sqlite/dump.h"
+#include "sqlite/opening.h"
 
 #define UNREADABLE_SHOWN 100
 #define MISSED_SHOWN     10
@@ -70,13 +71,50 @@ static bk_rc_t check_journal(const backup_t *b, const bk_set_db_t *db, const bk_
                             db->path, info->journal);
 }
 
+/* What was read of a large database before its pin. */
+typedef struct {
+    bk_capture_state_t since;
+    bk_db_seen_t seen;
+} ahead_t;
+
+uint64_t bk_backup_ahead_from = 256ull << 20;
+unsigned bk_backup_ahead_pin;
+
+/*
+ * All of a large database would be read under one pin, and its log grow meanwhile.  So it is read
+ * before, and under the pin only what its transactions changed since.  That it cannot be is no
+ * failure.
+ */
+static bk_rc_t look_ahead(const backup_t *b, const bk_set_db_t *db, ahead_t *ahead, bk_err_t *err)
+{
+    struct stat st;
+    bk_err_t why = {0};
+    const bk_engine_t *engine = b->job->engine;
+    *ahead = (ahead_t){.seen = {.count = 0}};
+    if (!b->scope->full || b->scope->lenient || db->pitr_window == 0 ||
+        bk_db_stat(db->path, &st) != 0 || (uint64_t)st.st_size < bk_backup_ahead_from ||
+        !bk_capturing_since(engine->capturing, db->path, &ahead->since))
+        return BK_OK;
+    bk_rc_t rc =
+        bk_db_look_ahead(b->session, db->path, (unsigned)db->busy_timeout, bk_backup_ahead_pin,
+                         b->job->team, &ahead->seen, b->job->ctl, &why);
+    if (rc == BK_OK)
+        return rc;
+    bk_db_seen_free(&ahead->seen);
+    if (!is_stop(rc))
+        return BK_OK;
+    if (err != NULL)
+        *err = why;
+    return rc;
+}
+
 /*
  * What a backup need not read, and what it has to find.  A full one reads all, and so does one of a
  * database without a log, for which the application's commits would wait; one that saves what a
  * recovery replaces asks nobody.
  */
 static bk_rc_t find_unchanged(const backup_t *b, const bk_set_db_t *db, const bk_db_info_t *pinned,
-                              bk_unchanged_t *unchanged, bk_err_t *err)
+                              const ahead_t *ahead, bk_unchanged_t *unchanged, bk_err_t *err)
 {
     bk_capture_state_t state;
     const bk_engine_t *engine = b->job->engine;
@@ -88,7 +126,9 @@ static bk_rc_t find_unchanged(const backup_t *b, const bk_set_db_t *db, const bk
                             .repo = b->opened->repo,
                             .list = b->list,
                             .ctl = b->job->ctl,
-                            .all = b->scope->full || !wal};
+                            .all = b->scope->full || !wal,
+                            .seen = ahead->seen.count > 0 ? &ahead->seen : NULL,
+                            .since = &ahead->since};
     *unchanged = (bk_unchanged_t){.moments = NULL};
     if (db->pitr_window == 0 || (wal && b->scope->lenient))
         return BK_OK;
@@ -144,13 +184,18 @@ static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_
     bk_ctl_t *ctl = b->job->ctl;
     bk_db_source_t *source;
     bk_unchanged_t unchanged = {.moments = NULL};
-    bk_rc_t rc = bk_db_source_open(db->path, (unsigned)db->busy_timeout, ctl, &source, err);
-    if (rc != BK_OK)
+    ahead_t ahead;
+    bk_rc_t rc = look_ahead(b, db, &ahead, err);
+    if (rc == BK_OK)
+        rc = bk_db_source_open(db->path, (unsigned)db->busy_timeout, ctl, &source, err);
+    if (rc != BK_OK) {
+        bk_db_seen_free(&ahead.seen);
         return rc;
+    }
     rc = check_journal(b, db, bk_db_source_info(source), err);
     if (rc == BK_OK)
-        rc = find_unchanged(b, db, bk_db_source_info(source), &unchanged, err);
-    const bk_db_known_t *known = unchanged.known.like != NULL ? &unchanged.known : NULL;
+        rc = find_unchanged(b, db, bk_db_source_info(source), &ahead, &unchanged, err);
+    const bk_db_known_t *known = unchanged.known.past != NULL ? &unchanged.known : NULL;
     if (rc == BK_OK)
         rc = bk_db_dump(b->session, source, db->path, known, b->job->team, out, ctl, err);
     bool noted = rc == BK_CHANGED;
@@ -161,8 +206,9 @@ static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_
         rc = bk_db_dump(b->session, source, db->path, NULL, b->job->team, out, ctl, err);
     }
     if (rc == BK_OK && unchanged.told)
-        judge_captured(b, db, out, &unchanged, known == NULL, noted);
+        judge_captured(b, db, out, &unchanged, known == NULL || known->seen != NULL, noted);
     bk_unchanged_free(&unchanged);
+    bk_db_seen_free(&ahead.seen);
     bk_db_source_close(source);
     if (rc == BK_OK && (out->name = bk_strdup(db->name)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "out of memory");

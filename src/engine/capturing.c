@@ -551,6 +551,17 @@ static bool look_now(bk_capturing_t *c, bk_captured_t *one, const bk_db_info_t *
     return is;
 }
 
+bool bk_capturing_since(bk_capturing_t *c, const char *path, bk_capture_state_t *state)
+{
+    bk_captured_t *one = find(c, path);
+    if (one == NULL)
+        return false;
+    pthread_mutex_lock(&one->text);
+    *state = one->state;
+    pthread_mutex_unlock(&one->text);
+    return !state->paused && !state->batches && !state->doubted && state->page_size != 0;
+}
+
 bool bk_capturing_pinned(bk_capturing_t *c, const char *path, const bk_db_info_t *pinned,
                          bk_capture_state_t *state, bk_ctl_t *ctl)
 {

@@ -39,6 +39,8 @@ void bk_capturing_release(bk_capturing_t *capturing, bool leaving);
 void bk_capturing_suspend(bk_capturing_t *capturing, const char *path);
 void bk_capturing_resume(bk_capturing_t *capturing, const char *path);
 
+/* What was captured by now: whatever comes later is a transaction.  False: that is not sure. */
+bool bk_capturing_since(bk_capturing_t *capturing, const char *path, bk_capture_state_t *state);
 /*
  * A backup holds a database still, by path: what it sees is captured at once.  True, with what is
  * known of it, when nothing was committed since.  ctl: noted when a batch could not be made of it.

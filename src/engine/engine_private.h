@@ -122,4 +122,8 @@ json_t *bk_describe_job(const bk_job_row_t *row, const char *set);
 bk_rc_t bk_target_check(const bk_set_t *set, const char *target, const char **root,
                         const char **below, char resolved[PATH_MAX], bk_err_t *err);
 
+/* For tests: bytes from which a full backup looks ahead, and ms of each of its pins; 0: 200. */
+extern uint64_t bk_backup_ahead_from;
+extern unsigned bk_backup_ahead_pin;
+
 #endif

@@ -367,6 +367,25 @@ bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list
     return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
 }
 
+bk_rc_t bk_moments_since(bk_moments_t *m, const bk_capture_state_t *since,
+                         const bk_snapshot_db_t *from, uint64_t txid, bk_moment_t *moment,
+                         bk_err_t *err)
+{
+    size_t segment;
+    *moment = (bk_moment_t){.of = m, .base = since->txid, .from = from};
+    bk_rc_t rc = segment_of(m, m->count, txid, &segment, &moment->tx, err);
+    if (rc != BK_OK)
+        return rc;
+    if (segment == m->count || txid <= since->txid ||
+        memcmp(m->segments[segment].epoch, since->epoch, BK_EPOCH_SIZE) != 0)
+        return no_such(m, txid, err);
+    moment->first = moment->last = segment;
+    while (m->segments[moment->first].first > since->txid + 1 &&
+           bk_moments_follows(m, moment->first))
+        moment->first--;
+    return BK_OK;
+}
+
 bk_rc_t bk_moments_placed(bk_moments_t *m, const bk_txlog_place_t *place, int64_t instant,
                           uint64_t *txid, bk_err_t *err)
 {

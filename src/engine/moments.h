@@ -67,6 +67,11 @@ bk_rc_t bk_moments_at(bk_moments_t *moments, int64_t time, const bk_snapshot_lis
                       bk_moment_t *moment, bk_err_t *err);
 bk_rc_t bk_moments_number(bk_moments_t *moments, uint64_t txid, const bk_snapshot_list_t *list,
                           bk_moment_t *moment, bk_err_t *err);
+/* The one of that number on top of an earlier state of its epoch, which from (borrowed, as long as
+ * moment) describes.  BK_NOT_FOUND: it does not lead there. */
+bk_rc_t bk_moments_since(bk_moments_t *moments, const bk_capture_state_t *since,
+                         const bk_snapshot_db_t *from, uint64_t txid, bk_moment_t *moment,
+                         bk_err_t *err);
 /*
  * The transaction of the epoch that goes on which ends at that place of the write-ahead log; it was
  * the last one at instant (ns), or is one of those after it.  0: none is.  The place is not the

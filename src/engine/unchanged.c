@@ -58,6 +58,33 @@ static void tell(bk_unchanged_t *u, uint64_t digest, uint64_t page_count)
     u->page_count = page_count;
 }
 
+/* What was changed since the blocks were seen, up to a transaction. */
+static bk_rc_t find_seen(const bk_unchanged_of_t *of, uint64_t txid, bk_unchanged_t *u,
+                         bk_err_t *err)
+{
+    const bk_capture_state_t *since = of->since;
+    bk_past_segments_t none = {.count = 0};
+    bk_past_base_t base = {
+        .page_count = since->page_count, .digest = since->digest, .page_size = since->page_size};
+    bk_rc_t rc = BK_OK;
+    u->since = (bk_snapshot_db_t){
+        .page_size = since->page_size, .page_count = since->page_count, .digest = since->digest};
+    if (txid == since->txid && u->digest == since->digest) {
+        rc = bk_past_open(&base, &none, 0, of->ctl, &u->past, err);
+    } else {
+        if (u->moments == NULL)
+            rc = bk_moments_open(of->base_dir, of->set, of->database, of->repo, of->ctl,
+                                 &u->moments, err);
+        if (rc == BK_OK)
+            rc = bk_moments_since(u->moments, since, &u->since, txid, &u->moment, err);
+        if (rc == BK_OK)
+            rc = bk_moments_past(&u->moment, NULL, NULL, &u->past, err);
+    }
+    if (rc == BK_OK)
+        u->known = (bk_db_known_t){.seen = of->seen, .past = u->past};
+    return rc;
+}
+
 static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
                     const bk_capture_state_t *state, bk_unchanged_t *u, bk_err_t *err)
 {
@@ -67,7 +94,7 @@ static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
     if (state != NULL)
         tell(u, state->digest, state->page_count);
     if (state != NULL && of->all)
-        return BK_OK;
+        return of->seen != NULL ? find_seen(of, txid, u, err) : BK_OK;
     bk_rc_t rc = choose_own(of, &u->own, err);
     if (rc == BK_OK && state != NULL)
         rc = find_same(of, state, u, err);
@@ -76,6 +103,12 @@ static bk_rc_t find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
     rc = bk_moments_open(of->base_dir, of->set, of->database, of->repo, of->ctl, &u->moments, err);
     if (rc == BK_OK && state == NULL)
         rc = bk_moments_placed(u->moments, &place, pinned->instant, &txid, err);
+    if (rc == BK_OK && txid > 0 && of->seen != NULL) {
+        rc = find_seen(of, txid, u, err);
+        if (rc == BK_OK && u->past != NULL && bk_past_page_count(u->past) == pinned->page_count)
+            tell(u, bk_past_digest(u->past), pinned->page_count);
+        return rc;
+    }
     if (rc == BK_OK && txid > 0)
         rc = bk_moments_number(u->moments, txid, &u->own, &u->moment, err);
     if (rc != BK_OK || txid == 0 || !is_it(u, &place, pinned->page_count, state))

@@ -15,9 +15,10 @@ typedef struct {
     bk_moments_t *moments;
     bk_moment_t moment;
     bk_past_t *past;
-    bk_db_known_t known; /* like NULL: nothing is known */
+    bk_db_known_t known; /* past NULL: nothing is known */
     bool told;           /* its transactions tell what is to be found: */
     uint64_t digest, page_count;
+    bk_snapshot_db_t since; /* what was there before blocks were seen */
 } bk_unchanged_t;
 
 /*
@@ -30,7 +31,9 @@ typedef struct {
     bk_repo_t *repo;
     const bk_snapshot_list_t *list;
     bk_ctl_t *ctl;
-    bool all; /* is read: only what is to be found is asked for */
+    bool all;                        /* is read: only what is to be found is asked for */
+    const bk_db_seen_t *seen;        /* unless this was seen before; NULL: nothing */
+    const bk_capture_state_t *since; /* what was captured before that */
 } bk_unchanged_of_t;
 bk_rc_t bk_unchanged_find(const bk_unchanged_of_t *of, const bk_db_info_t *pinned,
                           const bk_capture_state_t *state, bk_unchanged_t *unchanged,

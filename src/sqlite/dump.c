@@ -10,6 +10,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/publish.h"
 #include "base/str.h"
 #include "repo/map.h"
@@ -19,6 +20,14 @@
 #define RING_MAX     (IN_FLIGHT / BK_BLOCK_SIZE)
 #define FETCH_BLOCKS 4096u
 #define CHANGED_PART 8u /* of the earlier backup's blocks */
+
+#define PIN_MS 200u
+
+struct bk_db_seen_block_s {
+    bk_id_t id;
+    uint64_t digest;
+    uint32_t raw;
+};
 
 typedef struct dump_s dump_t;
 
@@ -122,7 +131,7 @@ static bk_rc_t store_block(void *arg, bk_err_t *err)
     if (!all_zero(block->bytes, len))
         rc =
             bk_session_put(dump->session, BK_TYPE_BLOCK, false, block->bytes, len, &block->id, err);
-    if (rc == BK_OK && dump->earlier.known != NULL)
+    if (rc == BK_OK && dump->earlier.known != NULL && dump->earlier.known->like != NULL)
         rc = look_at_what_was(block, err);
     if (dump->ctl != NULL) {
         atomic_fetch_add(&dump->ctl->bytes_done, len);
@@ -135,8 +144,17 @@ static bk_rc_t store_block(void *arg, bk_err_t *err)
 static bk_rc_t look_up_what_was(dump_t *dump, block_t *block, bk_err_t *err)
 {
     earlier_t *e = &dump->earlier;
-    const bk_map_t *map = &e->known->like->map;
+    const bk_db_seen_t *seen = e->known->seen;
     uint64_t at = dump->submitted;
+    if (seen != NULL) {
+        block->was_there = at < seen->count;
+        if (block->was_there) {
+            block->was = (bk_chunk_ref_t){.id = seen->blocks[at].id, .raw = seen->blocks[at].raw};
+            block->was_digest = seen->blocks[at].digest;
+        }
+        return BK_OK;
+    }
+    const bk_map_t *map = &e->known->like->map;
     if (at >= map->count)
         return BK_OK;
     if (at >= e->first + e->count) {
@@ -174,7 +192,8 @@ static void keep_block(dump_t *dump, block_t *block)
         return;
     block->kept = true;
     block->id = was->id;
-    if (dump->ctl != NULL)
+    block->digest = block->was_digest;
+    if (dump->ctl != NULL && dump->earlier.known->seen == NULL)
         atomic_fetch_add(&dump->ctl->bytes_done, was->raw);
 }
 
@@ -218,10 +237,10 @@ static bk_rc_t enter_block(dump_t *dump, bk_team_t *team, bk_snapshot_db_t *db, 
     if (rc != BK_OK)
         return rc;
     bk_chunk_ref_t ref = {.id = block->id, .raw = block->pages * dump->page_size};
-    if (!block->kept) {
+    if (!block->kept || (dump->earlier.known != NULL && dump->earlier.known->seen != NULL))
         db->digest ^= block->digest;
+    if (!block->kept)
         dump->earlier.digest ^= block->digest ^ block->was_digest;
-    }
     return bk_map_builder_add(dump->map, &ref, err);
 }
 
@@ -246,13 +265,27 @@ static bk_rc_t store_pages(dump_t *dump, bk_team_t *team, bk_snapshot_db_t *db, 
     return rc == BK_OK ? bk_map_builder_finish(dump->map, &db->map, err) : rc;
 }
 
-/* What the source tells about itself. */
-static bk_rc_t describe(dump_t *dump, const char *path, bk_snapshot_db_t *db, bk_err_t *err)
+/* Pages and blocks, and the room for those in flight. */
+static bool size_up(dump_t *dump)
 {
     const bk_db_info_t *info = bk_db_source_info(dump->source);
-    uint64_t bytes = info->page_count * info->page_size;
-    db->page_size = dump->page_size = info->page_size;
-    db->block_size = bytes >= BK_BLOCK_LARGE ? 2 * BK_BLOCK_SIZE : BK_BLOCK_SIZE;
+    bool large = info->page_count * info->page_size >= BK_BLOCK_LARGE;
+    dump->page_size = info->page_size;
+    dump->block_size = large ? 2 * BK_BLOCK_SIZE : BK_BLOCK_SIZE;
+    dump->lock_page = bk_db_lock_page(info->page_size);
+    dump->places = IN_FLIGHT / dump->block_size;
+    dump->buffer = malloc(dump->places * dump->block_size);
+    return dump->buffer != NULL;
+}
+
+/* What the source tells about itself. */
+static bk_rc_t describe(dump_t *dump, const char *path, const bk_db_known_t *known,
+                        bk_snapshot_db_t *db, bk_err_t *err)
+{
+    const bk_db_info_t *info = bk_db_source_info(dump->source);
+    bool ready = size_up(dump);
+    db->page_size = dump->page_size;
+    db->block_size = dump->block_size;
     db->page_count = info->page_count;
     db->digest = 0;
     db->instant = info->instant;
@@ -261,14 +294,10 @@ static bk_rc_t describe(dump_t *dump, const char *path, bk_snapshot_db_t *db, bk
     db->mode = info->mode;
     db->path = bk_strdup(path);
     db->journal = bk_strdup(info->journal);
-    dump->block_size = db->block_size;
-    dump->lock_page = bk_db_lock_page(info->page_size);
-    dump->places = IN_FLIGHT / dump->block_size;
-    dump->buffer = malloc(dump->places * dump->block_size);
     dump->map = bk_map_builder_new(dump->session);
-    if (dump->ctl != NULL)
-        atomic_fetch_add(&dump->ctl->bytes_total, bytes);
-    return db->path != NULL && db->journal != NULL && dump->buffer != NULL && dump->map != NULL
+    if (dump->ctl != NULL && (known == NULL || known->seen == NULL))
+        atomic_fetch_add(&dump->ctl->bytes_total, info->page_count * info->page_size);
+    return db->path != NULL && db->journal != NULL && ready && dump->map != NULL
                ? BK_OK
                : bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
 }
@@ -293,6 +322,10 @@ static bool too_many_changed(const bk_db_known_t *known)
 static bool is_of_use(const bk_db_known_t *known, const bk_snapshot_db_t *db)
 {
     const bk_snapshot_db_t *like = known->like;
+    if (known->seen != NULL)
+        return known->seen->page_size == db->page_size &&
+               known->seen->block_size == db->block_size &&
+               bk_past_page_count(known->past) == db->page_count;
     return like->page_size == db->page_size && like->block_size == db->block_size &&
            like->page_count <= db->page_count &&
            bk_past_page_count(known->past) == db->page_count &&
@@ -316,8 +349,9 @@ static bk_rc_t end_earlier(const dump_t *dump, bk_snapshot_db_t *db, bk_err_t *e
     const bk_db_known_t *known = dump->earlier.known;
     if (known == NULL)
         return BK_OK;
+    uint64_t found = known->seen != NULL ? db->digest : known->like->digest ^ dump->earlier.digest;
     db->digest = bk_past_digest(known->past);
-    return (known->like->digest ^ dump->earlier.digest) == db->digest
+    return found == db->digest
                ? BK_OK
                : bk_err_set(err, BK_CHANGED,
                             "database %s: what changed in it is not what its transactions tell",
@@ -334,7 +368,7 @@ bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *pa
     dump->session = session;
     dump->source = source;
     dump->ctl = ctl;
-    bk_rc_t rc = describe(dump, path, db, err);
+    bk_rc_t rc = describe(dump, path, known, db, err);
     if (rc == BK_OK)
         rc = begin_earlier(dump, known, db, err);
     if (rc == BK_OK)
@@ -343,6 +377,97 @@ bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *pa
         rc = end_earlier(dump, db, err);
     bk_map_builder_free(dump->map);
     free(dump->earlier.refs);
+    free(dump->buffer);
+    free(dump);
+    return rc;
+}
+
+/* --- before the pin --- */
+
+void bk_db_seen_free(bk_db_seen_t *seen)
+{
+    free(seen->blocks);
+    *seen = (bk_db_seen_t){.count = 0};
+}
+
+/* Wait for the oldest block in flight and note it. */
+static bk_rc_t see_block(dump_t *dump, bk_team_t *team, bk_db_seen_t *seen, bk_err_t *err)
+{
+    block_t *block = &dump->ring[dump->entered % dump->places];
+    bk_rc_t rc = bk_team_wait(team, &block->group, err);
+    dump->entered++;
+    if (rc != BK_OK)
+        return rc;
+    if (seen->count == seen->room) {
+        uint64_t room = 2 * seen->room + 1024;
+        struct bk_db_seen_block_s *more = realloc(seen->blocks, room * sizeof *more);
+        if (more == NULL)
+            return bk_err_set(err, BK_NO_MEMORY, "out of memory");
+        seen->blocks = more;
+        seen->room = room;
+    }
+    seen->blocks[seen->count++] = (struct bk_db_seen_block_s){
+        .id = block->id, .digest = block->digest, .raw = block->pages * dump->page_size};
+    return BK_OK;
+}
+
+/* Under one pin; *over: that were all. */
+static bk_rc_t see_some(dump_t *dump, bk_team_t *team, int64_t pin, bk_db_seen_t *seen, bool *over,
+                        bk_err_t *err)
+{
+    const bk_db_info_t *info = bk_db_source_info(dump->source);
+    unsigned per_block = dump->block_size / dump->page_size;
+    int64_t began = bk_mono();
+    bk_rc_t rc = info->page_size == dump->page_size && strcmp(info->journal, "wal") == 0
+                     ? BK_OK
+                     : bk_err_set(err, BK_CHANGED, "its page size or journal mode changed");
+    do {
+        uint64_t first = dump->submitted * per_block + 1;
+        *over = first > info->page_count;
+        if (rc != BK_OK || *over)
+            break;
+        uint64_t left = info->page_count - first + 1;
+        if (dump->submitted - dump->entered == dump->places)
+            rc = see_block(dump, team, seen, err);
+        if (rc == BK_OK)
+            rc =
+                submit_block(dump, team, first, left < per_block ? (unsigned)left : per_block, err);
+    } while (rc == BK_OK && bk_mono() - began < pin);
+    while (dump->entered < dump->submitted) {
+        bk_rc_t done = see_block(dump, team, seen, rc == BK_OK ? err : NULL);
+        if (rc == BK_OK)
+            rc = done;
+    }
+    return rc;
+}
+
+bk_rc_t bk_db_look_ahead(bk_session_t *session, const char *path, unsigned busy_ms, unsigned pin_ms,
+                         bk_team_t *team, bk_db_seen_t *seen, bk_ctl_t *ctl, bk_err_t *err)
+{
+    bool over = false;
+    dump_t *dump = calloc(1, sizeof *dump);
+    bk_rc_t rc = BK_OK;
+    *seen = (bk_db_seen_t){.count = 0};
+    if (dump == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
+    dump->session = session;
+    dump->ctl = ctl;
+    while (rc == BK_OK && !over) {
+        rc = bk_db_source_open(path, busy_ms, ctl, &dump->source, err);
+        if (rc == BK_OK && dump->buffer == NULL) {
+            const bk_db_info_t *info = bk_db_source_info(dump->source);
+            if (!size_up(dump))
+                rc = bk_err_set(err, BK_NO_MEMORY, "back up database %s: out of memory", path);
+            else if (ctl != NULL)
+                atomic_fetch_add(&ctl->bytes_total, info->page_count * info->page_size);
+            seen->page_size = dump->page_size;
+            seen->block_size = dump->block_size;
+        }
+        if (rc == BK_OK)
+            rc = see_some(dump, team, (pin_ms != 0 ? pin_ms : PIN_MS) * BK_MS, seen, &over, err);
+        bk_db_source_close(dump->source);
+        dump->source = NULL;
+    }
     free(dump->buffer);
     free(dump);
     return rc;

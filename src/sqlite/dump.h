@@ -11,17 +11,36 @@
 #include "sqlite/past.h"
 #include "sqlite/source.h"
 
-/* What is known of a pinned database: it is past, which stands on what an earlier backup holds. */
+/* The blocks of a database as they were stored before its pin, each at a time of its own. */
 typedef struct {
-    const bk_snapshot_db_t *like;
+    struct bk_db_seen_block_s *blocks;
+    uint64_t count, room;
+    uint32_t page_size, block_size;
+} bk_db_seen_t;
+
+/*
+ * What is known of a pinned database: it is past, which stands on what an earlier backup holds
+ * (like), or on what was there before any of the blocks was seen.
+ */
+typedef struct {
+    const bk_snapshot_db_t *like; /* or seen */
+    const bk_db_seen_t *seen;
     const bk_past_t *past;
 } bk_db_known_t;
 
 /*
+ * Store the blocks of a large database in WAL mode, in many pins of pin_ms (0: 200) each, so that
+ * its log can begin anew meanwhile.  seen is for bk_db_seen_free, also after a failure.
+ */
+bk_rc_t bk_db_look_ahead(bk_session_t *session, const char *path, unsigned busy_ms, unsigned pin_ms,
+                         bk_team_t *team, bk_db_seen_t *seen, bk_ctl_t *ctl, bk_err_t *err);
+void bk_db_seen_free(bk_db_seen_t *seen);
+
+/*
  * Back up a pinned database, which is at path: blocks of BK_BLOCK_SIZE into chunks and a map, and
  * the digest.  Fills every member of *db but name (heap strings owned by it).  All-zero blocks are
- * stored as holes.  known may be NULL; else blocks that it says are as in the earlier backup, and
- * that are stored, are not read.  BK_CHANGED: what was read shows that it is
+ * stored as holes.  known may be NULL; else blocks that it says are as in the earlier backup, or as
+ * they were seen, and that are stored, are not read.  BK_CHANGED: what was read shows that it is
  * wrong; other failures may come from the earlier backup: without known they do not.
  */
 bk_rc_t bk_db_dump(bk_session_t *session, bk_db_source_t *source, const char *path,
