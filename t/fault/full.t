@@ -67,7 +67,7 @@ sub run_with {
     $t->{set} = <<CONF;
     backup app {
         base_dir $path{base};
-        database main { path $path{app}/app.db; }
+        database main { path $path{app}/app.db; pitr_window off; }
         files uploads { path $path{app}/uploads; }
         storage local disk { path $path{storage}; }
         restore_root $path{out};
