@@ -77,7 +77,7 @@ typedef struct {
     bk_db_seen_t seen;
 } ahead_t;
 
-uint64_t bk_backup_ahead_from = 256ull << 20;
+uint64_t bk_backup_ahead_from = BK_DB_LARGE;
 unsigned bk_backup_ahead_pin;
 
 /*

@@ -177,19 +177,12 @@ static bk_rc_t look_for_backup(bk_moments_t *m, const bk_bases_t *bases, size_t 
 /* What was backed up behind this is not of the stretch: what comes next is known. */
 static bk_rc_t stretch_over(bk_moments_t *m, const bk_window_t *w, int64_t *over, bk_err_t *err)
 {
-    *over = INT64_MAX;
-    for (size_t s = w->last + 1; s < m->count; s++) {
-        bk_txlog_t *log;
-        bk_rc_t rc = bk_moments_look(m, s, &log, err);
-        if (rc != BK_OK)
-            return rc;
-        if (log == NULL)
-            continue;
-        int64_t next = bk_txlog_tx(log, 0)->t_hi;
-        *over = (next > w->until ? next : w->until) + ASIDE;
-        break;
-    }
-    return BK_OK;
+    size_t s;
+    bk_txlog_t *log;
+    bk_rc_t rc = bk_moments_next_sound(m, w->last + 1, m->count, &s, &log, err);
+    int64_t next = log != NULL ? bk_txlog_tx(log, 0)->t_hi : 0;
+    *over = log == NULL ? INT64_MAX : (next > w->until ? next : w->until) + ASIDE;
+    return rc;
 }
 
 /* The oldest backup of the stretch is where its own time says, or a little beside. */

@@ -170,19 +170,15 @@ bk_rc_t bk_moments_keep(bk_moments_t *m, int64_t since, const bk_snapshot_list_t
 /* Not before its last transaction: that of one behind it, or when it was stored. */
 static bk_rc_t ended_until(bk_moments_t *m, size_t at, int64_t *until, bk_err_t *err)
 {
-    *until = m->segments[at].item.mtime;
-    for (size_t s = at; s < m->count; s++) {
-        bk_txlog_t *log;
-        bk_rc_t rc = bk_moments_look(m, s, &log, err);
-        if (rc != BK_OK)
-            return rc;
-        if (log == NULL)
-            continue;
+    size_t s;
+    bk_txlog_t *log;
+    int64_t stored = m->segments[at].item.mtime;
+    bk_rc_t rc = bk_moments_next_sound(m, at, m->count, &s, &log, err);
+    if (log != NULL)
         *until = bk_txlog_tx(log, s == at ? bk_txlog_count(log) - 1 : 0)->t_hi;
-        return BK_OK;
-    }
-    *until = *until != 0 ? *until : INT64_MAX;
-    return BK_OK;
+    else
+        *until = stored != 0 ? stored : INT64_MAX;
+    return rc;
 }
 
 bk_rc_t bk_moments_keep_since(bk_moments_t *m, int64_t since, bk_err_t *err)

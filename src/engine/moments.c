@@ -43,20 +43,6 @@ static size_t last_until(const bk_txlog_t *log, int64_t time)
     return found;
 }
 
-/* From a segment on, the first one below end that can be read; end: none.  *log is its own. */
-static bk_rc_t next_sound(bk_moments_t *m, size_t at, size_t end, size_t *found, bk_txlog_t **log,
-                          bk_err_t *err)
-{
-    bk_rc_t rc = BK_OK;
-    *log = NULL;
-    for (*found = at; *found < end; ++*found) {
-        rc = bk_moments_look(m, *found, log, err);
-        if (rc != BK_OK || *log != NULL)
-            break;
-    }
-    return rc;
-}
-
 bk_rc_t bk_moments_segment_at(bk_moments_t *m, int64_t time, size_t *at, bk_err_t *err)
 {
     size_t low = 0, high = m->count;
@@ -65,7 +51,7 @@ bk_rc_t bk_moments_segment_at(bk_moments_t *m, int64_t time, size_t *at, bk_err_
     while (low < high && rc == BK_OK) {
         size_t middle = low + (high - low) / 2, sound;
         bk_txlog_t *log;
-        rc = next_sound(m, middle, high, &sound, &log, err);
+        rc = bk_moments_next_sound(m, middle, high, &sound, &log, err);
         if (rc == BK_OK && log != NULL && bk_txlog_tx(log, 0)->t_hi <= time) {
             *at = sound;
             low = sound + 1;
@@ -103,7 +89,7 @@ static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, next_t *next,
         return BK_OK;
     }
     if (rc == BK_OK)
-        rc = next_sound(m, segment + 1, m->count, &next->segment, &log, err);
+        rc = bk_moments_next_sound(m, segment + 1, m->count, &next->segment, &log, err);
     if (rc != BK_OK)
         return rc;
     next->there = log != NULL;
@@ -256,7 +242,7 @@ static bk_rc_t before_first(bk_moments_t *m, int64_t time, const bk_snapshot_lis
     char at[BK_TIME_TEXT], from[BK_TIME_TEXT];
     size_t first;
     bk_txlog_t *log;
-    bk_rc_t rc = next_sound(m, 0, m->count, &first, &log, err);
+    bk_rc_t rc = bk_moments_next_sound(m, 0, m->count, &first, &log, err);
     if (rc == BK_OK && log == NULL)
         rc = bk_moments_damaged(m, 0, err);
     if (rc == BK_OK)

@@ -44,6 +44,10 @@ bool bk_moments_follows(const bk_moments_t *m, size_t at);
 bk_rc_t bk_moments_damaged(const bk_moments_t *m, size_t at, bk_err_t *err);
 /* The same of what is damaged behind a segment, or BK_NOT_FOUND when it is missing. */
 bk_rc_t bk_moments_broken(const bk_moments_t *m, size_t before, bk_err_t *err);
+/* From a segment on, the first one below end that can be read; *found is end and *log NULL when
+ * there is none.  *log is as bk_moments_look gives it. */
+bk_rc_t bk_moments_next_sound(bk_moments_t *m, size_t at, size_t end, size_t *found,
+                              bk_txlog_t **log, bk_err_t *err);
 /* Can it be read?  Opened at most once for this. */
 bk_rc_t bk_moments_sound(bk_moments_t *m, size_t at, bool *sound, bk_err_t *err);
 /* The newest backup from which moment->tx, which is in a segment, can be reached; *begin: the

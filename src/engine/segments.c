@@ -252,6 +252,19 @@ bk_rc_t bk_moments_look(bk_moments_t *m, size_t at, bk_txlog_t **log, bk_err_t *
     return note_damage(s, &why, err);
 }
 
+bk_rc_t bk_moments_next_sound(bk_moments_t *m, size_t at, size_t end, size_t *found,
+                              bk_txlog_t **log, bk_err_t *err)
+{
+    bk_rc_t rc = BK_OK;
+    *log = NULL;
+    for (*found = at; *found < end; ++*found) {
+        rc = bk_moments_look(m, *found, log, err);
+        if (rc != BK_OK || *log != NULL)
+            break;
+    }
+    return rc;
+}
+
 bk_rc_t bk_moments_sound(bk_moments_t *m, size_t at, bool *sound, bk_err_t *err)
 {
     bk_txlog_t *log;

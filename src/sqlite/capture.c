@@ -29,12 +29,10 @@
 #define WAIT_PAUSE  2000u
 #define LOCK_MS     2000u
 #define SAVE_LEAST  (4u << 20)
-#define BUSY_MOST   5u    /* looks in a row that a lock keeps from a batch */
-#define BATCH_LEAST 1000u /* ms */
-#define BATCH_MOST  1000u /* ms */
-#define AUDIT_IDLE  200u  /* ms */
-#define SWEEP_FROM  (256ull << 20)
-#define SWEEP_PIN   200u   /* ms */
+#define BUSY_MOST   5u     /* looks in a row that a lock keeps from a batch */
+#define BATCH_LEAST 1000u  /* ms */
+#define BATCH_MOST  1000u  /* ms */
+#define AUDIT_IDLE  200u   /* ms */
 #define AUDIT_EVERY 86400u /* s */
 #define AUDIT_FIRST (3600 * BK_SEC)
 #define AUDIT_AGAIN (600 * BK_SEC) /* when pages could not be read */
@@ -385,8 +383,8 @@ bk_rc_t bk_capture_open(const bk_capture_options_t *options, bk_ctl_t *ctl, bk_c
     c->busy_ms = options->busy_ms;
     c->hold = options->hold;
     c->growth = options->growth;
-    c->sweep_pin = (options->pin != 0 ? options->pin : SWEEP_PIN) * BK_MS;
-    c->sweep_from = options->sweep != 0 ? options->sweep : SWEEP_FROM;
+    c->sweep_pin = (options->pin != 0 ? options->pin : BK_DB_PIN_MS) * BK_MS;
+    c->sweep_from = options->sweep != 0 ? options->sweep : BK_DB_LARGE;
     c->known = options->known;
     c->audit_idle = (options->audit_idle != 0 ? options->audit_idle : AUDIT_IDLE) * BK_MS;
     c->audit_piece = options->audit_piece != 0 ? options->audit_piece : AUDIT_PIECE;

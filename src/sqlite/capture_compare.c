@@ -54,6 +54,17 @@ static bk_rc_t compare_some(bk_capture_t *c, bool log, const uint8_t *pages, uin
     return rc;
 }
 
+static bool all_same(const bk_capture_t *c, const uint8_t *pages, uint64_t first, unsigned n)
+{
+    uint32_t size = c->hashes.page_size;
+    for (unsigned i = 0; i < n; i++)
+        if (first + i != bk_db_lock_page(size) &&
+            bk_db_page_hash(first + i, pages + (size_t)i * size, size) !=
+                bk_hashes_get(&c->hashes, first + i))
+            return false;
+    return true;
+}
+
 /* How much the log may grow under the pin of a long read: it lies on the application's disk. */
 static uint64_t growth_allowed(const bk_capture_t *c)
 {
@@ -111,12 +122,10 @@ static bk_rc_t sweep_pages(bk_capture_t *c, bool learn, const uint8_t *pages, un
     uint32_t size = c->hashes.page_size;
     if (learn)
         return compare_some(c, false, pages, sweep->next, n, err);
-    for (unsigned i = 0; i < n; i++) {
-        uint64_t pgno = sweep->next + i;
-        if (pgno != bk_db_lock_page(size) &&
-            bk_db_page_hash(pgno, pages + (size_t)i * size, size) !=
-                bk_hashes_get(&c->hashes, pgno))
-            sweep->again[(pgno - 1) / sweep->pieces] = 1;
+    for (unsigned i = 0, count; i < n; i += count) {
+        count = n - i < sweep->pieces ? n - i : sweep->pieces;
+        if (!all_same(c, pages + (size_t)i * size, sweep->next + i, count))
+            sweep->again[(sweep->next + i - 1) / sweep->pieces] = 1;
     }
     return BK_OK;
 }
@@ -151,13 +160,14 @@ static bk_rc_t sweep_some(bk_capture_t *c, bool learn, uint8_t *pages, bk_err_t 
 }
 
 /* A lock that is in the way is one for a moment. */
-static bk_rc_t move_on(bk_capture_t *c, bk_err_t *err)
+static bk_rc_t patiently(bk_capture_t *c, bk_rc_t (*look)(bk_capture_t *, bk_err_t *),
+                         bk_err_t *err)
 {
     int64_t began = bk_mono();
     for (;;) {
         bk_rc_t rc = bk_ctl_check(c->ctl, err);
         if (rc == BK_OK)
-            rc = bk_capture_move_on(c, err);
+            rc = look(c, err);
         if (rc != BK_BUSY || bk_mono() - began > BUSY_MS * BK_MS)
             return rc;
         bk_sleep_ms(1);
@@ -198,7 +208,7 @@ bk_rc_t bk_capture_sweep(bk_capture_t *c, bool learn, bk_err_t *err)
     while (rc == BK_OK && c->sweep.next <= c->sweep.count) {
         rc = sweep_some(c, learn, pages, err);
         if (rc == BK_OK)
-            rc = move_on(c, err);
+            rc = patiently(c, bk_capture_move_on, err);
         if (rc == BK_OK)
             rc = check_growth(c, limit, err);
     }
@@ -220,17 +230,6 @@ static unsigned next_pages(const bk_capture_t *c, uint64_t *first, uint64_t coun
     return *first > count ? 0 : count - *first + 1 < n ? (unsigned)(count - *first + 1) : n;
 }
 
-/* Everything that was written up to the source's pin, and maybe a little more, is known. */
-static bk_rc_t catch_up(bk_capture_t *c, bk_err_t *err)
-{
-    int64_t began = bk_mono();
-    bk_rc_t rc = BK_OK;
-    while (c->sweep.again != NULL && (rc = bk_capture_take(c, err)) == BK_BUSY &&
-           bk_mono() - began < BUSY_MS * BK_MS)
-        bk_sleep_ms(1);
-    return rc;
-}
-
 bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk_err_t *err)
 {
     uint64_t limit = growth_limit(c), first = 1;
@@ -242,8 +241,9 @@ bk_rc_t bk_capture_compare(bk_capture_t *c, bk_db_source_t *source, bool log, bk
     bk_rc_t rc = pages != NULL
                      ? bk_hashes_resize(&c->hashes, info->page_count, err)
                      : bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", c->database);
-    if (rc == BK_OK)
-        rc = catch_up(c, err);
+    /* Then all that was written up to the source's pin is known, and maybe a little more. */
+    if (rc == BK_OK && c->sweep.again != NULL)
+        rc = patiently(c, bk_capture_take, err);
     for (unsigned n; rc == BK_OK && (n = next_pages(c, &first, info->page_count, batch)) > 0;
          first += n) {
         rc = bk_ctl_check(c->ctl, err);
@@ -357,17 +357,6 @@ static bool is_still(bk_capture_t *c, const bk_txlog_place_t *place)
     return bk_db_wal_header(&c->readers[c->reader], 1, &header, NULL) == BK_OK &&
            header.frames == place->frame &&
            memcmp(header.salt, place->salt, sizeof header.salt) == 0;
-}
-
-static bool all_same(const bk_capture_t *c, const uint8_t *pages, uint64_t first, unsigned n)
-{
-    uint32_t size = c->hashes.page_size;
-    for (unsigned i = 0; i < n; i++)
-        if (first + i != bk_db_lock_page(size) &&
-            bk_db_page_hash(first + i, pages + (size_t)i * size, size) !=
-                bk_hashes_get(&c->hashes, first + i))
-            return false;
-    return true;
 }
 
 /* The pages of a pinned database from the place on where the last piece ended. */

@@ -21,8 +21,6 @@
 #define FETCH_BLOCKS 4096u
 #define CHANGED_PART 8u /* of the earlier backup's blocks */
 
-#define PIN_MS 200u
-
 struct bk_db_seen_block_s {
     bk_id_t id;
     uint64_t digest;
@@ -464,7 +462,8 @@ bk_rc_t bk_db_look_ahead(bk_session_t *session, const char *path, unsigned busy_
             seen->block_size = dump->block_size;
         }
         if (rc == BK_OK)
-            rc = see_some(dump, team, (pin_ms != 0 ? pin_ms : PIN_MS) * BK_MS, seen, &over, err);
+            rc = see_some(dump, team, (pin_ms != 0 ? pin_ms : BK_DB_PIN_MS) * BK_MS, seen, &over,
+                          err);
         bk_db_source_close(dump->source);
         dump->source = NULL;
     }

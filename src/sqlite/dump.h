@@ -29,8 +29,8 @@ typedef struct {
 } bk_db_known_t;
 
 /*
- * Store the blocks of a large database in WAL mode, in many pins of pin_ms (0: 200) each, so that
- * its log can begin anew meanwhile.  seen is for bk_db_seen_free, also after a failure.
+ * Store the blocks of a large database in WAL mode, in many pins of pin_ms each (0: BK_DB_PIN_MS),
+ * so that its log can begin anew meanwhile.  seen is for bk_db_seen_free, also after a failure.
  */
 bk_rc_t bk_db_look_ahead(bk_session_t *session, const char *path, unsigned busy_ms, unsigned pin_ms,
                          bk_team_t *team, bk_db_seen_t *seen, bk_ctl_t *ctl, bk_err_t *err);

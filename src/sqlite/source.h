@@ -24,6 +24,11 @@
 #include "base/ctl.h"
 #include "base/err.h"
 
+/* One of so many bytes is read in many pins of so many ms, or its log could not begin anew for long
+ * (unless told otherwise, by tests). */
+#define BK_DB_LARGE  (256ull << 20)
+#define BK_DB_PIN_MS 200u
+
 typedef struct bk_db_source_s bk_db_source_t;
 
 typedef struct {

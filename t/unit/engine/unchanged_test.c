@@ -367,7 +367,7 @@ static void a_full_backup_of_a_large_one_looks_ahead(void **state)
     kill(pid, SIGKILL);
     assert_int_equal(waitpid(pid, NULL, 0), pid);
     assert_in_range(more, 1, 12 * all); /* something was written meanwhile */
-    bk_backup_ahead_from = 256ull << 20;
+    bk_backup_ahead_from = BK_DB_LARGE;
     bk_backup_ahead_pin = 0;
     fixture_free(f);
 }
