@@ -122,8 +122,19 @@ $app = NgxBackup::connect_db($path);
 is(values_now(), '1,2', 'the database is as it was');
 completes('after that');
 
-# --- a database that the application keeps to itself ---
+# --- a database that the application keeps to itself, and that is not captured for that reason ---
+sub configured {
+    my ($conf) = @_;
+    $t->write('nginx.conf', $conf);
+    my @old = $t->workers;
+    $t->hup;
+    ok($t->wait_until(20, 'old workers leave', sub { !grep { !$t->gone($_) } @old }), 'nginx is configured anew');
+    return;
+}
+
 {
+    my $captured = $t->conf;
+    configured($captured =~ s/(busy_timeout 1s;)/$1 pitr_window off;/r);
     my $owner = NgxBackup::connect_db($path);
     $app->disconnect;
     $owner->do($_) for 'PRAGMA locking_mode=EXCLUSIVE', 'INSERT INTO t VALUES(3)';
@@ -133,6 +144,7 @@ completes('after that');
     $app = NgxBackup::connect_db($path);
     is(values_now(), '1,2,3', 'nothing of it changed');
     $first = completes('when it has let go');
+    configured($captured);
 }
 
 # --- a transaction that does not end ---
