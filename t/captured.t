@@ -1,6 +1,6 @@
 #!/usr/bin/perl
-# What is in the way of a capture: no room, and a disk that does not answer.  The application goes on, its log is let go of, health fails and says why,
-# and what nobody saw is one gap, of the database that it happened to.
+# What is in the way of a capture: no room, reloads without a helper, a disk that does not answer.  The application goes on, its log is let go of, health
+# fails and says why, and what nobody saw is one gap, of the database that it happened to.
 use strict;
 use warnings;
 use DBI;
@@ -182,6 +182,28 @@ sub a_disk_that_does_not_answer {
     $t->finish;
     return;
 }
+
+# The next worker has a pin before the old one lets go, also when nobody tells either of them what changes.
+subtest 'reloads without a helper' => sub {
+    local $NgxBackup::helper = 'off';
+    my $t = new_app(0, 'app');
+    $t->start;
+    wait_captures($t, 'captured', sub { $_[0]{app}{capturing} });
+    my $first = captures($t)->{app}{transaction};
+    my $rows = 0;
+    for my $reload (1 .. 4) {
+        $t->hup;
+        for (1 .. 300) {
+            add_row($t, 'app');
+            $t->{app}{app}->do('PRAGMA wal_checkpoint') if ++$rows % 4 == 0;    # then the log begins anew
+            sleep 0.005;
+        }
+    }
+    my $c = wait_captures($t, 'all of it is captured', sub { $_[0]{app}{capturing} && $_[0]{app}{transaction} >= $first + $rows })->{app};
+    is("$c->{transaction} $c->{gaps}", $first + $rows . ' 0', 'every transaction, without a gap');
+    end($t);
+    $t->finish;
+};
 
 subtest 'a disk that does not answer, until it is taken away' => sub { a_disk_that_does_not_answer(0) };
 subtest 'a disk that does not answer, and a worker that is killed' => sub { a_disk_that_does_not_answer(1) };

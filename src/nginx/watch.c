@@ -3,11 +3,12 @@
  *
  * Loop code, except the ..._work functions.  Worker 0 watches from its start,
  * also while an older runner still has the set: so that after a reload there
- * is no time that nobody saw, the old one lets go only when the new one
- * watches, or after a while.  The loop sees that there is something to read;
- * a thread reads it, since whoever takes a backup may be reading just then,
- * and holds the engine's lock while a helper that hangs lets it wait.  So the
- * loop calls nothing of the engine that takes a lock but at the very end.
+ * is no time that nobody saw, the old one lets go only when the new one has
+ * pinned what it will capture, and watches or cannot, or after a while.  The
+ * loop sees that there is something to read; a thread reads it, since whoever
+ * takes a backup may be reading just then, and holds the engine's lock while
+ * a helper that hangs lets it wait.  So the loop calls nothing of the engine
+ * that takes a lock but at the very end.
  */
 
 #include "nginx/module.h"
@@ -117,14 +118,11 @@ ngx_http_backup_watch_open_work(void *data)
 
     w->rc = ngx_http_backup_engine(w->bset, &engine, &w->err);
 
-    if (w->rc == BK_OK) {
-        w->rc = ngx_http_backup_helper_client(&client, &w->err);
-    }
-
-    /* before the old runner hears that it may let go */
+    /* before the old runner hears that it may let go, helper or not */
 
     if (w->rc == BK_OK) {
         bk_engine_capture_hold(engine);
+        w->rc = ngx_http_backup_helper_client(&client, &w->err);
     }
 
     if (w->rc == BK_OK) {
@@ -355,8 +353,7 @@ ngx_http_backup_watch_ready(ngx_http_backup_watch_t *w)
 ngx_uint_t
 ngx_http_backup_watch_waits(ngx_http_backup_set_t *bset, ngx_msec_t since)
 {
-    return bset->watch->connection != NULL
-           && since < NGX_HTTP_BACKUP_WATCH_HEIR
+    return since < NGX_HTTP_BACKUP_WATCH_HEIR
            && ngx_http_backup_heir_comes(bset);
 }
 
