@@ -39,6 +39,12 @@ uint64_t bk_hashes_get(const bk_hashes_t *h, uint64_t pgno)
     return pgno >= 1 && pgno <= h->count ? h->of[pgno - 1] : 0;
 }
 
+/* So that a database which grows does not have them moved, and twice meanwhile, each time. */
+static uint64_t room_for(uint64_t count)
+{
+    return count + count / 8 + 1024;
+}
+
 static uint64_t zero_hash(const bk_hashes_t *h, uint64_t pgno)
 {
     static const uint8_t zeros[65536];
@@ -58,7 +64,7 @@ uint64_t bk_hashes_resized(const bk_hashes_t *h, uint64_t count)
 bk_rc_t bk_hashes_resize(bk_hashes_t *h, uint64_t count, bk_err_t *err)
 {
     if (count > h->room) {
-        uint64_t room = count + count / 8 + 1024;
+        uint64_t room = room_for(count);
         uint64_t *more = count <= PAGES_MAX ? realloc(h->of, room * sizeof *more) : NULL;
         if (more == NULL)
             return bk_err_set(err, BK_NO_MEMORY, "hashes of %llu pages: out of memory",
@@ -139,7 +145,8 @@ static bool parse_header(bk_hashes_t *h, bk_hashes_state_t *state, const uint8_t
     state->inode = bk_cur_u64(&cur);
     bk_hashes_init(h, page_size);
     h->digest = bk_cur_u64(&cur);
-    h->count = h->room = bk_cur_u64(&cur);
+    h->count = bk_cur_u64(&cur);
+    h->room = room_for(h->count);
     if (!bk_cur_ok(&cur) || memcmp(magic, MAGIC, 8) != 0 || page_size < 512 || page_size > 65536 ||
         (page_size & (page_size - 1)) != 0 || h->count > PAGES_MAX)
         return false;
@@ -163,7 +170,7 @@ static bk_rc_t read_all(bk_hashes_t *h, bk_hashes_state_t *state, int fd, const 
         bytes = (size_t)h->count * 8;
         good = (uint64_t)st.st_size == HEADER + bytes + sizeof sum;
     }
-    if (rc == BK_OK && good && (h->of = malloc(bytes + 8)) == NULL)
+    if (rc == BK_OK && good && (h->of = malloc((size_t)h->room * 8)) == NULL)
         rc = bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
     if (rc == BK_OK && good)
         rc = bk_pread_all(fd, h->of, bytes, HEADER, &got, path, err);
