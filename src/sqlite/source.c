@@ -22,6 +22,7 @@
 #include "sqlite/walindex.h"
 
 #define LOCK_BYTE       0x40000000u
+#define FILE_HEADER     100u
 #define HEADER_WAIT     1000 /* ms */
 #define EMPTY_PAGE_SIZE 4096u
 
@@ -31,6 +32,7 @@ struct bk_db_source_s {
     int wal_fd;
     uint32_t *frame_of; /* page number - 1 to frame number, 0: in the file; NULL: all in the file */
     uint64_t frame_pages;
+    uint64_t header_pages; /* 0: not told */
     bk_db_info_t info;
 };
 
@@ -44,13 +46,23 @@ uint64_t bk_db_page_hash(uint64_t pgno, const uint8_t *page, uint32_t page_size)
     return XXH3_64bits_withSeed(page, page_size, pgno);
 }
 
+/* Of a header; 0: it was last written by a SQLite older than 3.7, which left this as it was. */
+static uint64_t header_page_count(const uint8_t header[FILE_HEADER])
+{
+    bool current = memcmp(header + 24, header + 92, 4) == 0;
+    return !current ? 0
+                    : (uint64_t)header[28] << 24 | (uint64_t)header[29] << 16 |
+                          (uint64_t)header[30] << 8 | header[31];
+}
+
 /*
- * Page size and journal mode, from the file itself: asking by SQL would need the schema.  While
- * pinned these bytes do not change, also not under a checkpoint that rewrites the page they are in.
+ * Page size, journal mode and length, from the file itself: asking by SQL would need the schema.
+ * While pinned these bytes do not change, also not under a checkpoint that rewrites the page they
+ * are in.
  */
 static bk_rc_t read_file_header(bk_db_source_t *s, bk_err_t *err)
 {
-    uint8_t header[20] = {0};
+    uint8_t header[FILE_HEADER] = {0};
     int code = s->c.file->pMethods->xRead(s->c.file, header, sizeof header, 0);
     if (code == SQLITE_IOERR_SHORT_READ) {
         /* Nothing was ever stored. */
@@ -61,6 +73,7 @@ static bk_rc_t read_file_header(bk_db_source_t *s, bk_err_t *err)
     if (code != SQLITE_OK)
         return bk_db_failure(&s->c, code, "read", err);
     s->info.page_size = bk_db_header_page_size(header);
+    s->header_pages = header_page_count(header);
     bk_strcpy(s->info.journal, sizeof s->info.journal, header[19] == 2 ? "wal" : "delete");
     if (s->info.page_size == 0)
         return bk_err_set(err, BK_CORRUPT, "database %s: impossible page size", s->c.path);
@@ -97,8 +110,11 @@ static bk_rc_t pages_of_file(bk_db_source_t *s, uint64_t *pages, bk_err_t *err)
     int code = s->c.file->pMethods->xFileSize(s->c.file, &size);
     if (code != SQLITE_OK)
         return bk_db_failure(&s->c, code, "size", err);
-    /* A last page that is cut off counts, as it does for SQLite. */
+    /* A last page that is cut off counts, as it does for SQLite; what is behind the end of the
+     * database, where the application had the file grow in larger steps, does not. */
     *pages = ((uint64_t)size + s->info.page_size - 1) / s->info.page_size;
+    if (s->header_pages != 0 && s->header_pages < *pages)
+        *pages = s->header_pages;
     return BK_OK;
 }
 

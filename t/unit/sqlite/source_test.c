@@ -207,6 +207,37 @@ static void an_empty_file_is_an_empty_image(void **state)
     fixture_end(&f);
 }
 
+/* An application may have the file grow ahead of its database; in the log is the rest. */
+static void what_is_behind_the_end_is_no_page(void **state)
+{
+    static const char *const modes[] = {"wal", "delete"};
+    fixture_t f;
+    struct stat st;
+    char path[300];
+    (void)state;
+    fixture_start(&f, false);
+    file_in(&f, "app.db", path);
+    for (int i = 0; i < 2; i++) {
+        assert_true(chaos_make(path, modes[i], 4096, "none"));
+        sqlite3 *db = open_db(path);
+        int chunk = 1 << 20;
+        assert_int_equal(sqlite3_file_control(db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk), 0);
+        for (int n = 0; n < 3; n++) {
+            run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(90000))");
+            if (n > 0)
+                run_sql(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+            bk_db_source_t *source = open_source(&f, path);
+            assert_int_equal(bk_db_source_info(source)->page_count, query(db, "PRAGMA page_count"));
+            bk_db_source_close(source);
+        }
+        assert_int_equal(stat(path, &st), 0);
+        assert_int_equal(st.st_size, chunk);
+        sqlite3_close(db);
+        unlink(path);
+    }
+    fixture_end(&f);
+}
+
 static void lock_exclusively(const char *path)
 {
     sqlite3 *db = open_db(path);
@@ -465,6 +496,7 @@ int main(void)
         cmocka_unit_test(lanes_read_at_once),
         cmocka_unit_test(what_is_no_database),
         cmocka_unit_test(an_empty_file_is_an_empty_image),
+        cmocka_unit_test(what_is_behind_the_end_is_no_page),
         cmocka_unit_test(an_exclusive_application_is_named),
         cmocka_unit_test(the_missing_right_is_named),
         cmocka_unit_test(a_damaged_schema_is_a_warning),
