@@ -1,5 +1,5 @@
 #!/usr/bin/perl
-# What is in the way of a capture: no room, reloads without a helper, a disk that does not answer.  The application goes on, its log is let go of, health
+# What is in the way of a capture: no room, reloads, a disk that does not answer.  The application goes on, its log is let go of, health
 # fails and says why, and what nobody saw is one gap, of the database that it happened to.
 use strict;
 use warnings;
@@ -9,6 +9,7 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use JSON::PP ();
 use NgxBackup qw(cli);
+use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep);
 
@@ -183,27 +184,55 @@ sub a_disk_that_does_not_answer {
     return;
 }
 
-# The next worker has a pin before the old one lets go, also when nobody tells either of them what changes.
-subtest 'reloads without a helper' => sub {
-    local $NgxBackup::helper = 'off';
-    my $t = new_app(0, 'app');
-    $t->start;
-    wait_captures($t, 'captured', sub { $_[0]{app}{capturing} });
-    my $first = captures($t)->{app}{transaction};
-    my $rows = 0;
-    for my $reload (1 .. 4) {
-        $t->hup;
-        for (1 .. 300) {
-            add_row($t, 'app');
-            $t->{app}{app}->do('PRAGMA wal_checkpoint') if ++$rows % 4 == 0;    # then the log begins anew
-            sleep 0.005;
-        }
+# An application that writes until it is told to end, and has its log begin anew as often as it can.
+sub writer_of {
+    my ($t) = @_;
+    my $pid = fork // die "fork: $!";
+    return $pid if $pid;
+    my $go = 1;
+    local $SIG{TERM} = sub { $go = 0 };
+    my $db = NgxBackup::connect_db("$t->{dir}/app/app.db");
+    for (my $n = 1; $go; $n++) {
+        $db->do('INSERT INTO t(filler) VALUES(1)');
+        $db->do('PRAGMA wal_checkpoint') if $n % 4 == 0;
+        sleep 0.004;
     }
-    my $c = wait_captures($t, 'all of it is captured', sub { $_[0]{app}{capturing} && $_[0]{app}{transaction} >= $first + $rows })->{app};
-    is("$c->{transaction} $c->{gaps}", $first + $rows . ' 0', 'every transaction, without a gap');
-    end($t);
-    $t->finish;
-};
+    $db->disconnect;
+    POSIX::_exit(0);
+}
+
+# The next worker has a pin before the old one lets go, also when nobody tells either of them what changes.
+for my $helper ('off', $NgxBackup::helper) {
+    my $kind = $helper eq 'off' ? 'without a helper' : 'with a helper';
+    subtest "reloads and a binary upgrade $kind" => sub {
+        local $NgxBackup::helper = $helper;
+        my $t = new_app(0, 'app');
+        $t->start;
+        wait_captures($t, 'captured', sub { $_[0]{app}{capturing} });
+        my $first = captures($t)->{app}{transaction};
+        my $writer = writer_of($t);
+        for (1 .. 4) {
+            $t->hup;
+            sleep 1.2;
+        }
+        my $old = $t->{pid};
+        kill 'USR2', $old;
+        ok($t->wait_until(20, 'the new master', sub { -e "$t->{dir}/nginx.pid.oldbin" && -s "$t->{dir}/nginx.pid" }), 'a new master');
+        chomp($t->{pid} = $t->read('nginx.pid'));
+        sleep 1;    # whoever upgrades looks first whether the new one is well
+        kill 'QUIT', $old;
+        ok($t->wait_until(30, 'the old master leaves', sub { $t->gone($old) }), 'in place of the old one');
+        sleep 1.2;
+        kill 'TERM', $writer;
+        waitpid $writer, 0;
+        my ($rows) = $t->{app}{app}->selectrow_array('SELECT count(*) FROM t');
+        cmp_ok($rows, '>', 500, 'much was written meanwhile');
+        my $c = wait_captures($t, 'all of it is captured', sub { $_[0]{app}{capturing} && $_[0]{app}{transaction} >= $first + $rows })->{app};
+        is("$c->{transaction} $c->{gaps}", $first + $rows . ' 0', 'every transaction, without a gap');
+        end($t);
+        $t->finish;
+    };
+}
 
 subtest 'a disk that does not answer, until it is taken away' => sub { a_disk_that_does_not_answer(0) };
 subtest 'a disk that does not answer, and a worker that is killed' => sub { a_disk_that_does_not_answer(1) };

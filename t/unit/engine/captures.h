@@ -7,6 +7,9 @@
 
 #include "unit/engine/fixture.h"
 
+#include <dirent.h>
+
+#include "engine/capturing_private.h"
 #include "engine/engine_private.h"
 #include "repo/history.h"
 #include "sqlite/hashes.h"
@@ -84,6 +87,58 @@ static inline unsigned stored(fixture_t *f, const uint8_t *epoch)
     bk_history_list_free(&list);
     bk_engine_close_repo(&opened);
     return count;
+}
+
+/* As ten seconds of quiet would do; nobody has them open. */
+static inline void seal_all(const fixture_t *f)
+{
+    DIR *dir = opendir(at(f, "base/wal/main"));
+    assert_non_null(dir);
+    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
+        char name[512];
+        bk_err_t err = {0};
+        bk_txlog_writer_t *log;
+        bk_tx_t last;
+        bk_fmt(name, sizeof name, "base/wal/main/%s", entry->d_name);
+        if (strstr(name, ".tx") == NULL || bk_txlog_reopen(at(f, name), &log, &err) != BK_OK)
+            continue;
+        if (!bk_txlog_last(log, &last))
+            bk_txlog_close(log);
+        else
+            OK(bk_txlog_seal(log, &err), &err);
+    }
+    closedir(dir);
+}
+
+/* So that what was captured so far is sealed: the next owner goes on with the one that is open. */
+static inline void reopen_sealed(fixture_t *f)
+{
+    close_engine(f);
+    seal_all(f);
+    open_engine(f);
+}
+
+/* What status says of the first one. */
+static inline json_t *capture_of(fixture_t *f)
+{
+    json_t *list = bk_capturing_describe(f->engine->capturing);
+    json_t *one = json_incref(json_array_get(list, 0));
+    json_decref(list);
+    return one;
+}
+
+static inline void add_rows(sqlite3 *db, fixture_t *f, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        sql(db, "INSERT INTO jobs(name) VALUES('row')");
+    capture(f);
+}
+
+/* Whether a reader is left anywhere. */
+static inline bool is_held(sqlite3 *db)
+{
+    return sqlite3_wal_checkpoint_v2(db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL) ==
+           SQLITE_BUSY;
 }
 
 #endif

@@ -5,8 +5,6 @@
 #ifndef BK_TEST_ENGINE_SEGMENTS_H
 #define BK_TEST_ENGINE_SEGMENTS_H
 
-#include <dirent.h>
-
 #include "engine/covered.h"
 #include "unit/engine/captures.h"
 
@@ -55,33 +53,10 @@ static inline void covered(const fixture_t *f, const uint8_t epoch[BK_EPOCH_SIZE
     close(fd);
 }
 
-/* As ten seconds of quiet would do. */
-static inline void seal_all(const fixture_t *f)
-{
-    DIR *dir = opendir(at(f, "base/wal/main"));
-    assert_non_null(dir);
-    for (const struct dirent *entry; (entry = readdir(dir)) != NULL;) {
-        char name[512];
-        bk_err_t err = {0};
-        bk_txlog_writer_t *log;
-        bk_tx_t last;
-        bk_fmt(name, sizeof name, "base/wal/main/%s", entry->d_name);
-        if (strstr(name, ".tx") == NULL || bk_txlog_reopen(at(f, name), &log, &err) != BK_OK)
-            continue;
-        if (!bk_txlog_last(log, &last))
-            bk_txlog_close(log);
-        else
-            OK(bk_txlog_seal(log, &err), &err);
-    }
-    closedir(dir);
-}
-
 /* Everything that was captured is on the storage, and only there. */
 static inline void ship_everything(fixture_t *f)
 {
-    close_engine(f);
-    seal_all(f);
-    open_engine(f);
+    reopen_sealed(f);
     capture(f);
     ship(f);
 }

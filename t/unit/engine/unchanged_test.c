@@ -141,14 +141,6 @@ static void write_past_sqlite(const char *path)
     assert_int_equal(status, 0);
 }
 
-static json_t *capture_of(fixture_t *f)
-{
-    json_t *list = bk_capturing_describe(f->engine->capturing);
-    json_t *one = json_incref(json_array_get(list, 0));
-    json_decref(list);
-    return one;
-}
-
 /* What is captured is known not to be what is there. */
 static void is_doubted(fixture_t *f, bool doubted)
 {
