@@ -150,3 +150,18 @@ void bk_sleep_ms(unsigned ms)
     struct timespec ts = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000L};
     nanosleep(&ts, NULL);
 }
+
+void bk_cond_init(pthread_cond_t *cond)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+bool bk_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *mutex, int64_t until)
+{
+    struct timespec ts = {.tv_sec = until / BK_SEC, .tv_nsec = until % BK_SEC};
+    return pthread_cond_timedwait(cond, mutex, &ts) == 0;
+}

@@ -5,6 +5,7 @@
 #ifndef BK_BASE_CLOCK_H
 #define BK_BASE_CLOCK_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -29,5 +30,10 @@ void bk_time_stamp(char out[BK_TIME_TEXT], int64_t ns);
 
 /* Sleep; wakes up early on EINTR. */
 void bk_sleep_ms(unsigned ms);
+
+/* A condition that is waited for until a time of bk_mono(), mutex held; false: it is over.  May
+ * wake up without a reason. */
+void bk_cond_init(pthread_cond_t *cond);
+bool bk_cond_wait_until(pthread_cond_t *cond, pthread_mutex_t *mutex, int64_t until);
 
 #endif

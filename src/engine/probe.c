@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -30,17 +29,13 @@ struct bk_probe_s {
 
 bk_rc_t bk_probe_new(const char *path, bk_probe_t **result, bk_err_t *err)
 {
-    pthread_condattr_t attributes;
     bk_probe_t *probe = calloc(1, sizeof *probe);
     if (probe == NULL || (probe->path = bk_strdup(path)) == NULL) {
         free(probe);
         return bk_err_set(err, BK_NO_MEMORY, "look at %s: out of memory", path);
     }
     pthread_mutex_init(&probe->lock, NULL);
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&probe->answered, &attributes);
-    pthread_condattr_destroy(&attributes);
+    bk_cond_init(&probe->answered);
     probe->refs = 1;
     *result = probe;
     return BK_OK;
@@ -129,15 +124,10 @@ void bk_probe_look(bk_probe_t *probe, bk_probe_answer_t *answer)
 {
     pthread_mutex_lock(&probe->lock);
     if (probe->asked == 0) {
-        struct timespec until;
-        int failed = 0;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += WAIT_MS * 1000000L;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        int64_t until = bk_mono() + WAIT_MS * BK_MS;
         start(probe);
-        while (probe->asked != 0 && failed == 0)
-            failed = pthread_cond_timedwait(&probe->answered, &probe->lock, &until);
+        while (probe->asked != 0 && bk_cond_wait_until(&probe->answered, &probe->lock, until))
+            ;
     }
     *answer = probe->last;
     if (probe->asked != 0 && bk_now() - probe->asked >= SILENT_AFTER)

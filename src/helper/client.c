@@ -10,15 +10,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/str.h"
 #include "helper/client_private.h"
 
-#define POOL_MAX  8   /* conversations of one process: all workers together may have 64 */
-#define STEP_MS   100 /* how often a thread that waits for a conversation looks at ctl */
+#define POOL_MAX  8             /* conversations of one process: all workers together may have 64 */
+#define STEP      (100 * BK_MS) /* how often a thread that waits for a conversation looks at ctl */
 #define HELLO_MS  2000
 #define DATA_MOST BK_WIRE_PATH
 
@@ -44,17 +43,13 @@ struct bk_helper_root_s {
 
 bk_rc_t bk_helper_new(int broker, bk_helper_t **out, bk_err_t *err)
 {
-    pthread_condattr_t attr;
     *out = NULL;
     bk_helper_t *helper = calloc(1, sizeof *helper);
     if (helper == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "privileged helper: memory is exhausted");
     helper->broker = broker;
     pthread_mutex_init(&helper->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&helper->idle, &attr);
-    pthread_condattr_destroy(&attr);
+    bk_cond_init(&helper->idle);
     *out = helper;
     return BK_OK;
 }
@@ -98,19 +93,6 @@ static void forget(bk_helper_t *helper, const bk_talker_t *talker)
             helper->pool[i] = NULL;
     helper->count--;
     pthread_cond_signal(&helper->idle);
-}
-
-/* Under the lock. */
-static void wait_idle(bk_helper_t *helper)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += STEP_MS * BK_MS;
-    if (until.tv_nsec >= BK_SEC) {
-        until.tv_nsec -= BK_SEC;
-        until.tv_sec++;
-    }
-    pthread_cond_timedwait(&helper->idle, &helper->lock, &until);
 }
 
 static bk_rc_t add_talker(bk_helper_t *helper, bk_talker_t **out, bk_ctl_t *ctl, bk_err_t *err)
@@ -173,7 +155,7 @@ static bk_rc_t acquire(bk_helper_t *helper, bool fresh, bk_talker_t **out, bk_ct
         if (rc != BK_OK)
             break;
         if (find_idle(helper) == NULL)
-            wait_idle(helper);
+            (void)bk_cond_wait_until(&helper->idle, &helper->lock, bk_mono() + STEP);
     }
     pthread_mutex_unlock(&helper->lock);
     return rc;

@@ -4,15 +4,16 @@
  */
 #include "repo/packcache.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "base/clock.h"
 
 #define KEYS      512u
 #define PACKS     64u
-#define PACK_MAX  (8u << 20)  /* longer ones are read in parts */
-#define BYTES_MAX (16u << 20) /* of all packs together */
+#define PACK_MAX  (8u << 20)    /* longer ones are read in parts */
+#define BYTES_MAX (16u << 20)   /* of all packs together */
+#define STEP      (100 * BK_MS) /* how often a thread that waits looks at ctl */
 
 typedef struct {
     bool valid;
@@ -41,15 +42,11 @@ struct bk_packcache_s {
 
 bk_packcache_t *bk_packcache_new(void)
 {
-    pthread_condattr_t attr;
     bk_packcache_t *cache = calloc(1, sizeof *cache);
     if (cache == NULL)
         return NULL;
     pthread_mutex_init(&cache->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&cache->loaded, &attr);
-    pthread_condattr_destroy(&attr);
+    bk_cond_init(&cache->loaded);
     return cache;
 }
 
@@ -135,14 +132,7 @@ static pack_t *make_room(bk_packcache_t *cache, size_t len)
 
 static bk_rc_t wait_loaded(bk_packcache_t *cache, bk_ctl_t *ctl, bk_err_t *err)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += 100000000L;
-    if (until.tv_nsec >= 1000000000L) {
-        until.tv_nsec -= 1000000000L;
-        until.tv_sec++;
-    }
-    pthread_cond_timedwait(&cache->loaded, &cache->lock, &until);
+    (void)bk_cond_wait_until(&cache->loaded, &cache->lock, bk_mono() + STEP);
     return bk_ctl_check(ctl, err);
 }
 

@@ -6,11 +6,12 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "base/clock.h"
 #include "repo/format.h"
 
 #define FIRST_CAP 1024u
+#define STEP      (100 * BK_MS) /* how often a lane that waits looks at ctl */
 
 typedef enum { FREE, GONE, COMING, OPEN, CLOSED } state_t;
 
@@ -41,15 +42,11 @@ struct bk_recent_s {
 
 bk_recent_t *bk_recent_new(void)
 {
-    pthread_condattr_t attr;
     bk_recent_t *recent = calloc(1, sizeof *recent);
     if (recent == NULL)
         return NULL;
     pthread_mutex_init(&recent->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&recent->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    bk_cond_init(&recent->changed);
     return recent;
 }
 
@@ -262,15 +259,8 @@ bool bk_recent_has(bk_recent_t *recent, const bk_id_t *id)
 /* Another lane is about to place the chunk: a moment, unless the job stops. */
 static bk_rc_t wait_for_change(bk_recent_t *recent, bk_ctl_t *ctl, bk_err_t *err)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += 100000000L;
-    if (until.tv_nsec >= 1000000000L) {
-        until.tv_nsec -= 1000000000L;
-        until.tv_sec++;
-    }
     recent->waiters++;
-    pthread_cond_timedwait(&recent->changed, &recent->lock, &until);
+    (void)bk_cond_wait_until(&recent->changed, &recent->lock, bk_mono() + STEP);
     recent->waiters--;
     return bk_ctl_check(ctl, err);
 }
