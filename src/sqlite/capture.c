@@ -57,7 +57,7 @@ static void end_read(bk_db_connection_t *c)
         (void)bk_db_query(c, "ROLLBACK", NULL, 0, NULL);
 }
 
-/* Both are times of the wall clock: a transaction in header was committed after looked. */
+/* Both are times of the wall clock: what comes after header was committed after looked. */
 static bk_rc_t take_until_now(bk_capture_t *c, unsigned reader, bk_err_t *err)
 {
     bk_wal_header_t header;
@@ -68,7 +68,7 @@ static bk_rc_t take_until_now(bk_capture_t *c, unsigned reader, bk_err_t *err)
     int64_t seen = bk_now();
     c->seen = seen > c->at.seen ? seen : c->at.seen; /* never back, whatever the clock does */
     rc = bk_capture_frames(c, &header, err);
-    c->looked = now;
+    c->at.looked = now;
     return rc;
 }
 
@@ -315,7 +315,7 @@ static bk_rc_t start_pinned(bk_capture_t *c, bk_err_t *err)
     if (rc == BK_OK)
         rc = bk_capture_begin(c, &header, err);
     /* However long that took: what was committed meanwhile comes with the next look. */
-    c->looked = now;
+    c->at.looked = now;
     if (rc == BK_OK)
         rc = advance(c, err);
     return rc;
@@ -363,10 +363,10 @@ static void tell(bk_capture_t *c)
     s->page_count = c->hashes.count;
     s->page_size = c->hashes.page_size;
     s->digest = c->hashes.digest;
-    s->as_of = c->looked;
+    s->as_of = c->at.looked;
     memcpy(c->known.epoch, c->at.epoch, sizeof c->known.epoch);
     c->known.txid = c->at.txid;
-    c->known.until = c->looked;
+    c->known.until = c->at.looked;
     s->bytes = c->log != NULL ? bk_txlog_size(c->log) : 0;
 }
 

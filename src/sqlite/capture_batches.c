@@ -84,7 +84,6 @@ bk_rc_t bk_capture_start_batches(bk_capture_t *c, bk_err_t *err)
     bk_rc_t rc = warm(c, err);
     if (rc == BK_OK)
         rc = bk_capture_begin(c, &none, err);
-    c->looked = c->at.seen; /* nothing could be committed from then to the end of the comparison */
     rest(c);
     return rc;
 }
@@ -96,7 +95,7 @@ bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err)
     if (bk_capture_marked(c)) {
         c->busy = 0;
         /* What was committed before has changed the header by then. */
-        c->looked = looked > c->looked ? looked : c->looked;
+        c->at.looked = looked > c->at.looked ? looked : c->at.looked;
         return BK_OK;
     }
     if (!now && bk_mono() < c->rest)
@@ -109,10 +108,8 @@ bk_rc_t bk_capture_batch(bk_capture_t *c, bool now, bk_err_t *err)
         rest(c);
     else
         c->rest = bk_mono() + c->batch_least;
-    if (rc == BK_OK) {
-        c->looked = c->at.seen;
+    if (rc == BK_OK)
         bk_capture_settle(c);
-    }
     if (c->at.txid != txid)
         c->idle = bk_mono();
     return rc;

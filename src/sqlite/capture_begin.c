@@ -161,6 +161,9 @@ static bk_rc_t replay(bk_capture_t *c, bk_txlog_t *log, bk_err_t *err)
         c->at.txid = tx->txid;
         c->at.place = tx->place;
         c->at.seen = tx->t_hi;
+        /* By t_hi something else may have been committed, unless all was kept out. */
+        int64_t looked = tx->flags & BK_TXLOG_BATCH ? tx->t_hi : tx->t_lo;
+        c->at.looked = looked > c->at.looked ? looked : c->at.looked;
     }
     return rc;
 }
@@ -357,6 +360,7 @@ static bk_rc_t begin_epoch(bk_capture_t *c, uint32_t page_size, bk_err_t *err)
     bk_hashes_free(&c->hashes);
     bk_hashes_init(&c->hashes, page_size);
     bk_rc_t rc = bk_capture_sweep(c, true, err);
+    int64_t looked = bk_now();
     if (rc == BK_OK)
         rc = bk_capture_open_source(c, &source, err);
     if (rc == BK_OK && bk_db_source_info(source)->page_size != page_size)
@@ -370,6 +374,7 @@ static bk_rc_t begin_epoch(bk_capture_t *c, uint32_t page_size, bk_err_t *err)
     if (rc == BK_OK)
         bk_capture_place(bk_db_source_info(source), &c->at.place);
     bk_db_source_close(source);
+    c->at.looked = c->batches ? c->at.seen : looked; /* without a log nothing came in between */
     c->state.new_epoch = true;
     c->state.resumed = c->at.txid;
     c->state.resumed_digest = c->hashes.digest;
@@ -468,7 +473,7 @@ static bk_rc_t take_rest(bk_capture_t *c, uint32_t page_size, const bk_wal_heade
                          bool *fits, bool *does, bk_err_t *err)
 {
     bk_err_t why = {0};
-    c->looked = bk_capture_known_until(c);
+    c->at.looked = bk_capture_known_until(c);
     c->seen = c->seen > c->at.seen ? c->seen : c->at.seen;
     bk_rc_t rc = bk_capture_frames(c, header, &why);
     *does = rc == BK_OK;

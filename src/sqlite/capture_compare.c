@@ -282,7 +282,7 @@ int64_t bk_capture_known_until(const bk_capture_t *c)
 {
     bool same = memcmp(c->known.epoch, c->at.epoch, sizeof c->known.epoch) == 0 &&
                 c->known.txid <= c->at.txid;
-    return same && c->known.until > c->at.seen ? c->known.until : c->at.seen;
+    return same && c->known.until > c->at.looked ? c->known.until : c->at.looked;
 }
 
 /* What is found is compared page by page, and could not be begun again in another segment. */
@@ -322,13 +322,11 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
                   .t_lo = bk_capture_known_until(c),
                   .before = c->hashes.digest};
     uint64_t count = c->hashes.count;
-    int64_t looked = c->looked;
     c->logged = 0;
     bk_rc_t rc = room_for_difference(c, err);
     if (rc == BK_OK)
         rc = bk_capture_sweep(c, false, err);
-    if (c->sweep.again != NULL)
-        looked = bk_now(); /* what is committed from now on may be younger than the pin */
+    int64_t looked = bk_now(); /* what is committed from now on may be younger than the pin */
     if (rc == BK_OK)
         rc = bk_capture_open_source(c, &source, err);
     tx.t_hi = bk_now() > tx.t_lo ? bk_now() : tx.t_lo;
@@ -342,7 +340,8 @@ bk_rc_t bk_capture_difference(bk_capture_t *c, uint32_t flag, bk_err_t *err)
     if (rc == BK_OK) {
         bk_capture_place(bk_db_source_info(source), &tx.place);
         rc = end_difference(c, count, &tx, err);
-        c->looked = looked;
+        /* Without a log nothing could be committed from t_hi to the end of the comparison. */
+        c->at.looked = c->batches ? tx.t_hi : looked;
     }
     bk_db_source_close(source);
     return rc;

@@ -79,7 +79,6 @@ struct bk_capture_s {
     bk_capture_state_t state;
     bk_capture_known_t known; /* when it began */
     uint64_t number;          /* the highest that a transaction had, of any epoch */
-    int64_t looked;           /* ns: when the log was looked at before */
     int64_t seen;             /* ns: when the present look was over */
     int64_t idle;             /* bk_mono since when nothing is new */
     int64_t named;            /* bk_mono when the file was last compared with its name */

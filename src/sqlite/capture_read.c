@@ -124,7 +124,7 @@ static bk_rc_t end_transaction(bk_capture_t *c, const bk_wal_frame_t *last, bk_e
 {
     bk_tx_t tx = {.txid = c->at.txid + 1,
                   .page_count = last->commit,
-                  .t_lo = c->looked < c->seen ? c->looked : c->seen,
+                  .t_lo = c->at.looked < c->seen ? c->at.looked : c->seen,
                   .t_hi = c->seen,
                   .before = c->hashes.digest};
     memcpy(tx.place.salt, c->at.place.salt, sizeof tx.place.salt);

@@ -1,9 +1,9 @@
 /*
  * sqlite/hashes.c: the table of page hashes and its file.
  *
- *   magic "NGXBKHS\2" | page size u32 | salt 8 | frame u32 | checksum u32 × 2 | epoch 16 | txid u64
- *   | seen i64 | began i64 | inode u64 | digest u64 | count u64 | hashes u64 × count
- *   | XXH3-64 of all before u64
+ *   magic "NGXBKHS\3" | page size u32 | salt 8 | frame u32 | checksum u32 × 2 | epoch 16 | txid u64
+ *   | seen i64 | looked i64 | began i64 | inode u64 | digest u64 | count u64
+ *   | hashes u64 × count | XXH3-64 of all before u64
  */
 #include "sqlite/hashes.h"
 
@@ -19,8 +19,8 @@
 #include "base/publish.h"
 #include "sqlite/source.h"
 
-#define MAGIC     "NGXBKHS\2"
-#define HEADER    96u
+#define MAGIC     "NGXBKHS\3"
+#define HEADER    104u
 #define PAGES_MAX UINT32_MAX
 
 void bk_hashes_init(bk_hashes_t *h, uint32_t page_size)
@@ -104,6 +104,7 @@ bk_rc_t bk_hashes_save(const bk_hashes_t *h, const bk_hashes_state_t *state, con
     bk_buf_add(&head, state->epoch, BK_TXLOG_EPOCH);
     bk_buf_u64(&head, state->txid);
     bk_buf_i64(&head, state->seen);
+    bk_buf_i64(&head, state->looked);
     bk_buf_i64(&head, state->began);
     bk_buf_u64(&head, state->inode);
     bk_buf_u64(&head, h->digest);
@@ -141,6 +142,7 @@ static bool parse_header(bk_hashes_t *h, bk_hashes_state_t *state, const uint8_t
     const uint8_t *epoch = bk_cur_bytes(&cur, BK_TXLOG_EPOCH);
     state->txid = bk_cur_u64(&cur);
     state->seen = bk_cur_i64(&cur);
+    state->looked = bk_cur_i64(&cur);
     state->began = bk_cur_i64(&cur);
     state->inode = bk_cur_u64(&cur);
     bk_hashes_init(h, page_size);

@@ -20,7 +20,8 @@ typedef struct {
     uint8_t epoch[BK_TXLOG_EPOCH];
     uint64_t txid; /* after this transaction; 0: before the first */
     bk_txlog_place_t place;
-    int64_t seen;   /* ns: when the database was known to be so */
+    int64_t seen;   /* ns: by then the database was so */
+    int64_t looked; /* ns: what was committed until then is in it, what comes next is not */
     int64_t began;  /* ns: the epoch */
     uint64_t inode; /* of the database */
 } bk_hashes_state_t;

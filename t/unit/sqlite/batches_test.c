@@ -200,7 +200,7 @@ static void looked_before(const box_t *box, int64_t ns)
     char path[320];
     snprintf(path, sizeof path, "%s/hashes", box->log);
     OK(bk_hashes_load(&hashes, &known, path, &err), &err);
-    known.seen -= ns;
+    known.looked -= ns;
     OK(bk_hashes_save(&hashes, &known, path, &err), &err);
     bk_hashes_free(&hashes);
 }

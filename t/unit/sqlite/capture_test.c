@@ -477,6 +477,45 @@ static void where_to_go_on_is_found_while_the_log_begins_anew(void **state)
     assert_true(box->txid > 20);
 }
 
+static box_t *held;
+
+static void capture_one(const char *path)
+{
+    start(held);
+    sqlite3 *db = open_db(path);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900))");
+    step(held);
+}
+
+static void keep_times(box_t *box, const bk_tx_t *tx, void *arg)
+{
+    bk_tx_t *times = arg;
+    assert_in_range(box->txid, 1, 2);
+    times[box->txid - 1] = *tx;
+}
+
+/*
+ * The look that saw the last transaction had the log's header before t_hi, and a commit may have
+ * been made in between: whoever goes on says that it came after the look began.
+ */
+static void what_comes_next_may_be_older_than_the_end_of_a_look(void **state)
+{
+    bk_tx_t times[2];
+    box_t *box = held = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    kill_hard(hold(capture_one, box->db));
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900))");
+    start(box);
+    replay(box, keep_times, times);
+    assert_int_equal(box->txid, 2);
+    assert_int_equal(box->gaps, 0);
+    assert_true(times[1].t_lo >= times[0].t_lo);
+    assert_true(times[1].t_lo < times[0].t_hi);
+    sqlite3_close(db);
+}
+
 /* The application's disk must not fill because all of its database is read under a pin. */
 static void a_first_read_gives_way_to_a_log_that_grows(void **state)
 {
@@ -887,6 +926,7 @@ int main(void)
         TEST(outside_wal_mode_nothing_is_held),
         TEST(kills_leave_a_gap_at_worst),
         TEST(where_to_go_on_is_found_while_the_log_begins_anew),
+        TEST(what_comes_next_may_be_older_than_the_end_of_a_look),
         TEST(a_first_read_gives_way_to_a_log_that_grows),
         TEST(what_fits_into_no_segment_begins_an_epoch),
         TEST(padding_is_no_transaction),

@@ -93,7 +93,8 @@ static bk_hashes_state_t sample(void)
     return (bk_hashes_state_t){.epoch = {1, 2, 3},
                                .txid = 12,
                                .place = {.salt = {5, 6}, .frame = 7, .checksum = {8, 9}},
-                               .seen = 1234567890123};
+                               .seen = 1234567890123,
+                               .looked = 1234567890012};
 }
 
 static void save_sample(table_t *t)
@@ -116,6 +117,7 @@ static void a_saved_table_comes_back(void **state)
     assert_int_equal(s.txid, 12);
     assert_memory_equal(&s.place, &expect.place, sizeof s.place);
     assert_int_equal(s.seen, expect.seen);
+    assert_int_equal(s.looked, expect.looked);
     assert_int_equal(h.page_size, PAGE);
     assert_int_equal(h.count, 40);
     assert_int_equal(h.digest, t->h.digest);
