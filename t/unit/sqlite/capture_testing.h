@@ -82,6 +82,15 @@ static inline void step(box_t *box)
     OK(bk_capture_step(box->capture, true, &again, &box->err), &box->err);
 }
 
+/* Everything is copied and nobody needs the log: the next commit begins it anew. */
+static inline void come_to_rest(box_t *box)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        bk_sleep_ms(210);
+        step(box);
+    }
+}
+
 static inline bk_capture_state_t state_of(const box_t *box)
 {
     bk_capture_state_t state;
