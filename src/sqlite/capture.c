@@ -21,6 +21,7 @@
 #define BAR_MS      25u   /* how long to try to keep them out */
 #define HELP_EVERY  (50 * BK_MS)
 #define HELP_LEAST  (5 * BK_SEC) /* while it is of no use */
+#define HELP_TRIES  3u
 #define IDLE        (200 * BK_MS)
 #define NAME_EVERY  BK_SEC
 #define HEADER_MS   5u
@@ -86,10 +87,22 @@ static bk_rc_t advance(bk_capture_t *c, bk_err_t *err)
     if (rc == BK_OK) {
         end_read(&c->readers[c->reader]);
         c->reader = other;
+        c->moved = bk_mono();
+        c->pinned = c->at.place;
     } else {
         end_read(&c->readers[other]);
     }
     return rc;
+}
+
+/*
+ * Whatever a pin sets free the application's next commit copies, and syncs the log for it, so the
+ * pin follows now and then.  At once when the log began anew: until then nobody can copy anything.
+ */
+static bool is_behind(const bk_capture_t *c)
+{
+    return bk_mono() - c->moved >= HELP_EVERY ||
+           memcmp(c->pinned.salt, c->at.place.salt, sizeof c->pinned.salt) != 0;
 }
 
 bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err)
@@ -112,25 +125,41 @@ static void note_blocked(bk_capture_t *c, bool blocked)
     c->pause = !blocked ? HELP_EVERY : 2 * c->pause < HELP_LEAST ? 2 * c->pause : HELP_LEAST;
 }
 
+/* *copied: frames of the log that are in the database file now; known: those before our pin. */
+static bk_rc_t copy(bk_capture_t *c, uint32_t known, uint32_t *copied, bk_err_t *err)
+{
+    int frames = 0, done = 0;
+    int code = sqlite3_wal_checkpoint_v2(c->checkpointer.db, NULL, SQLITE_CHECKPOINT_PASSIVE,
+                                         &frames, &done);
+    *copied = UINT32_MAX; /* or the application does it itself */
+    if ((code & 0xff) == SQLITE_BUSY || (code & 0xff) == SQLITE_LOCKED)
+        return BK_OK;
+    if (code != SQLITE_OK)
+        return bk_db_failure(&c->checkpointer, code, "checkpoint", err);
+    *copied = (uint32_t)done;
+    note_blocked(c, *copied < known && (uint32_t)frames > c->soft);
+    return BK_OK;
+}
+
 /*
  * Copy what is committed, then pin a state that needs nothing of the log: the next commit begins it
- * anew.  What another reader still needs stays.
+ * anew.  What another reader still needs stays.  What was committed meanwhile is little, and copied
+ * sooner than more is committed, unless that never ends.
  */
 static bk_rc_t help(bk_capture_t *c, bk_err_t *err)
 {
-    int frames = 0, copied = 0;
+    uint32_t known = c->at.place.frame, copied = 0;
+    unsigned tries = HELP_TRIES;
     bk_rc_t rc = advance(c, err);
-    if (rc != BK_OK)
-        return rc;
-    int code = sqlite3_wal_checkpoint_v2(c->checkpointer.db, NULL, SQLITE_CHECKPOINT_PASSIVE,
-                                         &frames, &copied);
-    if ((code & 0xff) == SQLITE_BUSY || (code & 0xff) == SQLITE_LOCKED)
-        return BK_OK; /* the application does it itself */
-    if (code != SQLITE_OK)
-        return bk_db_failure(&c->checkpointer, code, "checkpoint", err);
-    note_blocked(c, copied < frames && (uint32_t)frames > c->soft);
-    c->helped = c->at.place;
-    return copied == frames ? advance(c, err) : BK_OK;
+    do {
+        if (rc == BK_OK)
+            rc = copy(c, known, &copied, err);
+        c->helped = c->at.place;
+        known = c->at.place.frame;
+        if (rc == BK_OK)
+            rc = advance(c, err);
+    } while (rc == BK_OK && c->at.place.frame > copied && !c->state.blocked && --tries > 0);
+    return rc;
 }
 
 /* The same while nobody writes; not to be had at once is no failure. */
@@ -149,15 +178,18 @@ static bk_rc_t help_alone(bk_capture_t *c, bk_err_t *err)
     return rc;
 }
 
-/* The pin keeps the application's own checkpoints one commit behind, so the log would never end. */
-static bk_rc_t help_when_needed(bk_capture_t *c, bk_err_t *err)
+/*
+ * The pin keeps the application's own checkpoints behind, so the log would never end.  Just after a
+ * commit, or while nobody writes: one that is under way would only make the log longer.
+ */
+static bk_rc_t help_when_needed(bk_capture_t *c, bool news, bk_err_t *err)
 {
     uint32_t frames = c->state.wal_frames;
     int64_t now = bk_mono();
     bool done = memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
     bool pressing = frames > HARD * c->soft;
-    if (frames == 0 || (done && !pressing) || (frames <= c->soft && now - c->idle < IDLE) ||
-        ((pressing || c->state.blocked) && now - c->tried < c->pause))
+    if (frames == 0 || (done && !pressing) ||
+        (now - c->idle < IDLE && (frames <= c->soft || !news)) || now - c->tried < c->pause)
         return BK_OK;
     c->tried = now;
     return pressing ? help_alone(c, err) : help(c, err);
@@ -166,7 +198,7 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bk_err_t *err)
 bk_rc_t bk_capture_move_on(bk_capture_t *c, bk_err_t *err)
 {
     bk_rc_t rc = advance(c, err);
-    return rc == BK_OK ? help_when_needed(c, err) : rc;
+    return rc == BK_OK ? help_when_needed(c, true, err) : rc;
 }
 
 /* --- a pin alone --- */
@@ -490,11 +522,12 @@ static bk_rc_t look(bk_capture_t *c, bool now, bk_err_t *err)
     if (rc == BK_OK)
         rc = take_until_now(c, c->reader, err);
     /* The next reader to begin repairs what a writer left that died. */
-    if (rc == BK_BUSY || (rc == BK_OK && c->at.txid != c->state.txid))
+    if (rc == BK_BUSY || (rc == BK_OK && c->at.txid != c->state.txid && is_behind(c)))
         rc = advance(c, err);
-    if (rc == BK_OK && c->at.txid != c->state.txid)
+    bool news = c->at.txid != c->state.txid;
+    if (rc == BK_OK && news)
         c->idle = bk_mono();
-    return rc == BK_OK ? help_when_needed(c, err) : rc;
+    return rc == BK_OK ? help_when_needed(c, news, err) : rc;
 }
 
 /*
