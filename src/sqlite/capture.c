@@ -137,6 +137,7 @@ static bk_rc_t copy(bk_capture_t *c, uint32_t known, uint32_t *copied, bk_err_t 
     if (code != SQLITE_OK)
         return bk_db_failure(&c->checkpointer, code, "checkpoint", err);
     *copied = (uint32_t)done;
+    c->helped = c->at.place;
     note_blocked(c, *copied < known && (uint32_t)frames > c->soft);
     return BK_OK;
 }
@@ -154,7 +155,6 @@ static bk_rc_t help(bk_capture_t *c, bk_err_t *err)
     do {
         if (rc == BK_OK)
             rc = copy(c, known, &copied, err);
-        c->helped = c->at.place;
         known = c->at.place.frame;
         if (rc == BK_OK)
             rc = advance(c, err);
