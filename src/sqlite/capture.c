@@ -88,7 +88,7 @@ static bk_rc_t advance(bk_capture_t *c, bk_err_t *err)
         end_read(&c->readers[c->reader]);
         c->reader = other;
         c->moved = bk_mono();
-        c->pinned = c->at.place;
+        memcpy(c->pinned, c->at.place.salt, sizeof c->pinned);
     } else {
         end_read(&c->readers[other]);
     }
@@ -102,7 +102,7 @@ static bk_rc_t advance(bk_capture_t *c, bk_err_t *err)
 static bool is_behind(const bk_capture_t *c)
 {
     return bk_mono() - c->moved >= HELP_EVERY ||
-           memcmp(c->pinned.salt, c->at.place.salt, sizeof c->pinned.salt) != 0;
+           memcmp(c->pinned, c->at.place.salt, sizeof c->pinned) != 0;
 }
 
 bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err)
@@ -186,7 +186,7 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bool news, bk_err_t *err)
 {
     uint32_t frames = c->state.wal_frames;
     int64_t now = bk_mono();
-    bool done = memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
+    bool done = !c->state.blocked && memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
     bool pressing = frames > HARD * c->soft;
     if (frames == 0 || (done && !pressing) ||
         (now - c->idle < IDLE && (frames <= c->soft || !news)) || now - c->tried < c->pause)

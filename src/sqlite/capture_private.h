@@ -83,7 +83,7 @@ struct bk_capture_s {
     int64_t idle;             /* bk_mono since when nothing is new */
     int64_t named;            /* bk_mono when the file was last compared with its name */
     int64_t moved;            /* bk_mono when the pin moved on */
-    bk_txlog_place_t pinned;  /* where it is */
+    uint32_t pinned[2];       /* the log's salts then */
     int64_t tried;            /* bk_mono when the log was last helped along */
     int64_t pause;            /* ns: not before, while somebody keeps it from beginning anew */
     bk_txlog_place_t helped;  /* up to where checkpoints were helped along */

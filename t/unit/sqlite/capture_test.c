@@ -5,6 +5,8 @@
 #include "sqlite/txlog_private.h"
 #include "unit/sqlite/capture_testing.h"
 
+#define CHECKPOINT_LOCK 121 /* its byte in the wal-index */
+
 /* --- quiet --- */
 
 static void each_commit_is_a_transaction(void **state)
@@ -96,6 +98,15 @@ static void the_log_does_not_grow_without_end(void **state)
     sqlite3_close(db);
 }
 
+static void step_until_blocked(box_t *box, bool blocked)
+{
+    for (unsigned i = 0; i < 100 && state_of(box).blocked != blocked; i++) {
+        bk_sleep_ms(100);
+        step(box);
+    }
+    assert_int_equal(state_of(box).blocked, blocked);
+}
+
 /* It is of no use to keep writers out while somebody needs the log. */
 static void while_a_reader_needs_the_log_writers_are_left_alone(void **state)
 {
@@ -130,6 +141,71 @@ static void while_a_reader_needs_the_log_writers_are_left_alone(void **state)
     }
     assert_true(s.blocked_here);
     bk_db_source_close(source);
+    sqlite3_close(db);
+}
+
+/* Nobody else may come for a long time to tell that the log is free again. */
+static void when_the_reader_has_left_the_log_is_helped_without_a_commit(void **state)
+{
+    box_t *box = *state;
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .soft = 100};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db), *reader = open_db(box->db);
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    run_sql(reader, "BEGIN; SELECT count(*) FROM t");
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(800000))");
+    step_until_blocked(box, true);
+    assert_in_range(state_of(box).wal_frames, 101, 799);
+    run_sql(reader, "COMMIT");
+    step_until_blocked(box, false);
+    run_sql(db, "INSERT INTO t(v) VALUES(1)");
+    step(box);
+    assert_in_range(state_of(box).wal_frames, 1, 10);
+    sqlite3_close(reader);
+    sqlite3_close(db);
+}
+
+/* Another process that holds the lock of checkpoints, as an application's own does. */
+static pid_t lock_checkpoints(const box_t *box)
+{
+    int pipes[2];
+    char shm[320], byte;
+    struct flock lock = {
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = CHECKPOINT_LOCK, .l_len = 1};
+    assert_int_equal(pipe(pipes), 0);
+    snprintf(shm, sizeof shm, "%s-shm", box->db);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int fd = open(shm, O_RDWR | O_CLOEXEC);
+        if (fcntl(fd, F_SETLKW, &lock) == 0 && write(pipes[1], "", 1) == 1)
+            pause();
+        _exit(1);
+    }
+    close(pipes[1]);
+    assert_int_equal(read(pipes[0], &byte, 1), 1);
+    close(pipes[0]);
+    return pid;
+}
+
+static void a_checkpoint_of_somebody_else_was_no_help(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    start(box);
+    come_to_rest(box);
+    pid_t other = lock_checkpoints(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(80000))");
+    step(box);
+    come_to_rest(box);
+    assert_in_range(state_of(box).wal_frames, 20, 100);
+    kill(other, SIGKILL);
+    waitpid(other, NULL, 0);
+    come_to_rest(box);
+    run_sql(db, "INSERT INTO t(v) VALUES(1)");
+    step(box);
+    assert_in_range(state_of(box).wal_frames, 1, 10);
     sqlite3_close(db);
 }
 
@@ -480,6 +556,8 @@ int main(void)
         TEST(segments_follow_each_other),
         TEST(the_log_does_not_grow_without_end),
         TEST(while_a_reader_needs_the_log_writers_are_left_alone),
+        TEST(when_the_reader_has_left_the_log_is_helped_without_a_commit),
+        TEST(a_checkpoint_of_somebody_else_was_no_help),
         TEST(all_commits_of_two_writers),
         TEST(all_commits_with_small_pages),
         TEST(all_commits_with_large_pages),
