@@ -201,6 +201,20 @@ sub writer_of {
     POSIX::_exit(0);
 }
 
+# nginx tells the old worker to quit 100 ms after it started the new one, whether that one has begun to run or not.
+sub slow_reload {
+    my ($t) = @_;
+    return if system('strace -o /dev/null true 2>/dev/null') != 0;    # it may not watch processes here
+    my $pid = fork // die "fork: $!";
+    exec qw(strace -qq -f -o /dev/null -e trace=setuid -e inject=setuid:delay_enter=400000 -p), $t->{pid} or POSIX::_exit(1) if !$pid;
+    ok($t->wait_until(20, 'watched', sub { ($t->read("/proc/$t->{pid}/status") // q{}) =~ /^TracerPid:\s+[1-9]/m }), 'workers begin slowly');
+    $t->hup;
+    sleep 1.6;
+    kill 'INT', $pid;
+    waitpid $pid, 0;
+    return;
+}
+
 # The next worker has a pin before the old one lets go, also when nobody tells either of them what changes.
 for my $helper ('off', $NgxBackup::helper) {
     my $kind = $helper eq 'off' ? 'without a helper' : 'with a helper';
@@ -215,6 +229,7 @@ for my $helper ('off', $NgxBackup::helper) {
             $t->hup;
             sleep 1.2;
         }
+        slow_reload($t);
         my $old = $t->{pid};
         kill 'USR2', $old;
         ok($t->wait_until(20, 'the new master', sub { -e "$t->{dir}/nginx.pid.oldbin" && -s "$t->{dir}/nginx.pid" }), 'a new master');

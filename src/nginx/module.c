@@ -330,6 +330,13 @@ ngx_http_backup_init_module(ngx_cycle_t *cycle)
         ngx_http_backup_wake_make(cycle, bmcf);
     }
 
+    /* a worker that begins slowly: the old one is told to quit before that */
+
+    for (i = 0; ngx_process == NGX_PROCESS_MASTER && i < bmcf->sets.nelts; i++)
+    {
+        ngx_http_backup_heir(sets[i], 0);
+    }
+
     if ((rc == NGX_OK || ngx_process == NGX_PROCESS_MASTER)
         && ngx_http_backup_helper_init(cycle, bmcf) != NGX_OK)
     {

@@ -85,7 +85,8 @@ typedef struct {
     u_char                       cancel[BK_JOB_ID];
     ngx_uint_t                   ended;         /* counts jobs that ended */
     ngx_uint_t                   healthy;       /* 0: answer health with 503 */
-    ngx_pid_t                    heir;          /* the newest runner */
+    ngx_pid_t                    heir;          /* the newest runner, or the
+                                                   master: one is coming */
     ngx_uint_t                   heir_ready;    /* it watches, or cannot */
     ngx_http_backup_text_t       texts[NGX_HTTP_BACKUP_TEXTS];
 } ngx_http_backup_slot_t;

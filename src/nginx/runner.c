@@ -156,7 +156,11 @@ ngx_http_backup_tick(ngx_event_t *ev)
             active = 1;
         }
 
-        if (leaving && rn->owned && rn->job == NULL && !rn->busy) {
+        if (leaving && rn->owned && rn->job == NULL
+            && (!rn->busy
+                || ngx_http_backup_watch_waits(sets[i],
+                                               ngx_current_msec - rn->leave)))
+        {
             active = 1;
             waiting = 1;
         }

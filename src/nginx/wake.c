@@ -118,6 +118,10 @@ ngx_http_backup_wake_init(ngx_cycle_t *cycle,
         if (ngx_http_backup_wakeup == NULL) {
             return NGX_ERROR;
         }
+
+        /* so that we are told when the worker quits */
+
+        ngx_http_backup_wakeup->idle = 1;
     }
 
     return NGX_OK;
@@ -236,7 +240,15 @@ ngx_http_backup_called(ngx_event_t *ev)
 static void
 ngx_http_backup_awake(ngx_event_t *ev)
 {
-    ngx_http_backup_hear(ev);
+    ngx_connection_t  *c = ev->data;
+
+    if (c->close) {
+        c->close = 0;
+        c->idle = 0;
+
+    } else {
+        ngx_http_backup_hear(ev);
+    }
 
     ngx_http_backup_hurry();
 }

@@ -155,7 +155,6 @@ ngx_http_backup_watch_open_done(void *data)
     w->next = ngx_current_msec + NGX_HTTP_BACKUP_WATCH_EVERY;
 
     c->data = w;
-    c->idle = 1;            /* so that we are told when the worker quits */
     c->read->handler = ngx_http_backup_watch_read;
     c->read->log = ngx_cycle->log;
     c->write->log = ngx_cycle->log;
@@ -171,13 +170,6 @@ ngx_http_backup_watch_read(ngx_event_t *ev)
 {
     ngx_connection_t         *c = ev->data;
     ngx_http_backup_watch_t  *w = c->data;
-
-    if (c->close) {
-        c->close = 0;
-        c->idle = 0;
-        ngx_http_backup_hurry();
-        return;
-    }
 
     if (ngx_event_flags & NGX_USE_LEVEL_EVENT) {
         (void) ngx_del_event(ev, NGX_READ_EVENT, 0);
