@@ -125,27 +125,35 @@ static int64_t since_in(const char *path, uint64_t shipped)
     return since;
 }
 
+/* Of an earlier epoch only what is not on the storage is still here, the oldest segment first. */
 static int64_t since_here(const bk_captured_t *one, const uint8_t epoch[BK_EPOCH_SIZE],
                           uint64_t shipped)
 {
     struct dirent **names;
-    char hex[2 * BK_EPOCH_SIZE + 1];
-    int64_t since = 0;
+    char hex[2 * BK_EPOCH_SIZE + 1], found[2 * BK_EPOCH_SIZE + 1] = "";
+    int64_t oldest = 0;
     bk_hex(hex, epoch, BK_EPOCH_SIZE);
     int count = scandir(one->dir, &names, bk_capturing_segments, alphasort);
     for (int i = 0; i < count; i++) {
         char path[PATH_MAX];
-        uint64_t next = i + 1 < count ? first_of(names[i + 1]->d_name, hex) : 0;
+        const char *name = names[i]->d_name;
+        bool own = first_of(name, hex) != 0;
+        uint64_t next = own && i + 1 < count ? first_of(names[i + 1]->d_name, hex) : 0;
         bool over = next != 0 && next <= shipped + 1; /* all of it is on the storage */
-        bk_fmt(path, sizeof path, "%s/%s", one->dir, names[i]->d_name);
-        if (since == 0 && !over && first_of(names[i]->d_name, hex) != 0)
-            since = since_in(path, shipped);
+        if (over || (found[0] != '\0' && first_of(name, found) != 0))
+            continue;
+        bk_fmt(path, sizeof path, "%s/%s", one->dir, name);
+        int64_t since = since_in(path, own ? shipped : 0);
+        if (since != 0)
+            bk_strcpy(found, sizeof found, name);
+        if (since != 0 && (oldest == 0 || since < oldest))
+            oldest = since;
     }
     for (int i = 0; i < count; i++)
         free(names[i]);
     if (count >= 0)
         free(names);
-    return since;
+    return oldest;
 }
 
 static uint64_t shipped_of(const bk_captured_t *one)

@@ -152,6 +152,35 @@ static void a_storage_that_is_away_is_told_after_a_restart(void **state)
     fixture_free(f);
 }
 
+/* The storage lacks it whatever came after it. */
+static void what_an_earlier_epoch_left_waits_as_well(void **state)
+{
+    (void)state;
+    fixture_t *f = captured(false);
+    uint8_t first[BK_EPOCH_SIZE], second[BK_EPOCH_SIZE];
+    sqlite3 *db = open_db(f, "app/app.db");
+    capture(f);
+    epoch_of(f, first);
+    ship(f);
+    int64_t before = bk_now();
+    add_rows(db, f, 2);
+    int64_t after = bk_now();
+    close_engine(f);
+    sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=1024; VACUUM; PRAGMA journal_mode=WAL");
+    open_engine(f);
+    capture(f);
+    epoch_of(f, second);
+    assert_memory_not_equal(first, second, sizeof first);
+    add_rows(db, f, 1);
+    bk_captured_t *one = owned_for(f, 2000);
+    bk_capture_report_waiting(one);
+    assert_in_range(one->waiting, before - 20 * BK_SEC, after);
+    ship(f);
+    assert_true(one->waiting == 0 || one->waiting > after);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 /* For days, with every reload. */
 static void a_dead_capture_fails_health(void **state)
 {
@@ -344,6 +373,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(idleness_is_no_loss),
         cmocka_unit_test(a_storage_that_is_away_is_told_after_a_restart),
+        cmocka_unit_test(what_an_earlier_epoch_left_waits_as_well),
         cmocka_unit_test(a_dead_capture_fails_health),
         cmocka_unit_test(a_capture_that_never_began_fails_health),
         cmocka_unit_test(gaps_are_counted_for_good),
