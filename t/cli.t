@@ -113,7 +113,7 @@ cli_is('some files by pattern, without a type', 0, qr/files_restored: 1$/m, 'rec
 is(sql('SELECT v FROM t WHERE id = 1'), 'today', 'leave the database as it is');
 cli_is('some files by path, without a type', 0, qr/files_restored: 1$/m, 'recover', '--path', 'transcripts/5.txt', '--backup-id', $full);
 is(sql('SELECT v FROM t WHERE id = 1'), 'today', 'leave it, too');
-cli_is('files and database at once are not narrowed', 2, qr{#/file_patterns: needs "recovery_type": "files"}, 'recover', '--type', 'full', '--pattern', '*.wav');
+cli_is('files and database at once are not narrowed', 2, qr{#/file_patterns needs "recovery_type": "files"}, 'recover', '--type', 'full', '--pattern', '*.wav');
 unlink "$dir/app/uploads/2025/5.wav";
 cli_is('one database, without a type', 0, qr/safety_backup: safety_/, 'recover', '--database', 'main', '--backup-id', $full);
 is(sql('SELECT count(*), sum(length(v)) FROM t'), $before, 'brings the database back');

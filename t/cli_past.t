@@ -74,7 +74,7 @@ sub questions {
     }
     cli_is("validate for people $how", 0, qr/valid: yes/, 'validate', @by, '--transaction', $five, '--database', 'main');
     cli_is("validate a backup, files and all $how", 0, qr/"checksum_verified":true/, 'validate', @by, '--deep', '--json');
-    cli_is("validate what is not there $how", 2, qr/no transaction 4000/, 'validate', @by, '--transaction', 4000, '--database', 'main');
+    cli_is("validate what is not there $how", 2, qr/no transaction 4000: the last one is $last$/m, 'validate', @by, '--transaction', 4000, '--database', 'main');
     cli_is("no such backup $how", 1, qr/there is no backup "full_19990101_000000"/, 'validate', @by, '--backup-id', 'full_19990101_000000');
     cli_is("timeline of no database $how", 1, qr/there is no database block nope/, 'timeline', @by, '--database', 'nope');
     cli_is("a query that is stopped $how", 1, qr/was stopped after 1000 ms/, 'query', @by, '--database', 'main', '--timeout', 1, $endless);
@@ -85,6 +85,8 @@ sub questions {
 }
 
 my $online = questions('through nginx');
+cli_is("a number that is none, told once", 2, qr/^ngx-backup: the request is not valid: \S+ must be a whole number from 1 to \d+\n\z/, qw(query --database main --transaction), $_, $count)
+    for 0, 'five', '99999999999999999999';
 is_deeply([map { $_->{transaction} } @{ $online->{timeline}[0]{transactions} }], [reverse 1 .. $last], 'every transaction');
 is_deeply($online->{captured}, ['main'], 'of the captured database only');
 $t->stop;

@@ -98,8 +98,8 @@ sub query_and_validate {
         [{ sql => 'DELETE FROM t' }, 403, 'does not only read|not allowed|refused'],
         [{ sql => 'SELECT * FROM absent' }, 422, 'no such table'],
         [{ sql => "ATTACH '/etc/passwd' AS x" }, 403, 'refused|not allowed'],
-        [{ sql => $count, transaction => 4000 }, 422, 'no transaction 4000'],
-        [{ sql => $count, limit => 0 }, 422, 'at least 1'],
+        [{ sql => $count, transaction => 4000 }, 422, 'no transaction 4000: the last one is 40'],
+        [{ sql => $count, limit => 0 }, 422, 'from 1 to 100000'],
         [{ transaction => 1 }, 422, 'is needed'],
         [{ sql => 'WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n) SELECT count(*) FROM n', timeout => 1 }, 504, 'was stopped'],
     ) {
@@ -189,7 +189,7 @@ sub any_transaction {
         [{ recovery_type => 'database', transaction => 4000 }, 'no transaction 4000'],
         [{ recovery_type => 'files', point_in_time => '2020-01-01T00:00:00Z' }, 'no backup of the files'],
         [{ recovery_type => 'database', transaction => 3, backup_id => 'latest' }, 'excludes'],
-        [{ recovery_type => 'database', transaction => 0 }, 'at least 1'],
+        [{ recovery_type => 'database', transaction => 0 }, 'from 1 to'],
         [{ recovery_type => 'database', point_in_time => 'yesterday' }, 'must be a time'],
     ) {
         my $r = $t->post('/recovery', $wrong->[0]);

@@ -109,14 +109,15 @@ bool bk_want_bool(bk_want_t *want, const char *name, bool *value)
     return true;
 }
 
-bool bk_want_uint(bk_want_t *want, const char *name, uint64_t max, uint64_t *value)
+bool bk_want_uint(bk_want_t *want, const char *name, uint64_t min, uint64_t max, uint64_t *value)
 {
     json_t *v = member(want, name);
     if (v == NULL)
         return false;
-    if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) > max) {
-        bk_want_problem(want, name, "must be a whole number from 0 to %llu",
-                        (unsigned long long)max);
+    if (!json_is_integer(v) || json_integer_value(v) < 0 || (uint64_t)json_integer_value(v) < min ||
+        (uint64_t)json_integer_value(v) > max) {
+        bk_want_problem(want, name, "must be a whole number from %llu to %llu",
+                        (unsigned long long)min, (unsigned long long)max);
         return false;
     }
     *value = (uint64_t)json_integer_value(v);

@@ -34,7 +34,7 @@ void bk_want_begin(bk_want_t *want, json_t *object);
 bool bk_want_string(bk_want_t *want, const char *name,
                     const char **value); /* true when present and right */
 bool bk_want_bool(bk_want_t *want, const char *name, bool *value);
-bool bk_want_uint(bk_want_t *want, const char *name, uint64_t max, uint64_t *value);
+bool bk_want_uint(bk_want_t *want, const char *name, uint64_t min, uint64_t max, uint64_t *value);
 bool bk_want_strings(bk_want_t *want, const char *name,
                      json_t **array); /* array of strings, borrowed */
 bool bk_want_object(bk_want_t *want, const char *name, json_t **object);

@@ -82,7 +82,8 @@ bk_rc_t cli_rc_of(const char *code)
     return BK_FAILED;
 }
 
-/* A problem document becomes our own failure with the same code, text and exit code. */
+/* A problem document becomes our own failure with the same code, text and exit code.  Its detail
+ * has the first of the errors. */
 static bk_rc_t problem(const cli_answer_t *answer, const char *url, bk_err_t *err)
 {
     const char *code = json_string_value(json_object_get(answer->body, "code"));
@@ -96,9 +97,10 @@ static bk_rc_t problem(const cli_answer_t *answer, const char *url, bk_err_t *er
     json_array_foreach(json_object_get(answer->body, "errors"), index, item)
     {
         size_t used = strlen(text);
-        bk_fmt(text + used, sizeof text - used, "; %s: %s",
-               json_string_value(json_object_get(item, "pointer")),
-               json_string_value(json_object_get(item, "detail")));
+        if (index > 0)
+            bk_fmt(text + used, sizeof text - used, "; %s %s",
+                   json_string_value(json_object_get(item, "pointer")),
+                   json_string_value(json_object_get(item, "detail")));
     }
     return bk_err_set(err, rc, "%s%s", detail ? detail : "the server refused the request", text);
 }

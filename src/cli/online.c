@@ -2,6 +2,7 @@
  * cli/online.c: the commands through nginx's REST API: one request each, and waiting for the job it
  * made.
  */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -172,8 +173,10 @@ static void put_number(json_t *body, const char *name, const char *value)
     char *end;
     if (value == NULL)
         return;
+    errno = 0;
     long long number = strtoll(value, &end, 10);
-    json_object_set_new(body, name, *end == '\0' ? json_integer(number) : json_string(value));
+    bool is = end != value && *end == '\0' && errno == 0;
+    json_object_set_new(body, name, is ? json_integer(number) : json_string(value));
 }
 
 /* The backup or the moment that is meant. */

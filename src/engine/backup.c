@@ -215,11 +215,15 @@ static bk_rc_t dump_database(backup_t *b, const bk_set_db_t *db, bk_snapshot_db_
     return rc;
 }
 
-/* What concerns this one source; anything else (storage, space, a stop) ends the job. */
-static bool only_the_source(bk_rc_t rc)
+/*
+ * What concerns this one source, and stays so; anything else (storage, space, a stop) ends the job.
+ * So does a source that is only locked, or changes, for now: what it holds is whole, and the
+ * recovery would replace it a moment later.
+ */
+static bool beyond_saving(bk_rc_t rc)
 {
-    return rc == BK_NOT_FOUND || rc == BK_CORRUPT || rc == BK_BUSY || rc == BK_DENIED ||
-           rc == BK_CHANGED || rc == BK_IO || rc == BK_CONFIG;
+    return rc == BK_NOT_FOUND || rc == BK_CORRUPT || rc == BK_DENIED || rc == BK_IO ||
+           rc == BK_CONFIG;
 }
 
 /*
@@ -230,7 +234,7 @@ static bk_rc_t leave_out(const backup_t *b, const char *what, const char *name, 
                          const bk_err_t *why, bk_err_t *err)
 {
     struct stat st;
-    if (!b->scope->lenient || !only_the_source(why->rc)) {
+    if (!b->scope->lenient || !beyond_saving(why->rc)) {
         if (err != NULL)
             *err = *why;
         return why->rc;

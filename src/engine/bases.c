@@ -128,7 +128,8 @@ static bk_rc_t nothing_to_begin_from(const bk_moments_t *m, size_t begin, uint64
     if (begin == 0 || !bk_moments_same_epoch(m, begin - 1, begin))
         return bk_err_set(err, BK_NOT_FOUND,
                           "database %s: no backup was made between the beginning of the "
-                          "capture and transaction %llu: nothing to begin from",
+                          "capture and transaction %llu: nothing to begin from; moments can be had "
+                          "from the first backup after it on, so make one if there was none",
                           m->database, (unsigned long long)txid);
     bk_rc_t rc = bk_moments_follows(m, begin) ? bk_moments_damaged(m, begin - 1, &why)
                                               : bk_moments_broken(m, begin - 1, &why);

@@ -310,14 +310,34 @@ static bk_rc_t segment_of(bk_moments_t *m, size_t end, uint64_t txid, size_t *se
     return BK_OK;
 }
 
+/* Which numbers there are beside one that is not there. */
+static bk_rc_t nearest_of(const bk_moments_t *m, uint64_t txid, bk_err_t *err)
+{
+    unsigned long long below = 0, above = 0;
+    char beside[80] = "";
+    for (size_t s = 0; s < m->count; s++) {
+        if (m->segments[s].last < txid && m->segments[s].last > below)
+            below = m->segments[s].last;
+        if (m->segments[s].first > txid && (above == 0 || m->segments[s].first < above))
+            above = m->segments[s].first;
+    }
+    if (below != 0 && above != 0)
+        bk_fmt(beside, sizeof beside, ": the nearest are %llu and %llu", below, above);
+    else if (below != 0)
+        bk_fmt(beside, sizeof beside, ": the last one is %llu", below);
+    else if (above != 0)
+        bk_fmt(beside, sizeof beside, ": the first one is %llu", above);
+    return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu%s", m->database,
+                      (unsigned long long)txid, beside);
+}
+
 static bk_rc_t no_such(const bk_moments_t *m, uint64_t txid, bk_err_t *err)
 {
     for (size_t s = 1; s < m->count; s++)
         if (bk_moments_same_epoch(m, s - 1, s) && m->segments[s - 1].last < txid &&
             m->segments[s].first > txid)
             return bk_moments_broken(m, s - 1, err);
-    return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu", m->database,
-                      (unsigned long long)txid);
+    return nearest_of(m, txid, err);
 }
 
 static bk_rc_t ambiguous(const bk_moments_t *m, const bk_tx_t *one, const bk_tx_t *other,

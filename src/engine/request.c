@@ -189,12 +189,10 @@ static void want_point(bk_want_t *want)
     int64_t ns;
     uint64_t transaction = 0;
     bool has_time = bk_want_string(want, "point_in_time", &text);
-    bool has_number = bk_want_uint(want, "transaction", INT64_MAX, &transaction);
+    bool has_number = bk_want_uint(want, "transaction", 1, INT64_MAX, &transaction);
     want_backup_id(want);
     if (has_time && !bk_time_parse(text, &ns))
         bk_want_problem(want, "point_in_time", "must be a time like 2025-10-15T14:30:00Z");
-    else if (has_number && transaction == 0)
-        bk_want_problem(want, "transaction", "must be at least 1");
     else if (has_time + has_number + has_id > 1)
         bk_want_problem(want, has_time ? "point_in_time" : "transaction",
                         "excludes the others of \"backup_id\", \"point_in_time\" and "
@@ -351,7 +349,7 @@ bk_rc_t bk_request_check(const bk_set_t *set, bk_job_kind_t kind, json_t *body, 
         bk_want_bool(&want, "deep", &flag);
         break;
     case BK_JOB_VERIFY:
-        bk_want_uint(&want, "level", 3, &level);
+        bk_want_uint(&want, "level", 0, 3, &level);
         break;
     case BK_JOB_CLEANUP:
         bk_want_bool(&want, "dry_run", &flag);
@@ -375,7 +373,7 @@ bk_rc_t bk_query_check(const bk_set_t *set, json_t *body, json_t **problems, bk_
 {
     bk_want_t want;
     const char *sql;
-    uint64_t number = 1;
+    uint64_t number;
     *problems = NULL;
     if (!json_is_object(body))
         return bk_err_set(err, BK_INVALID, "the request body must be a JSON object");
@@ -388,11 +386,8 @@ bk_rc_t bk_query_check(const bk_set_t *set, json_t *body, json_t **problems, bk_
     want_database(&want, set);
     if (set->db_count != 1 && !json_is_string(json_object_get(body, "database")))
         bk_want_problem(&want, "database", "is needed: the name of a database block");
-    if (bk_want_uint(&want, "limit", QUERY_ROWS_MAX, &number) && number == 0)
-        bk_want_problem(&want, "limit", "must be at least 1");
-    number = 1;
-    if (bk_want_uint(&want, "timeout", QUERY_SECONDS_MAX, &number) && number == 0)
-        bk_want_problem(&want, "timeout", "must be at least 1 second");
+    bk_want_uint(&want, "limit", 1, QUERY_ROWS_MAX, &number);
+    bk_want_uint(&want, "timeout", 1, QUERY_SECONDS_MAX, &number);
     *problems = bk_want_done(&want);
     return refuse(*problems, err);
 }

@@ -107,9 +107,12 @@ static bk_rc_t count_orphans(work_t *w, bool *known, bk_err_t *err)
                           "COLLATE NOCASE, n INTEGER)");
     if (rc != BK_OK)
         return rc;
-    *known = bk_table_sql(&w->c, NULL, &why, "INSERT INTO temp.backup_orphans " ORPHANS) == BK_OK;
+    bk_rc_t counted = bk_table_sql(&w->c, NULL, &why, "INSERT INTO temp.backup_orphans " ORPHANS);
+    *known = counted == BK_OK;
+    /* The failure's own text says that nothing is changed, and this one lets it go on. */
     if ((rc = bk_ctl_check(w->c.ctl, err)) == BK_OK && !*known)
-        bk_ctl_note(w->c.ctl, "foreign keys are not checked: %s", why.text);
+        bk_ctl_note(w->c.ctl, "foreign keys are not checked: %s",
+                    counted == BK_CONFLICT ? sqlite3_errmsg(w->c.db) : why.text);
     return rc;
 }
 

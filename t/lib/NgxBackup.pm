@@ -33,7 +33,8 @@ our @EXPORT_OK = qw(cli cli_is);
 
 my $root = abs_path(dirname(__FILE__) . '/../..');
 my $build = abs_path($ENV{NGX_BACKUP_BUILD} // "$root/build") // "$root/build";
-our $nginx = $ENV{NGINX} // (grep { -x } "$build/nginx/objs/nginx", '/usr/sbin/nginx')[0] // 'nginx';
+# nginx itself takes $NGINX for sockets that it inherits, and would not become a daemon.
+our $nginx = delete $ENV{NGINX} // (grep { -x } "$build/nginx/objs/nginx", '/usr/sbin/nginx')[0] // 'nginx';
 our $module = $ENV{NGX_MODULE} // "$build/ngx_http_backup_module.so";
 our $program = "$build/ngx-backup";
 our $helper = "$build/ngx-backup-helper";

@@ -98,7 +98,7 @@ static void members_are_taken_by_type(void **state)
     assert_string_equal(string, "text");
     assert_true(bk_want_bool(&want, "b", &flag));
     assert_false(flag);
-    assert_true(bk_want_uint(&want, "n", 42, &number));
+    assert_true(bk_want_uint(&want, "n", 1, 42, &number));
     assert_int_equal(number, 42);
     assert_true(bk_want_strings(&want, "a", &array));
     assert_int_equal(json_array_size(array), 2);
@@ -133,16 +133,16 @@ static void each_problem_names_its_member(void **state)
     bk_want_begin(&want, value);
     assert_false(bk_want_string(&want, "s", &string));
     assert_false(bk_want_bool(&want, "b", &flag));
-    assert_false(bk_want_uint(&want, "n", 42, &number));
-    assert_false(bk_want_uint(&want, "big", 42, &number));
-    assert_false(bk_want_uint(&want, "real", 42, &number));
+    assert_false(bk_want_uint(&want, "n", 1, 42, &number));
+    assert_false(bk_want_uint(&want, "big", 0, 42, &number));
+    assert_false(bk_want_uint(&want, "real", 0, 42, &number));
     assert_false(bk_want_strings(&want, "a", &array));
     assert_false(bk_want_object(&want, "o", &object));
     bk_want_problem(&want, "x", "is %s", "too\nlong");
     json_t *problems = bk_want_done(&want);
     static const char *const expected[][2] = {{"#/s", "must be a string"},
                                               {"#/b", "must be true or false"},
-                                              {"#/n", "must be a whole number from 0 to 42"},
+                                              {"#/n", "must be a whole number from 1 to 42"},
                                               {"#/big", "must be a whole number from 0 to 42"},
                                               {"#/real", "must be a whole number from 0 to 42"},
                                               {"#/a", "must be an array of strings"},

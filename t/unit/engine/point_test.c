@@ -194,7 +194,8 @@ static void what_is_not_there_is_told_before_the_job(void **state)
     OK(bk_engine_check(w->f->engine, BK_JOB_RECOVERY, body, &w->f->ctl, &more, &err), &err);
     json_decref(body);
     refused(w, json_pack("{si}", "transaction", 7), "more than one is captured");
-    refused(w, json_pack("{siss}", "transaction", 99, "database", "main"), "no transaction 99");
+    refused(w, json_pack("{siss}", "transaction", 99, "database", "main"),
+            "no transaction 99: the last one is ");
     refused(w, json_pack("{siss}", "transaction", 3, "database", "plain"), "pitr_window");
     refused(w, json_pack("{ss}", "point_in_time", "2020-01-01T00:00:00Z"), "before the first");
     refused(w, json_pack("{ss}", "point_in_time", "2999-01-01T00:00:00Z"), "future");

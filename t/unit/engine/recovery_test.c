@@ -204,6 +204,24 @@ static void a_database_beyond_reading_is_set_aside_and_recovered(void **state)
     assert_app_is_back(f);
 }
 
+/* It is whole: once the lock is gone nothing would be left of what it held. */
+static void a_locked_database_is_not_replaced_unsaved(void **state)
+{
+    fixture_t *f = *state;
+    char id[BK_BACKUP_ID];
+    back_up(f, "full", id);
+    f->set.dbs[0].busy_timeout = 50;
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=DELETE; DELETE FROM jobs WHERE id > 100; BEGIN EXCLUSIVE");
+    json_t *job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"database\"}", "failed");
+    assert_contains(text_of(job, "error"), "safety backup (nothing was recovered");
+    assert_contains(text_of(job, "error"), "locked");
+    done(job);
+    sql(db, "COMMIT");
+    assert_int_equal(number(db, "SELECT count(*) FROM jobs"), 100);
+    sqlite3_close(db);
+}
+
 static void files_by_pattern_go_to_a_target(void **state)
 {
     fixture_t *f = *state;
@@ -784,6 +802,7 @@ int main(void)
         T(the_safety_backup_undoes_a_recovery),
         T(a_database_is_recovered_while_the_application_writes),
         T(a_database_beyond_reading_is_set_aside_and_recovered),
+        T(a_locked_database_is_not_replaced_unsaved),
         T(files_by_pattern_go_to_a_target),
         T(paths_name_trees_directories_and_files),
         T(a_whole_backup_into_a_directory_can_be_opened),

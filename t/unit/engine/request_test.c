@@ -25,7 +25,7 @@ static const mistake_t mistakes[] = {
     {BK_JOB_RECOVERY, "{\"recovery_type\": \"full\", \"point_in_time\": \"yesterday\"}",
      "#/point_in_time", "must be a time"},
     {BK_JOB_RECOVERY, "{\"recovery_type\": \"database\", \"transaction\": 0}", "#/transaction",
-     "at least 1"},
+     "from 1 to"},
     {BK_JOB_RECOVERY,
      "{\"recovery_type\": \"database\", \"transaction\": 7, \"backup_id\": \"latest\"}",
      "#/transaction", "excludes"},

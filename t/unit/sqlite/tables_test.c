@@ -269,6 +269,22 @@ static void what_a_virtual_table_keeps_only_today_is_emptied(void **state)
 
 /* --- what it says --- */
 
+static void references_that_cannot_be_checked_are_a_warning(void **state)
+{
+    world_t w;
+    (void)state;
+    start(&w,
+          "CREATE TABLE p(id INTEGER PRIMARY KEY, name); CREATE TABLE c(p REFERENCES p(name)); "
+          "INSERT INTO c VALUES('x')",
+          "DELETE FROM c");
+    OK(act(&w, false, "c"), &w.err);
+    as_then(&w, "SELECT * FROM c");
+    assert_int_equal(w.ctl.notes_total, 1);
+    assert_non_null(strstr(w.ctl.notes[0], "foreign key mismatch"));
+    assert_null(strstr(w.ctl.notes[0], "nothing is changed"));
+    end(&w);
+}
+
 static void a_plan_counts_what_would_change(void **state)
 {
     world_t w;
@@ -572,6 +588,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_kind_of_table_comes_back),
+        cmocka_unit_test(references_that_cannot_be_checked_are_a_warning),
         cmocka_unit_test(what_a_virtual_table_keeps_only_today_is_emptied),
         cmocka_unit_test(a_plan_counts_what_would_change),
         cmocka_unit_test(what_cannot_be_changes_nothing),
