@@ -69,7 +69,8 @@ static bk_rc_t take_until_now(bk_capture_t *c, unsigned reader, bk_err_t *err)
     int64_t seen = bk_now();
     c->seen = seen > c->at.seen ? seen : c->at.seen; /* never back, whatever the clock does */
     rc = bk_capture_frames(c, &header, err);
-    c->at.looked = now;
+    if (rc == BK_OK)
+        c->at.looked = now;
     return rc;
 }
 

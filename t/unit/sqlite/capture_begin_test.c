@@ -326,6 +326,31 @@ static void what_comes_next_may_be_older_than_the_end_of_a_look(void **state)
     sqlite3_close(db);
 }
 
+/* The last look sees nothing when it is stopped, and says so. */
+static void a_last_look_that_is_stopped_saw_nothing(void **state)
+{
+    bk_tx_t times[2];
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    sqlite3 *db = open_db(box->db);
+    start(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900))");
+    step(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900))");
+    int64_t committed = bk_now();
+    bk_sleep_ms(2);
+    bk_ctl_stop(&box->ctl, BK_INTERRUPTED);
+    stop(box);
+    atomic_store(&box->ctl.stop, 0);
+    start(box);
+    replay(box, keep_times, times);
+    assert_int_equal(box->txid, 2);
+    assert_int_equal(box->gaps, 0);
+    assert_true(times[1].t_lo <= committed);
+    sqlite3_close(db);
+}
+
 /* The application's disk must not fill because all of its database is read under a pin. */
 static void a_first_read_gives_way_to_a_log_that_grows(void **state)
 {
@@ -443,3 +468,4 @@ int main(void)
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
+        TEST(a_last_look_that_is_stopped_saw_nothing),
