@@ -351,6 +351,50 @@ static void a_last_look_that_is_stopped_saw_nothing(void **state)
     sqlite3_close(db);
 }
 
+/* Of an open segment all that is behind the damage is lost, but not what comes next. */
+static void a_segment_that_lost_its_end_is_not_gone_on_with(void **state)
+{
+    box_t *box = *state;
+    char path[700];
+    struct dirent **names;
+    struct stat st;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    start(box);
+    for (unsigned i = 0; i < 3; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900))");
+        step(box);
+    }
+    stop(box);
+    assert_int_equal(scandir(box->log, &names, only_segments, alphasort), 1);
+    snprintf(path, sizeof path, "%s/%s", box->log, names[0]->d_name);
+    free(names[0]);
+    free(names);
+    assert_int_equal(stat(path, &st), 0);
+    spoil(path, st.st_size - 10, "damage");
+    start(box);
+    assert_false(state_of(box).new_epoch);
+    assert_int_equal(state_of(box).txid, 3);
+    assert_int_equal(box->ctl.notes_total, 1);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900))");
+    step(box);
+    assert_int_equal(state_of(box).txid, 4);
+    stop(box);
+    assert_int_equal(scandir(box->log, &names, only_segments, alphasort), 2);
+    static const uint64_t first[] = {1, 4}, count[] = {2, 1};
+    for (unsigned i = 0; i < 2; i++) {
+        bk_txlog_t *log;
+        snprintf(path, sizeof path, "%s/%s", box->log, names[i]->d_name);
+        OK(bk_txlog_open_file(path, &log, &box->err), &box->err);
+        assert_int_equal(bk_txlog_info(log)->first, first[i]);
+        assert_int_equal(bk_txlog_count(log), count[i]);
+        bk_txlog_free(log);
+        free(names[i]);
+    }
+    free(names);
+    sqlite3_close(db);
+}
+
 /* The application's disk must not fill because all of its database is read under a pin. */
 static void a_first_read_gives_way_to_a_log_that_grows(void **state)
 {
@@ -469,3 +513,5 @@ int main(void)
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
         TEST(a_last_look_that_is_stopped_saw_nothing),
+        TEST(a_last_look_that_is_stopped_saw_nothing),
+        TEST(a_segment_that_lost_its_end_is_not_gone_on_with),
