@@ -356,6 +356,7 @@ static bk_rc_t start_pinned(bk_capture_t *c, bk_err_t *err)
 
 static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
 {
+    int64_t now = bk_now();
     bk_rc_t rc = bk_db_connect(&c->readers[0], c->database, c->busy_ms, c->ctl, err);
     if (rc == BK_OK)
         rc = bk_db_connect(&c->readers[1], c->database, c->busy_ms < LOCK_MS ? c->busy_ms : LOCK_MS,
@@ -377,6 +378,7 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
         bk_capture_forget(c);
     c->going = rc == BK_OK;
     c->idle = c->named = bk_mono();
+    c->was_named = now;
     c->wait = WAIT_FIRST;
     c->pause = HELP_EVERY;
     if (rc != BK_OK)
@@ -499,10 +501,16 @@ static bk_rc_t check_name(bk_capture_t *c, bk_err_t *err)
     if (bk_mono() - c->named < NAME_EVERY)
         return BK_OK;
     c->named = bk_mono();
+    int64_t now = bk_now();
     if (bk_db_stat(reader->path, &st) != 0 || st.st_dev != reader->st.st_dev ||
-        st.st_ino != reader->st.st_ino)
+        st.st_ino != reader->st.st_ino) {
+        /* Of what was committed to the new one since the last time nobody knew. */
+        if (c->known.until > c->was_named)
+            c->known.until = c->was_named;
         return bk_err_set(err, BK_CHANGED, "database %s was replaced or removed while it was open",
                           c->database);
+    }
+    c->was_named = now;
     return BK_OK;
 }
 

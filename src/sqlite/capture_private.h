@@ -82,6 +82,7 @@ struct bk_capture_s {
     int64_t seen;             /* ns: when the present look was over */
     int64_t idle;             /* bk_mono since when nothing is new */
     int64_t named;            /* bk_mono when the file was last compared with its name */
+    int64_t was_named;        /* ns: and was the one of that name */
     int64_t moved;            /* bk_mono when the pin moved on */
     uint32_t pinned[2];       /* the log's salts then */
     int64_t tried;            /* bk_mono when the log was last helped along */
