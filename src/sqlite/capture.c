@@ -115,15 +115,15 @@ bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err)
 
 /*
  * As long as another reader needs the log it is of no use to copy, and even less to keep writers
- * out for it: both only now and then.
+ * out for it: both only now and then.  A small log is not worth telling.
  */
-static void note_blocked(bk_capture_t *c, bool blocked)
+static void note_needed(bk_capture_t *c, bool needed, uint32_t frames)
 {
     const struct stat *st = &c->readers[c->reader].st;
     unsigned own = 3 + (c->writer.db != NULL); /* two readers and the checkpointer */
-    c->state.blocked = blocked;
-    c->state.blocked_here = blocked && bk_attached_count(st->st_dev, st->st_ino) > own;
-    c->pause = !blocked ? HELP_EVERY : 2 * c->pause < HELP_LEAST ? 2 * c->pause : HELP_LEAST;
+    c->state.blocked = needed && frames > c->soft;
+    c->state.blocked_here = c->state.blocked && bk_attached_count(st->st_dev, st->st_ino) > own;
+    c->pause = !needed ? HELP_EVERY : 2 * c->pause < HELP_LEAST ? 2 * c->pause : HELP_LEAST;
 }
 
 /* *copied: frames of the log that are in the database file now; known: those before our pin. */
@@ -138,8 +138,9 @@ static bk_rc_t copy(bk_capture_t *c, uint32_t known, uint32_t *copied, bk_err_t 
     if (code != SQLITE_OK)
         return bk_db_failure(&c->checkpointer, code, "checkpoint", err);
     *copied = (uint32_t)done;
-    c->helped = c->at.place;
-    note_blocked(c, *copied < known && (uint32_t)frames > c->soft);
+    if (*copied >= c->at.place.frame)
+        c->helped = c->at.place;
+    note_needed(c, *copied < known, (uint32_t)frames);
     return BK_OK;
 }
 
@@ -160,6 +161,8 @@ static bk_rc_t help(bk_capture_t *c, bk_err_t *err)
         if (rc == BK_OK)
             rc = advance(c, err);
     } while (rc == BK_OK && c->at.place.frame > copied && !c->state.blocked && --tries > 0);
+    if (rc != BK_OK)
+        c->helped = (bk_txlog_place_t){.frame = 0}; /* the pin is an older one */
     return rc;
 }
 
@@ -187,10 +190,10 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bool news, bk_err_t *err)
 {
     uint32_t frames = c->state.wal_frames;
     int64_t now = bk_mono();
-    bool done = !c->state.blocked && memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
+    bool done = memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
     bool pressing = frames > HARD * c->soft;
-    if (frames == 0 || (done && !pressing) ||
-        (now - c->idle < IDLE && (frames <= c->soft || !news)) || now - c->tried < c->pause)
+    if (frames == 0 || done || (now - c->idle < IDLE && (frames <= c->soft || !news)) ||
+        now - c->tried < c->pause)
         return BK_OK;
     c->tried = now;
     return pressing ? help_alone(c, err) : help(c, err);

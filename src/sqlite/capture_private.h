@@ -87,7 +87,7 @@ struct bk_capture_s {
     uint32_t pinned[2];       /* the log's salts then */
     int64_t tried;            /* bk_mono when the log was last helped along */
     int64_t pause;            /* ns: not before, while somebody keeps it from beginning anew */
-    bk_txlog_place_t helped;  /* up to where checkpoints were helped along */
+    bk_txlog_place_t helped;  /* all is copied up to there, and the pin needs nothing of it */
     unsigned wait;            /* ms, what step said last */
     bk_capture_page_t *pages;
     size_t page_count, page_room;

@@ -166,6 +166,31 @@ static void when_the_reader_has_left_the_log_is_helped_without_a_commit(void **s
     sqlite3_close(db);
 }
 
+/* A small log does no harm, but an application that wants it truncated waits for its readers. */
+static void a_small_log_is_let_go_of_once_its_reader_has_left(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db), *reader = open_db(box->db);
+    start(box);
+    come_to_rest(box);
+    run_sql(db, "INSERT INTO t(v) VALUES(1)");
+    run_sql(reader, "BEGIN; SELECT count(*) FROM t");
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(80000))");
+    step(box);
+    come_to_rest(box);
+    assert_false(state_of(box).blocked);
+    run_sql(reader, "COMMIT");
+    sqlite3_busy_timeout(db, 0);
+    for (unsigned i = 0; i < 100 && query(db, "PRAGMA wal_checkpoint(TRUNCATE)") != 0; i++) {
+        bk_sleep_ms(100);
+        step(box);
+    }
+    assert_int_equal(query(db, "PRAGMA wal_checkpoint(TRUNCATE)"), 0);
+    sqlite3_close(reader);
+    sqlite3_close(db);
+}
+
 /* Another process that holds the lock of checkpoints, as an application's own does. */
 static pid_t lock_checkpoints(const box_t *box)
 {
@@ -557,6 +582,7 @@ int main(void)
         TEST(the_log_does_not_grow_without_end),
         TEST(while_a_reader_needs_the_log_writers_are_left_alone),
         TEST(when_the_reader_has_left_the_log_is_helped_without_a_commit),
+        TEST(a_small_log_is_let_go_of_once_its_reader_has_left),
         TEST(a_checkpoint_of_somebody_else_was_no_help),
         TEST(all_commits_of_two_writers),
         TEST(all_commits_with_small_pages),
