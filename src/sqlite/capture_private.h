@@ -91,6 +91,7 @@ struct bk_capture_s {
     unsigned wait;            /* ms, what step said last */
     bk_capture_page_t *pages;
     size_t page_count, page_room;
+    uint32_t told; /* where the database ends, as its first page says; 0: that is not among them */
     bk_capture_last_t last;
     uint8_t *page; /* room for two, of page_size bytes */
 };
