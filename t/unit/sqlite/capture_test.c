@@ -191,6 +191,28 @@ static void a_small_log_is_let_go_of_once_its_reader_has_left(void **state)
     sqlite3_close(db);
 }
 
+/* When all of a long log is copied, the next commit begins it anew: there is nothing to help. */
+static void nobody_is_kept_out_of_a_log_that_is_copied(void **state)
+{
+    box_t *box = *state;
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .soft = 10};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(800000))");
+    step(box);
+    come_to_rest(box);
+    uint64_t bars = state_of(box).bars;
+    assert_in_range(state_of(box).wal_frames, 101, 799);
+    come_to_rest(box);
+    assert_int_equal(state_of(box).bars, bars);
+    run_sql(db, "INSERT INTO t(v) VALUES(1)");
+    step(box);
+    assert_in_range(state_of(box).wal_frames, 1, 10);
+    sqlite3_close(db);
+}
+
 /* Another process that holds the lock of checkpoints, as an application's own does. */
 static pid_t lock_checkpoints(const box_t *box)
 {
@@ -631,6 +653,7 @@ int main(void)
         TEST(while_a_reader_needs_the_log_writers_are_left_alone),
         TEST(when_the_reader_has_left_the_log_is_helped_without_a_commit),
         TEST(a_small_log_is_let_go_of_once_its_reader_has_left),
+        TEST(nobody_is_kept_out_of_a_log_that_is_copied),
         TEST(a_checkpoint_of_somebody_else_was_no_help),
         TEST(all_commits_of_two_writers),
         TEST(all_commits_with_small_pages),
