@@ -351,6 +351,43 @@ static void a_last_look_that_is_stopped_saw_nothing(void **state)
     sqlite3_close(db);
 }
 
+static bool sync_fails;
+
+/* In place of that of libc. */
+int fdatasync(int fd)
+{
+    if (!sync_fails)
+        return fsync(fd);
+    errno = EIO;
+    return -1;
+}
+
+static void what_a_flush_could_not_write_is_captured_once_more(void **state)
+{
+    box_t *box = *state;
+    unsigned again;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    take_base(box);
+    sqlite3 *db = open_db(box->db);
+    start(box);
+    for (unsigned i = 0; i < 2; i++) {
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(900))");
+        sync_fails = i == 1;
+        bk_rc_t rc = bk_capture_step(box->capture, true, &again, &box->err);
+        sync_fails = false;
+        assert_int_equal(rc, i == 1 ? BK_IO : BK_OK);
+    }
+    assert_int_equal(state_of(box).txid, 1);
+    replay(box, NULL, NULL);
+    assert_int_equal(box->txid, 1);
+    step(box);
+    assert_int_equal(state_of(box).txid, 2);
+    replay(box, NULL, NULL);
+    assert_int_equal(box->gaps, 0);
+    assert_is_now(box);
+    sqlite3_close(db);
+}
+
 /* Of an open segment all that is behind the damage is lost, but not what comes next. */
 static void a_segment_that_lost_its_end_is_not_gone_on_with(void **state)
 {
@@ -517,6 +554,7 @@ int main(void)
         TEST(where_to_go_on_is_found_while_the_log_begins_anew),
         TEST(what_comes_next_may_be_older_than_the_end_of_a_look),
         TEST(a_last_look_that_is_stopped_saw_nothing),
+        TEST(what_a_flush_could_not_write_is_captured_once_more),
         TEST(a_segment_that_lost_its_end_is_not_gone_on_with),
         TEST(a_first_read_gives_way_to_a_log_that_grows),
         TEST(a_database_that_was_replaced_is_noticed),
