@@ -326,6 +326,61 @@ static void what_comes_next_may_be_older_than_the_end_of_a_look(void **state)
     sqlite3_close(db);
 }
 
+/* As a writer leaves the wal-index that is killed while it stores its header. */
+static void tear_the_index(const box_t *box)
+{
+    int status;
+    char shm[320];
+    snprintf(shm, sizeof shm, "%s-shm", box->db);
+    pid_t pid = fork();
+    if (pid == 0) {
+        spoil(shm, 60, "torn");
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+/*
+ * Nothing is lost, unless SQLite itself left frames without a checksum, as some releases do: a
+ * recovery ends before them, and what is written there then is not what came behind.
+ */
+static void a_recovery_of_the_log_is_no_gap_or_one(void **state)
+{
+    box_t *box = *state;
+    unsigned again, taken = 0;
+    assert_true(chaos_make(box->db, "wal", 1024, "none"));
+    sqlite3 *db = open_db(box->db);
+    run_sql(db, "PRAGMA cache_size=12; PRAGMA wal_autocheckpoint=0");
+    for (unsigned i = 0; i < 200; i++)
+        run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(700))");
+    take_base(box);
+    start(box);
+    for (unsigned i = 0; i < 2; i++) {
+        run_sql(db, i == 0 ? "UPDATE t SET v = v + 1 WHERE id = 5"
+                           : "BEGIN; SAVEPOINT s; UPDATE t SET filler = randomblob(700);"
+                             "UPDATE t SET filler = randomblob(700) WHERE id > 100;"
+                             "ROLLBACK TO s; RELEASE s; UPDATE t SET v = v + 1 WHERE id = 3;"
+                             "COMMIT");
+        step(box);
+        assert_int_equal(state_of(box).txid, ++taken);
+        uint32_t frames = state_of(box).wal_frames;
+        tear_the_index(box);
+        for (unsigned k = 0; k < 200; k++)
+            run_sql(db, "UPDATE t SET v = v + 1 WHERE id = 7");
+        taken += 200;
+        if (bk_capture_step(box->capture, true, &again, &box->err) != BK_OK)
+            step(box);
+        assert_true(state_of(box).wal_frames > frames);
+        replay(box, NULL, NULL);
+        assert_is_now(box);
+        assert_in_range(box->gaps, 0, i);
+        if (box->gaps == 0)
+            assert_int_equal(box->txid, taken);
+    }
+    sqlite3_close(db);
+}
+
 /* The last look sees nothing when it is stopped, and says so. */
 static void a_last_look_that_is_stopped_saw_nothing(void **state)
 {
@@ -553,6 +608,7 @@ int main(void)
         TEST(kills_leave_a_gap_at_worst),
         TEST(where_to_go_on_is_found_while_the_log_begins_anew),
         TEST(what_comes_next_may_be_older_than_the_end_of_a_look),
+        TEST(a_recovery_of_the_log_is_no_gap_or_one),
         TEST(a_last_look_that_is_stopped_saw_nothing),
         TEST(what_a_flush_could_not_write_is_captured_once_more),
         TEST(a_segment_that_lost_its_end_is_not_gone_on_with),
