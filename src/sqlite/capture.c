@@ -69,7 +69,8 @@ static bk_rc_t take_until_now(bk_capture_t *c, unsigned reader, bk_err_t *err)
     int64_t seen = bk_now();
     c->seen = seen > c->at.seen ? seen : c->at.seen; /* never back, whatever the clock does */
     rc = bk_capture_frames(c, &header, err);
-    c->at.looked = now;
+    if (rc == BK_OK)
+        c->at.looked = now;
     return rc;
 }
 
@@ -114,15 +115,15 @@ bk_rc_t bk_capture_take(bk_capture_t *c, bk_err_t *err)
 
 /*
  * As long as another reader needs the log it is of no use to copy, and even less to keep writers
- * out for it: both only now and then.
+ * out for it: both only now and then.  A small log is not worth telling.
  */
-static void note_blocked(bk_capture_t *c, bool blocked)
+static void note_needed(bk_capture_t *c, bool needed, uint32_t frames)
 {
     const struct stat *st = &c->readers[c->reader].st;
     unsigned own = 3 + (c->writer.db != NULL); /* two readers and the checkpointer */
-    c->state.blocked = blocked;
-    c->state.blocked_here = blocked && bk_attached_count(st->st_dev, st->st_ino) > own;
-    c->pause = !blocked ? HELP_EVERY : 2 * c->pause < HELP_LEAST ? 2 * c->pause : HELP_LEAST;
+    c->state.blocked = needed && frames > c->soft;
+    c->state.blocked_here = c->state.blocked && bk_attached_count(st->st_dev, st->st_ino) > own;
+    c->pause = !needed ? HELP_EVERY : 2 * c->pause < HELP_LEAST ? 2 * c->pause : HELP_LEAST;
 }
 
 /* *copied: frames of the log that are in the database file now; known: those before our pin. */
@@ -137,8 +138,9 @@ static bk_rc_t copy(bk_capture_t *c, uint32_t known, uint32_t *copied, bk_err_t 
     if (code != SQLITE_OK)
         return bk_db_failure(&c->checkpointer, code, "checkpoint", err);
     *copied = (uint32_t)done;
-    c->helped = c->at.place;
-    note_blocked(c, *copied < known && (uint32_t)frames > c->soft);
+    if (*copied >= c->at.place.frame)
+        c->helped = c->at.place;
+    note_needed(c, *copied < known, (uint32_t)frames);
     return BK_OK;
 }
 
@@ -159,6 +161,8 @@ static bk_rc_t help(bk_capture_t *c, bk_err_t *err)
         if (rc == BK_OK)
             rc = advance(c, err);
     } while (rc == BK_OK && c->at.place.frame > copied && !c->state.blocked && --tries > 0);
+    if (rc != BK_OK)
+        c->helped = (bk_txlog_place_t){.frame = 0}; /* the pin is an older one */
     return rc;
 }
 
@@ -186,10 +190,10 @@ static bk_rc_t help_when_needed(bk_capture_t *c, bool news, bk_err_t *err)
 {
     uint32_t frames = c->state.wal_frames;
     int64_t now = bk_mono();
-    bool done = !c->state.blocked && memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
+    bool done = memcmp(&c->helped, &c->at.place, sizeof c->helped) == 0;
     bool pressing = frames > HARD * c->soft;
-    if (frames == 0 || (done && !pressing) ||
-        (now - c->idle < IDLE && (frames <= c->soft || !news)) || now - c->tried < c->pause)
+    if (frames == 0 || done || (now - c->idle < IDLE && (frames <= c->soft || !news)) ||
+        now - c->tried < c->pause)
         return BK_OK;
     c->tried = now;
     return pressing ? help_alone(c, err) : help(c, err);
@@ -355,6 +359,7 @@ static bk_rc_t start_pinned(bk_capture_t *c, bk_err_t *err)
 
 static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
 {
+    int64_t now = bk_now();
     bk_rc_t rc = bk_db_connect(&c->readers[0], c->database, c->busy_ms, c->ctl, err);
     if (rc == BK_OK)
         rc = bk_db_connect(&c->readers[1], c->database, c->busy_ms < LOCK_MS ? c->busy_ms : LOCK_MS,
@@ -376,6 +381,7 @@ static bk_rc_t start(bk_capture_t *c, bk_err_t *err)
         bk_capture_forget(c);
     c->going = rc == BK_OK;
     c->idle = c->named = bk_mono();
+    c->was_named = now;
     c->wait = WAIT_FIRST;
     c->pause = HELP_EVERY;
     if (rc != BK_OK)
@@ -498,10 +504,16 @@ static bk_rc_t check_name(bk_capture_t *c, bk_err_t *err)
     if (bk_mono() - c->named < NAME_EVERY)
         return BK_OK;
     c->named = bk_mono();
+    int64_t now = bk_now();
     if (bk_db_stat(reader->path, &st) != 0 || st.st_dev != reader->st.st_dev ||
-        st.st_ino != reader->st.st_ino)
+        st.st_ino != reader->st.st_ino) {
+        /* Of what was committed to the new one since the last time nobody knew. */
+        if (c->known.until > c->was_named)
+            c->known.until = c->was_named;
         return bk_err_set(err, BK_CHANGED, "database %s was replaced or removed while it was open",
                           c->database);
+    }
+    c->was_named = now;
     return BK_OK;
 }
 

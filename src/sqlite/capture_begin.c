@@ -168,7 +168,10 @@ static bk_rc_t replay(bk_capture_t *c, bk_txlog_t *log, bk_err_t *err)
     return rc;
 }
 
-/* All segments; the last one is gone on with when it is open. */
+/*
+ * All segments; the last one is gone on with when it is open.  Not one that the disk took the end
+ * of, which the hashes know: it is sealed as it is, and what it lost is missing.
+ */
 static bk_rc_t replay_all(bk_capture_t *c, bk_err_t *err)
 {
     segments_t list;
@@ -184,9 +187,14 @@ static bk_rc_t replay_all(bk_capture_t *c, bk_err_t *err)
         bool sealed = rc == BK_OK && bk_txlog_sealed(log);
         if (rc == BK_OK)
             rc = replay(c, log, err);
+        uint64_t next = rc == BK_OK ? bk_txlog_info(log)->first + bk_txlog_count(log) : 0;
         bk_txlog_free(log);
-        if (rc == BK_OK && last && !sealed)
+        if (rc == BK_OK && last && !sealed && next > c->at.txid)
             rc = bk_txlog_reopen(path, &c->log, err);
+        else if (rc == BK_OK && last && !sealed)
+            bk_ctl_note(c->ctl, "database %s: %s is damaged: transactions %llu to %llu are lost",
+                        c->database, path, (unsigned long long)next,
+                        (unsigned long long)c->at.txid);
         if (rc != BK_OK)
             bk_err_wrap(err, "%s", path);
     }

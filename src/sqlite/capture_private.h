@@ -82,14 +82,16 @@ struct bk_capture_s {
     int64_t seen;             /* ns: when the present look was over */
     int64_t idle;             /* bk_mono since when nothing is new */
     int64_t named;            /* bk_mono when the file was last compared with its name */
+    int64_t was_named;        /* ns: and was the one of that name */
     int64_t moved;            /* bk_mono when the pin moved on */
     uint32_t pinned[2];       /* the log's salts then */
     int64_t tried;            /* bk_mono when the log was last helped along */
     int64_t pause;            /* ns: not before, while somebody keeps it from beginning anew */
-    bk_txlog_place_t helped;  /* up to where checkpoints were helped along */
+    bk_txlog_place_t helped;  /* all is copied up to there, and the pin needs nothing of it */
     unsigned wait;            /* ms, what step said last */
     bk_capture_page_t *pages;
     size_t page_count, page_room;
+    uint32_t told; /* where the database ends, as its first page says; 0: that is not among them */
     bk_capture_last_t last;
     uint8_t *page; /* room for two, of page_size bytes */
 };

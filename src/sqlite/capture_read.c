@@ -26,7 +26,21 @@ static bk_rc_t add_page(bk_capture_t *c, const bk_wal_frame_t *frame, bk_err_t *
         (bk_capture_page_t){.pgno = frame->pgno,
                             .frame = frame->frame,
                             .hash = bk_db_page_hash(frame->pgno, frame->page, c->hashes.page_size)};
+    if (frame->pgno == 1) {
+        uint64_t told = bk_db_header_page_count(frame->page);
+        c->told = told != 0 ? told : UINT32_MAX;
+    }
     return BK_OK;
+}
+
+/*
+ * Where the database ends after the transaction: what its commit says may be the length of a file
+ * that is ahead of it.  Who changes the end changes the first page.
+ */
+static uint32_t database_end(const bk_capture_t *c, uint32_t commit)
+{
+    uint64_t told = c->told != 0 ? c->told : c->sweep.again == NULL ? c->hashes.count : UINT32_MAX;
+    return told < commit ? (uint32_t)told : commit;
 }
 
 /* By page; of one page the newest version first. */
@@ -42,14 +56,14 @@ static int by_page(const void *a, const void *b)
  * What of the pages is in the database after the transaction: of each its last version, none behind
  * the end (VACUUM writes some), and not the lock page.
  */
-static void keep_what_counts(bk_capture_t *c, uint32_t commit)
+static void keep_what_counts(bk_capture_t *c, uint32_t end)
 {
     uint64_t lock_page = bk_db_lock_page(c->hashes.page_size);
     size_t kept = 0;
     qsort(c->pages, c->page_count, sizeof *c->pages, by_page);
     for (size_t i = 0; i < c->page_count; i++) {
         uint32_t pgno = c->pages[i].pgno;
-        if (pgno <= commit && pgno != lock_page && (kept == 0 || c->pages[kept - 1].pgno != pgno))
+        if (pgno <= end && pgno != lock_page && (kept == 0 || c->pages[kept - 1].pgno != pgno))
             c->pages[kept++] = c->pages[i];
     }
     c->page_count = kept;
@@ -59,14 +73,14 @@ static void keep_what_counts(bk_capture_t *c, uint32_t commit)
  * Some file systems make SQLite repeat the last frame of a commit to fill up a sector: that is no
  * transaction of its own.
  */
-static bool is_padding(bk_capture_t *c, const bk_wal_frame_t *last)
+static bool is_padding(bk_capture_t *c, const bk_wal_frame_t *last, uint32_t end)
 {
     uint32_t size = c->hashes.page_size;
     uint8_t *before = c->page + size;
     bk_wal_frame_t frame;
     bool known = c->last.frame == c->at.place.frame &&
                  memcmp(c->last.salt, c->at.place.salt, sizeof c->last.salt) == 0;
-    if (c->page_count != 1 || last->commit != c->hashes.count || last->frame == 1 ||
+    if (c->page_count != 1 || end != c->hashes.count || last->frame == 1 ||
         c->at.place.frame != last->frame - 1 || (known && c->last.pgno != last->pgno))
         return false;
     return bk_wal_frame(c->wal_fd, c->database, size, last->frame - 1, before, &frame, NULL) ==
@@ -122,25 +136,26 @@ static bk_rc_t write_transaction(bk_capture_t *c, bk_tx_t *tx, bk_err_t *err)
  */
 static bk_rc_t end_transaction(bk_capture_t *c, const bk_wal_frame_t *last, bk_err_t *err)
 {
+    uint32_t end = database_end(c, last->commit);
     bk_tx_t tx = {.txid = c->at.txid + 1,
-                  .page_count = last->commit,
+                  .page_count = end,
                   .t_lo = c->at.looked < c->seen ? c->at.looked : c->seen,
                   .t_hi = c->seen,
                   .before = c->hashes.digest};
     memcpy(tx.place.salt, c->at.place.salt, sizeof tx.place.salt);
     tx.place.frame = last->frame;
     memcpy(tx.place.checksum, last->checksum, sizeof tx.place.checksum);
-    keep_what_counts(c, last->commit);
+    keep_what_counts(c, end);
     if (c->sweep.again != NULL) {
-        bk_capture_swept(c, last->commit);
+        bk_capture_swept(c, end);
         c->at.place = tx.place;
         return BK_OK;
     }
-    if (is_padding(c, last)) {
+    if (is_padding(c, last, end)) {
         c->at.place = tx.place;
         return BK_OK;
     }
-    bk_rc_t rc = bk_hashes_resize(&c->hashes, last->commit, err);
+    bk_rc_t rc = bk_hashes_resize(&c->hashes, end, err);
     for (size_t i = 0; i < c->page_count && rc == BK_OK; i++)
         bk_hashes_set(&c->hashes, c->pages[i].pgno, c->pages[i].hash);
     tx.after = c->hashes.digest;
@@ -164,7 +179,7 @@ static bk_rc_t take_frame(void *arg, const bk_wal_frame_t *frame, bk_err_t *err)
     rc = end_transaction(c, frame, err);
     c->last = (bk_capture_last_t){.frame = frame->frame, .pgno = frame->pgno};
     memcpy(c->last.salt, c->at.place.salt, sizeof c->last.salt);
-    c->page_count = 0;
+    c->page_count = c->told = 0;
     return rc;
 }
 
@@ -186,7 +201,7 @@ bk_rc_t bk_capture_frames(bk_capture_t *c, const bk_wal_header_t *header, bk_err
     if (header->page_size != c->hashes.page_size)
         return bk_err_set(err, BK_CHANGED, "database %s: its page size changed from %u to %u",
                           c->database, c->hashes.page_size, header->page_size);
-    c->page_count = 0;
+    c->page_count = c->told = 0;
     uint32_t start[2] = {place->checksum[0], place->checksum[1]};
     bk_rc_t rc = bk_wal_frames(c->wal_fd, c->database, header, place->frame, start, take_frame, c,
                                c->ctl, err);

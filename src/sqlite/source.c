@@ -22,7 +22,6 @@
 #include "sqlite/walindex.h"
 
 #define LOCK_BYTE       0x40000000u
-#define FILE_HEADER     100u
 #define HEADER_WAIT     1000 /* ms */
 #define EMPTY_PAGE_SIZE 4096u
 
@@ -46,8 +45,7 @@ uint64_t bk_db_page_hash(uint64_t pgno, const uint8_t *page, uint32_t page_size)
     return XXH3_64bits_withSeed(page, page_size, pgno);
 }
 
-/* Of a header; 0: it was last written by a SQLite older than 3.7, which left this as it was. */
-static uint64_t header_page_count(const uint8_t header[FILE_HEADER])
+uint64_t bk_db_header_page_count(const uint8_t header[BK_DB_HEADER])
 {
     bool current = memcmp(header + 24, header + 92, 4) == 0;
     return !current ? 0
@@ -62,7 +60,7 @@ static uint64_t header_page_count(const uint8_t header[FILE_HEADER])
  */
 static bk_rc_t read_file_header(bk_db_source_t *s, bk_err_t *err)
 {
-    uint8_t header[FILE_HEADER] = {0};
+    uint8_t header[BK_DB_HEADER] = {0};
     int code = s->c.file->pMethods->xRead(s->c.file, header, sizeof header, 0);
     if (code == SQLITE_IOERR_SHORT_READ) {
         /* Nothing was ever stored. */
@@ -73,7 +71,7 @@ static bk_rc_t read_file_header(bk_db_source_t *s, bk_err_t *err)
     if (code != SQLITE_OK)
         return bk_db_failure(&s->c, code, "read", err);
     s->info.page_size = bk_db_header_page_size(header);
-    s->header_pages = header_page_count(header);
+    s->header_pages = bk_db_header_page_count(header);
     bk_strcpy(s->info.journal, sizeof s->info.journal, header[19] == 2 ? "wal" : "delete");
     if (s->info.page_size == 0)
         return bk_err_set(err, BK_CORRUPT, "database %s: impossible page size", s->c.path);
@@ -135,6 +133,19 @@ static bk_rc_t read_frames(bk_db_source_t *s, const bk_wal_header_t *header, bk_
     return rc;
 }
 
+/* What the log calls its length may be that of a file which is ahead of its database, too. */
+static bk_rc_t pages_of_image(bk_db_source_t *s, const bk_wal_header_t *header, bk_err_t *err)
+{
+    uint8_t *page = malloc(s->info.page_size);
+    if (page == NULL)
+        return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", s->c.path);
+    bk_rc_t rc = bk_db_source_read(s, 1, 1, page, err);
+    uint64_t count = rc == BK_OK ? bk_db_header_page_count(page) : 0;
+    s->info.page_count = count != 0 && count < header->pages ? count : header->pages;
+    free(page);
+    return rc;
+}
+
 static bk_rc_t look_at_wal(bk_db_source_t *s, bk_err_t *err)
 {
     bk_wal_header_t header;
@@ -149,10 +160,10 @@ static bk_rc_t look_at_wal(bk_db_source_t *s, bk_err_t *err)
     if (header.page_size != s->info.page_size)
         return bk_err_set(err, BK_CORRUPT, "database %s: the wal-index has another page size",
                           s->c.path);
-    s->info.page_count = header.pages;
-    if (header.backfilled >= header.frames)
-        return BK_OK; /* the file is the image and stays it while we are pinned */
-    return read_frames(s, &header, err);
+    /* Else the file is the image and stays it while we are pinned. */
+    if (header.backfilled < header.frames)
+        rc = read_frames(s, &header, err);
+    return rc == BK_OK ? pages_of_image(s, &header, err) : rc;
 }
 
 bk_rc_t bk_db_source_open(const char *path, unsigned busy_ms, bk_ctl_t *ctl,

@@ -62,6 +62,10 @@ void bk_db_source_close(bk_db_source_t *source);
 /* Digest of pages: XXH3-64 of each page seeded by its number, XOR over all; the lock page counts
  * nothing. */
 uint64_t bk_db_page_hash(uint64_t pgno, const uint8_t *page, uint32_t page_size);
+/* Pages, as the header in the first of them says; 0: it was last written by a SQLite older than
+ * 3.7, which left this as it was.  Files and commits may be longer (SQLITE_FCNTL_CHUNK_SIZE). */
+#define BK_DB_HEADER 100u
+uint64_t bk_db_header_page_count(const uint8_t header[BK_DB_HEADER]);
 /* Number of the page that holds byte 1 GiB: never stored, never hashed. */
 uint64_t bk_db_lock_page(uint32_t page_size);
 

@@ -67,6 +67,7 @@ bk_rc_t bk_txlog_begin(bk_txlog_writer_t *writer, bk_err_t *err);
 bk_rc_t bk_txlog_page(bk_txlog_writer_t *writer, uint32_t pgno, const uint8_t *page, bk_err_t *err);
 /* tx->txid has to be the next, tx->pages is filled in. */
 bk_rc_t bk_txlog_end(bk_txlog_writer_t *writer, bk_tx_t *tx, bk_err_t *err);
+/* After a failure the segment has what it had when this was done last; only close is left. */
 bk_rc_t bk_txlog_sync(bk_txlog_writer_t *writer, bk_err_t *err);
 /* Add the index and sync: nothing can be appended any more.  The writer is closed. */
 bk_rc_t bk_txlog_seal(bk_txlog_writer_t *writer, bk_err_t *err);

@@ -20,6 +20,7 @@ struct bk_txlog_writer_s {
     char *path;
     bk_txlog_info_t info;
     uint64_t size;       /* of whole transactions */
+    uint64_t synced;     /* of those that survive a crash */
     uint64_t at;         /* of what is written of the one that runs */
     bk_buf_t index;      /* of whole transactions */
     size_t index_before; /* the one that runs begins there */
@@ -117,7 +118,7 @@ bk_rc_t bk_txlog_create(const char *path, const bk_txlog_info_t *info, bk_txlog_
         bk_txlog_close(w);
         return rc;
     }
-    w->size = w->at = sizeof header;
+    w->size = w->at = w->synced = sizeof header;
     *writer = w;
     return BK_OK;
 }
@@ -238,9 +239,21 @@ bk_rc_t bk_txlog_end(bk_txlog_writer_t *w, bk_tx_t *tx, bk_err_t *err)
     return BK_OK;
 }
 
+/*
+ * What could not be written the kernel takes for written from then on, and the next flush succeeds
+ * without it: so it is cut off, to be captured once more.
+ */
 bk_rc_t bk_txlog_sync(bk_txlog_writer_t *w, bk_err_t *err)
 {
-    return fdatasync(w->fd) == 0 ? BK_OK : bk_err_sys(err, errno, "flush %s", w->path);
+    if (fdatasync(w->fd) == 0) {
+        w->synced = w->size;
+        return BK_OK;
+    }
+    bk_rc_t rc = bk_err_sys(err, errno, "flush %s", w->path);
+    w->size = w->at = w->synced;
+    if (ftruncate(w->fd, (off_t)w->size) != 0)
+        bk_err_wrap(err, "cut off the end of it failed as well");
+    return rc;
 }
 
 /* --- sealing --- */
@@ -298,7 +311,7 @@ bk_rc_t bk_txlog_reopen(const char *path, bk_txlog_writer_t **writer, bk_err_t *
     if (rc == BK_OK && (w->fd = bk_openat(AT_FDCWD, path, O_RDWR | O_NOFOLLOW, 0)) < 0)
         rc = bk_err_sys(err, errno, "open %s", path);
     if (rc == BK_OK) {
-        w->size = w->at = bk_txlog_whole(log, &w->index);
+        w->size = w->at = w->synced = bk_txlog_whole(log, &w->index);
         if (!bk_buf_ok(&w->index))
             rc = bk_err_set(err, BK_NO_MEMORY, "%s: out of memory", path);
         else if (ftruncate(w->fd, (off_t)w->size) != 0 || fsync(w->fd) != 0)

@@ -166,6 +166,53 @@ static void when_the_reader_has_left_the_log_is_helped_without_a_commit(void **s
     sqlite3_close(db);
 }
 
+/* A small log does no harm, but an application that wants it truncated waits for its readers. */
+static void a_small_log_is_let_go_of_once_its_reader_has_left(void **state)
+{
+    box_t *box = *state;
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db), *reader = open_db(box->db);
+    start(box);
+    come_to_rest(box);
+    run_sql(db, "INSERT INTO t(v) VALUES(1)");
+    run_sql(reader, "BEGIN; SELECT count(*) FROM t");
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(80000))");
+    step(box);
+    come_to_rest(box);
+    assert_false(state_of(box).blocked);
+    run_sql(reader, "COMMIT");
+    sqlite3_busy_timeout(db, 0);
+    for (unsigned i = 0; i < 100 && query(db, "PRAGMA wal_checkpoint(TRUNCATE)") != 0; i++) {
+        bk_sleep_ms(100);
+        step(box);
+    }
+    assert_int_equal(query(db, "PRAGMA wal_checkpoint(TRUNCATE)"), 0);
+    sqlite3_close(reader);
+    sqlite3_close(db);
+}
+
+/* When all of a long log is copied, the next commit begins it anew: there is nothing to help. */
+static void nobody_is_kept_out_of_a_log_that_is_copied(void **state)
+{
+    box_t *box = *state;
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .soft = 10};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, zeroblob(800000))");
+    step(box);
+    come_to_rest(box);
+    uint64_t bars = state_of(box).bars;
+    assert_in_range(state_of(box).wal_frames, 101, 799);
+    come_to_rest(box);
+    assert_int_equal(state_of(box).bars, bars);
+    run_sql(db, "INSERT INTO t(v) VALUES(1)");
+    step(box);
+    assert_in_range(state_of(box).wal_frames, 1, 10);
+    sqlite3_close(db);
+}
+
 /* Another process that holds the lock of checkpoints, as an application's own does. */
 static pid_t lock_checkpoints(const box_t *box)
 {
@@ -468,6 +515,54 @@ static void what_is_doubted_is_compared_at_once(void **state)
 /* --- a large one --- */
 
 /* Never used pages up to here, without a byte on the disk. */
+/* The application has its file grow ahead; what its commits say then is the length of the file. */
+static void a_database_ends_where_its_header_says(void **state)
+{
+    box_t *box = *state;
+    int chunk = 1 << 20;
+    bk_capture_options_t options = {
+        .database = box->db, .dir = box->log, .busy_ms = 20000, .audit_idle = 1, .audit_every = 1};
+    assert_true(chaos_make(box->db, "wal", 4096, "none"));
+    sqlite3 *db = open_db(box->db);
+    assert_int_equal(sqlite3_file_control(db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk), 0);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(90000))");
+    sqlite3_close(db);
+    take_base(box);
+    db = open_db(box->db);
+    assert_int_equal(sqlite3_file_control(db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk), 0);
+    OK(bk_capture_open(&options, &box->ctl, &box->capture, &box->err), &box->err);
+    run_sql(db, "UPDATE t SET v=2");
+    step(box);
+    run_sql(db, "INSERT INTO t(v, filler) VALUES(1, randomblob(90000))");
+    step(box);
+    assert_int_equal(state_of(box).txid, 2);
+    assert_int_equal(state_of(box).page_count, query(db, "PRAGMA page_count"));
+    replay(box, NULL, NULL);
+    assert_is_now(box);
+    come_to_rest(box);
+    run_sql(db, "PRAGMA wal_checkpoint(TRUNCATE)");
+    bk_sleep_ms(1100);
+    for (unsigned i = 0; i < 100 && state_of(box).audits == 0; i++) {
+        bk_sleep_ms(10);
+        step(box);
+    }
+    assert_int_equal(state_of(box).audits, 1);
+    assert_int_equal(state_of(box).differing, 0);
+    stop(box);
+    replay(box, NULL, NULL);
+    assert_int_equal(box->txid, 2);
+    assert_is_now(box);
+    start(box);
+    sqlite3_close(db);
+    stop(box);
+    db = open_db(box->db);
+    run_sql(db, "SELECT 1 FROM t");
+    start(box); /* the log's last salts are unknown, but nothing happened */
+    assert_int_equal(state_of(box).txid, 2);
+    assert_int_equal(state_of(box).gaps, 0);
+    sqlite3_close(db);
+}
+
 static void make_sparse(const box_t *box, uint32_t pages, uint32_t page_size)
 {
     assert_true(chaos_make(box->db, "delete", (int)page_size, "none"));
@@ -557,6 +652,8 @@ int main(void)
         TEST(the_log_does_not_grow_without_end),
         TEST(while_a_reader_needs_the_log_writers_are_left_alone),
         TEST(when_the_reader_has_left_the_log_is_helped_without_a_commit),
+        TEST(a_small_log_is_let_go_of_once_its_reader_has_left),
+        TEST(nobody_is_kept_out_of_a_log_that_is_copied),
         TEST(a_checkpoint_of_somebody_else_was_no_help),
         TEST(all_commits_of_two_writers),
         TEST(all_commits_with_small_pages),
@@ -567,6 +664,7 @@ int main(void)
         TEST(a_page_that_nobody_wrote_is_noticed),
         TEST(pages_are_compared_although_somebody_writes),
         TEST(what_is_doubted_is_compared_at_once),
+        TEST(a_database_ends_where_its_header_says),
         TEST(growing_over_the_lock_page_is_captured),
         TEST(a_full_disk_releases_the_pin),
     };

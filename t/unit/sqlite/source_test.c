@@ -232,6 +232,16 @@ static void what_is_behind_the_end_is_no_page(void **state)
         }
         assert_int_equal(stat(path, &st), 0);
         assert_int_equal(st.st_size, chunk);
+        /* Who opens it finds a file of that length, and commits as many pages. */
+        sqlite3_close(db);
+        db = open_db(path);
+        run_sql(db, "UPDATE t SET v=2");
+        for (int n = 0; n < 2; n++) {
+            bk_db_source_t *source = open_source(&f, path);
+            assert_int_equal(bk_db_source_info(source)->page_count, query(db, "PRAGMA page_count"));
+            bk_db_source_close(source);
+            run_sql(db, "PRAGMA wal_checkpoint");
+        }
         sqlite3_close(db);
         unlink(path);
     }

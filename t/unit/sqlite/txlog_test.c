@@ -263,6 +263,44 @@ static void a_transaction_out_of_turn_is_refused(void **state)
     assert_int_equal(bk_txlog_create(l->path, &l->info, &l->w, &l->err), BK_EXISTS);
 }
 
+static bool sync_fails;
+
+/* In place of that of libc. */
+int fdatasync(int fd)
+{
+    if (!sync_fails)
+        return fsync(fd);
+    errno = EIO;
+    return -1;
+}
+
+static void what_could_not_be_flushed_is_not_there(void **state)
+{
+    log_t *l = *state;
+    for (uint64_t txid = 5; txid < 8; txid++)
+        append(l, txid);
+    OK(bk_txlog_sync(l->w, &l->err), &l->err);
+    append(l, 8);
+    append(l, 9);
+    sync_fails = true;
+    assert_int_equal(bk_txlog_sync(l->w, &l->err), BK_IO);
+    bk_txlog_close(l->w);
+    l->w = NULL;
+    check(l, 3, false);
+    OK(bk_txlog_reopen(l->path, &l->w, &l->err), &l->err);
+    append(l, 8);
+    bk_rc_t rc = bk_txlog_seal(l->w, &l->err);
+    l->w = NULL;
+    assert_int_equal(rc, BK_IO);
+    check(l, 3, false);
+    sync_fails = false;
+    OK(bk_txlog_reopen(l->path, &l->w, &l->err), &l->err);
+    append(l, 8);
+    OK(bk_txlog_seal(l->w, &l->err), &l->err);
+    l->w = NULL;
+    check(l, 4, true);
+}
+
 /* The last bytes of an open segment are the application's. */
 static void a_page_that_ends_like_a_trailer_seals_nothing(void **state)
 {
@@ -309,6 +347,7 @@ int main(void)
             wherever_it_is_cut_off_whole_transactions_stay_and_more_can_follow, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_flipped_bit_passes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_transaction_out_of_turn_is_refused, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_could_not_be_flushed_is_not_there, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
