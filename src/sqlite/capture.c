@@ -171,8 +171,10 @@ static bk_rc_t help_alone(bk_capture_t *c, bk_err_t *err)
 {
     bk_err_t why = {0};
     if (c->writer.db == NULL &&
-        bk_db_connect(&c->writer, c->database, BAR_MS, c->ctl, &why) != BK_OK)
+        bk_db_connect(&c->writer, c->database, BAR_MS, c->ctl, &why) != BK_OK) {
+        bk_db_disconnect(&c->writer);
         return BK_OK;
+    }
     c->writer.found_wal = true;
     if (bk_db_query(&c->writer, "BEGIN IMMEDIATE", NULL, 0, &why) != BK_OK)
         return BK_OK;
@@ -266,6 +268,8 @@ bk_rc_t bk_capture_hold_next(bk_capture_hold_t *hold, bk_err_t *err)
     if (other->db == NULL) {
         rc = bk_db_connect(other, first->path, first->busy_ms, first->ctl, err);
         other->found_wal = true;
+        if (rc != BK_OK)
+            bk_db_disconnect(other);
     }
     if (rc == BK_OK)
         rc = begin_read(other, err);
