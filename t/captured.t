@@ -221,8 +221,13 @@ for my $helper ('off', $NgxBackup::helper) {
     subtest "reloads and a binary upgrade $kind" => sub {
         local $NgxBackup::helper = $helper;
         my $t = new_app(0, 'app');
+        if ($helper ne 'off') {    # nor may they go there by themselves
+            chmod 0700, "$t->{dir}/app";
+            chown 0, 0, "$t->{dir}/app";
+        }
         $t->start;
         wait_captures($t, 'captured', sub { $_[0]{app}{capturing} });
+        unlike($t->read('error.log'), qr/not captured/, 'at once');
         my $first = captures($t)->{app}{transaction};
         my $writer = writer_of($t);
         for (1 .. 4) {

@@ -28,7 +28,7 @@
 #define ROOM_EVERY   BK_SEC
 #define BUSY_MS      2000u         /* for a lock: it is tried again, and a thread waits meanwhile */
 #define HOLD_EVERY   BK_SEC        /* a hold moves on, or the log could not begin anew */
-#define HOLD_MOST    (15 * BK_SEC) /* of one that cannot */
+#define HOLD_MOST    (15 * BK_SEC) /* but it does, or ends, whatever nobody looked at by then */
 #define HOLD_FRAMES  65536u        /* nor of one under which the log never comes to rest */
 #define HOLD_BUSY_MS 1000u
 
@@ -72,6 +72,7 @@ static void end_hold(bk_captured_t *one)
 {
     bk_capture_hold_end(one->hold);
     one->hold = NULL;
+    one->next_held = 0;
 }
 
 /* Lock held. */
@@ -189,6 +190,7 @@ void bk_capturing_detach(bk_capturing_t *c, const json_t *names)
 void bk_engine_capture_hold(bk_engine_t *engine)
 {
     bk_capturing_t *c = engine->capturing;
+    bk_engine_reach_databases(engine);
     bk_engine_obey_detach(engine);
     for (size_t i = 0; i < c->count; i++) {
         bk_captured_t *one = &c->list[i];
@@ -207,33 +209,36 @@ void bk_engine_capture_release(bk_engine_t *engine)
     bk_capturing_release(engine->capturing, true);
 }
 
-void bk_capturing_hold_next(bk_capturing_t *c)
+/*
+ * Lock held.  That the other process still has the set tells nothing: its last look may be over.
+ * What it says that it has looked at is captured, up to the second pin and so behind the first.
+ */
+static void hold_on(bk_captured_t *one)
 {
-    for (size_t i = 0; i < c->count; i++) {
-        bk_captured_t *one = &c->list[i];
-        pthread_mutex_lock(&one->lock);
-        int64_t age = bk_mono() - one->held;
-        if (one->hold != NULL && age >= HOLD_EVERY)
-            one->next_held = bk_capture_hold_next(one->hold, NULL) == BK_OK;
-        if (one->hold != NULL && !one->next_held && age >= HOLD_MOST)
-            end_hold(one);
-        pthread_mutex_unlock(&one->lock);
-    }
+    bk_capture_known_t known;
+    int64_t age = bk_mono() - one->held;
+    if (one->hold == NULL || age < HOLD_EVERY)
+        return;
+    if (one->next_held == 0 && bk_capture_hold_next(one->hold, NULL) == BK_OK)
+        one->next_held = bk_now();
+    bool looked = bk_covered_read(one->dir, &known) && known.until >= one->next_held;
+    if (one->next_held == 0 && age >= HOLD_MOST)
+        end_hold(one);
+    if (one->next_held == 0 || (!looked && age < HOLD_MOST))
+        return;
+    bk_capture_hold_turn(one->hold);
+    one->held = bk_mono();
+    one->next_held = 0;
+    if (bk_capture_hold_frames(one->hold) > HOLD_FRAMES)
+        end_hold(one);
 }
 
-void bk_capturing_hold_turn(bk_capturing_t *c, bool over)
+void bk_capturing_hold_on(bk_capturing_t *c)
 {
     for (size_t i = 0; i < c->count; i++) {
-        bk_captured_t *one = &c->list[i];
-        pthread_mutex_lock(&one->lock);
-        if (one->hold != NULL && one->next_held) {
-            bk_capture_hold_turn(one->hold, over);
-            one->held = over ? bk_mono() : one->held;
-            if (bk_capture_hold_frames(one->hold) > HOLD_FRAMES)
-                end_hold(one);
-        }
-        one->next_held = false;
-        pthread_mutex_unlock(&one->lock);
+        pthread_mutex_lock(&c->list[i].lock);
+        hold_on(&c->list[i]);
+        pthread_mutex_unlock(&c->list[i].lock);
     }
 }
 
@@ -523,6 +528,8 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     leave_when_told(one);
     if (may_run(c, one) && now >= one->next) {
         note_stepping(one, now);
+        if (one->capture == NULL)
+            bk_engine_reach_databases(engine);
         rc = after_step(c, one, step(c, one, woken, again, &why), &why);
         note_stepping(one, 0);
         if (rc != BK_OK && err != NULL)

@@ -23,12 +23,8 @@ void bk_capturing_free(bk_capturing_t *capturing);
 /* Captures begin with the next step, and are let go of: what was captured is durable then. */
 void bk_capturing_allow(bk_capturing_t *capturing, bool allow);
 
-/*
- * Holds move on while the set is another's, so that nothing grows: next takes further ones, turn
- * with true ends those before, when the other process still had the set in between.
- */
-void bk_capturing_hold_next(bk_capturing_t *capturing);
-void bk_capturing_hold_turn(bk_capturing_t *capturing, bool over);
+/* The set is another's: holds move on, so that nothing grows. */
+void bk_capturing_hold_on(bk_capturing_t *capturing);
 /* This process will not capture, or not soon.  leaving: nothing is held any more. */
 void bk_capturing_release(bk_capturing_t *capturing, bool leaving);
 

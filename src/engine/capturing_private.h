@@ -26,7 +26,7 @@ typedef struct {
     bk_ctl_t ctl;
     bk_capture_hold_t *hold; /* before this process owns the set */
     int64_t held;            /* bk_mono: its pin; 0: there never was one */
-    bool next_held;          /* it has a second pin */
+    int64_t next_held;       /* ns: since when it has a second pin; 0: it has none */
     bool failed;
     unsigned timeouts; /* in a row */
     int64_t next;      /* bk_mono: not before */

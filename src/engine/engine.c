@@ -254,20 +254,13 @@ static void unlock(int fd)
     close(fd);
 }
 
-/*
- * That of another process stays locked from before our holds move on until after that: so it still
- * captured then, and lets go later.
- */
 static bk_rc_t take_lock(bk_engine_t *engine, int *fd, bk_err_t *err)
 {
     char path[4096];
     bk_fmt(path, sizeof path, "%s/lock", engine->set->base_dir);
     bk_rc_t rc = bk_lock_file(path, fd, err);
-    if (rc != BK_LOCKED)
-        return rc;
-    bk_capturing_hold_next(engine->capturing);
-    rc = bk_lock_file(path, fd, err);
-    bk_capturing_hold_turn(engine->capturing, rc == BK_LOCKED);
+    if (rc == BK_LOCKED)
+        bk_capturing_hold_on(engine->capturing);
     return rc;
 }
 

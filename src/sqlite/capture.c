@@ -280,14 +280,11 @@ bk_rc_t bk_capture_hold_next(bk_capture_hold_t *hold, bk_err_t *err)
     return rc;
 }
 
-void bk_capture_hold_turn(bk_capture_hold_t *hold, bool over)
+void bk_capture_hold_turn(bk_capture_hold_t *hold)
 {
-    unsigned other = 1 - hold->reader;
-    end_read(&hold->readers[over ? hold->reader : other]);
-    if (over) {
-        hold->reader = other;
-        hold->header = hold->header_now;
-    }
+    end_read(&hold->readers[hold->reader]);
+    hold->reader = 1 - hold->reader;
+    hold->header = hold->header_now;
 }
 
 void bk_capture_hold_let_go(bk_capture_hold_t *hold)

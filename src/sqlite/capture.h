@@ -28,11 +28,10 @@ void bk_capture_hold_end(bk_capture_hold_t *hold); /* NULL is fine */
 /*
  * While the other process goes on the hold has to move on as well, or the log could not begin anew:
  * next takes a second pin, turn ends the first one.  In between the caller makes sure that the
- * other process still captures: then it will have captured all that the second pin saw when it lets
- * go in order.  Else turn with false ends the second one.
+ * other process looked at the log: all that the second pin saw is captured then.
  */
 bk_rc_t bk_capture_hold_next(bk_capture_hold_t *hold, bk_err_t *err);
-void bk_capture_hold_turn(bk_capture_hold_t *hold, bool over);
+void bk_capture_hold_turn(bk_capture_hold_t *hold);
 /* In the log, as its pin saw it. */
 uint32_t bk_capture_hold_frames(const bk_capture_hold_t *hold);
 

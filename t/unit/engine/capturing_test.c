@@ -441,6 +441,46 @@ static void a_hold_ends_with_the_hope_of_the_set(void **state)
     fixture_free(f);
 }
 
+/* --- the next owner --- */
+
+/* A try to own the set after so long; frames of the log that its hold has seen. */
+static uint32_t try_to_own(bk_engine_t *heir, int64_t seconds)
+{
+    bk_err_t err = {0};
+    bk_captured_t *one = &heir->capturing->list[0];
+    one->held -= seconds * BK_SEC;
+    assert_int_equal(bk_engine_own(heir, &err), BK_LOCKED);
+    return one->hold != NULL ? bk_capture_hold_frames(one->hold) : 0;
+}
+
+/* Its owner may have looked for the last time, although it still has the set. */
+static void a_hold_moves_on_to_what_the_owner_looked_at(void **state)
+{
+    (void)state;
+    fixture_t *f = captured(false);
+    bk_engine_t *heir;
+    bk_err_t err = {0};
+    sqlite3 *db = open_db(f, "app/app.db");
+    sql(db, "PRAGMA wal_autocheckpoint=0");
+    capture(f);
+    add_rows(db, f, 1);
+    OK(bk_engine_open(&f->set, &heir, &err), &err);
+    bk_engine_capture_hold(heir);
+    uint32_t frames = bk_capture_hold_frames(heir->capturing->list[0].hold);
+    sql(db, "INSERT INTO jobs(name) VALUES('next')");
+    assert_int_equal(try_to_own(heir, 0), frames);
+    assert_int_equal(try_to_own(heir, 2), frames); /* nobody looked since */
+    assert_int_equal(try_to_own(heir, 2), frames);
+    capture(f);
+    assert_true(try_to_own(heir, 0) > frames);
+    sql(db, "INSERT INTO jobs(name) VALUES('more')");
+    frames = try_to_own(heir, 2);
+    assert_true(try_to_own(heir, 20) > frames); /* the log must not grow without end */
+    bk_engine_close(heir);
+    sqlite3_close(db);
+    fixture_free(f);
+}
+
 /* --- epochs --- */
 
 /* base_dir as it was, below an application and a storage that went on. */
@@ -561,6 +601,7 @@ int main(void)
         cmocka_unit_test(a_rollback_journal_is_captured_in_batches),
         cmocka_unit_test(moments_of_a_database_over_the_lock_page_come_back),
         cmocka_unit_test(a_hold_ends_with_the_hope_of_the_set),
+        cmocka_unit_test(a_hold_moves_on_to_what_the_owner_looked_at),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &ahead),
         cmocka_unit_test_prestate(an_older_base_dir_begins_an_epoch, &same),
     };
