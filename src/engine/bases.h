@@ -49,8 +49,8 @@ const char *bk_moments_why(const bk_moments_t *moments, size_t at);
 /*
  * For an answer that a moment cannot be had: {"database", "earliest", "latest", "gaps": [{"from",
  * "to"}]}: from when to when moments can be, what is damaged or missing in between, and the gap
- * that the last bk_moments_at or bk_moments_number met.  NULL when nothing can.  err: their refusal,
- * which gets the nearest moments that can be had; NULL: nobody asked.
+ * that the last bk_moments_at or bk_moments_number met.  NULL when nothing can.  err: their
+ * refusal, which gets the nearest moments that can be had; NULL: nobody asked.
  */
 json_t *bk_moments_describe(bk_moments_t *moments, const bk_snapshot_list_t *list, bk_err_t *err);
 

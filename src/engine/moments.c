@@ -2,6 +2,7 @@
  * engine/moments.c: looks up segments by number and time, and brings a backup forward.  Reads
  * base_dir/wal and the storage; writes only the image that it is asked for.
  */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,6 +10,7 @@
 #include "base/str.h"
 #include "engine/moments_private.h"
 #include "sqlite/dump.h"
+#include "sqlite/hashes.h"
 #include "sqlite/replay.h"
 
 /* --- which transaction --- */
@@ -225,15 +227,16 @@ static const bk_snapshot_db_t *newest_until(const bk_moments_t *m, int64_t time,
 }
 
 /*
- * The end (ns) of the epoch before the one that a segment begins; 0: it is the first.  *known: there
- * is one or the other, and nothing that is lost between.
+ * The end (ns) of the epoch before the one that a segment, or the next one to come, begins; 0: it
+ * is the first.  *known: there is one or the other, and nothing that is lost between.
  */
 static bk_rc_t end_before(bk_moments_t *m, size_t first, int64_t *end, bool *known, bk_err_t *err)
 {
     bk_txlog_t *log;
     *end = 0;
     *known = first == 0;
-    if (first == 0 || bk_moments_same_epoch(m, first - 1, first) || ends_capture(m, first - 1))
+    bool goes_on = first > 0 && first < m->count && bk_moments_same_epoch(m, first - 1, first);
+    if (first == 0 || goes_on || ends_capture(m, first - 1))
         return BK_OK;
     bk_rc_t rc = bk_moments_look(m, first - 1, &log, err);
     *known = rc == BK_OK && log != NULL;
@@ -289,6 +292,44 @@ static bk_rc_t stand_on(bk_moments_t *m, int64_t time, const bk_snapshot_list_t 
     return BK_OK;
 }
 
+/*
+ * The epoch that goes on has no transaction yet: its capture keeps what it began with, and had seen
+ * nothing else at its last look.
+ */
+static bool not_begun(const bk_moments_t *m, next_t *next)
+{
+    char path[PATH_MAX];
+    bk_hashes_t hashes;
+    bk_hashes_state_t state;
+    for (size_t s = 0; s < m->count; s++)
+        if (memcmp(m->known.epoch, m->segments[s].epoch, BK_EPOCH_SIZE) == 0)
+            return false;
+    if (m->known.until == 0 ||
+        !bk_fmt(path, sizeof path, "%s/" BK_MOMENTS_DIR "/%s/hashes", m->base_dir, m->database) ||
+        bk_hashes_load(&hashes, &state, path, NULL) != BK_OK)
+        return false;
+    bool same =
+        memcmp(m->known.epoch, state.epoch, BK_EPOCH_SIZE) == 0 && m->known.txid == state.txid;
+    int64_t end = m->known.until + 1;
+    *next = (next_t){.there = same, .apart = same, .segment = m->count};
+    next->tx = (bk_tx_t){.txid = state.txid + 1, .t_lo = end, .t_hi = end, .before = hashes.digest};
+    bk_hashes_free(&hashes);
+    return same;
+}
+
+/* The same when that transaction is still to come. */
+static bk_rc_t stand_still(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
+                           bk_moment_t *moment, next_t *next, bk_err_t *err)
+{
+    next_t coming;
+    if (time > m->known.until || !not_begun(m, &coming))
+        return BK_OK;
+    bk_rc_t rc = stand_on(m, time, list, moment, &coming, err);
+    if (moment->from != NULL)
+        *next = coming;
+    return rc;
+}
+
 static bk_rc_t too_early(const bk_moments_t *m, int64_t time, const bk_tx_t *first, bk_err_t *err)
 {
     char at[BK_TIME_TEXT], from[BK_TIME_TEXT];
@@ -338,6 +379,8 @@ bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *l
     bk_rc_t rc = around(m, time, &segment, &moment->tx, &next, err);
     if (rc == BK_OK && next.apart)
         rc = stand_on(m, time, list, moment, &next, err);
+    else if (rc == BK_OK && !next.there && !next.broken)
+        rc = stand_still(m, time, list, moment, &next, err);
     if (rc == BK_OK && segment == m->count && moment->from == NULL)
         return too_early(m, time, &next.tx, err);
     if (rc == BK_OK && next.there && (next.tx.flags & BK_TXLOG_BATCH) != 0 && time > next.tx.t_lo)

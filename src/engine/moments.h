@@ -28,7 +28,7 @@ void bk_moments_key(const char *set, const char *database, char out[BK_HISTORY_N
 
 /*
  * Of the database of that name in a set.  base_dir: with what is not on the storage yet; NULL:
- * none. set, database, repo and ctl are borrowed until free.  Damaged segments are no failure: they
+ * none. All of these are borrowed until free.  Damaged segments are no failure: they
  * cost the moments that need them.
  */
 bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *database,

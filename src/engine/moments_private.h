@@ -27,7 +27,7 @@ typedef struct {
 } bk_moments_spot_t;
 
 struct bk_moments_s {
-    const char *set, *database;
+    const char *base_dir, *set, *database;
     char key[BK_HISTORY_NAME];
     bk_repo_t *repo;
     bk_ctl_t *ctl;
@@ -59,8 +59,9 @@ bk_rc_t bk_moments_next_sound(bk_moments_t *m, size_t at, size_t end, size_t *fo
 bk_rc_t bk_moments_sound(bk_moments_t *m, size_t at, bool *sound, bk_err_t *err);
 /*
  * From when on (ns) there was nothing but what a backup holds until its first transaction, tx,
- * changed that: of segment first, which begins an epoch, or all that is there.  0: nobody knows such
- * a backup.  Any other one in between says that something was committed, and so may what is lost.
+ * changed that: of segment first, which begins an epoch, or all that is there.  0: nobody knows
+ * such a backup.  Any other one in between says that something was committed, and so may what is
+ * lost.  first is count for an epoch whose first transaction is still to come.
  */
 bk_rc_t bk_moments_stands_from(bk_moments_t *m, size_t first, const bk_tx_t *tx,
                                const bk_snapshot_list_t *list, int64_t *from, bk_err_t *err);

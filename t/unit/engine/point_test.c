@@ -608,6 +608,26 @@ static void a_quiet_beginning_is_the_backup(void **state)
     json_decref(one);
 }
 
+/* Nothing was committed since the history began, and somebody looked. */
+static void a_history_without_a_transaction_is_its_backup(void **state)
+{
+    world_t *w = *state;
+    char id[BK_BACKUP_ID];
+    sqlite3_close(begin_anew(w));
+    w->times[18] = a_moment_later();
+    back_up(w->f, "full", id);
+    w->times[16] = a_moment_later();
+    capture(w->f);
+    w->times[17] = a_moment_later();
+    bk_ctl_init(&w->f->ctl);
+    assert_int_equal(ask(w, at_time(w, 16), "main", "SELECT count(*) FROM jobs"), 515);
+    for (unsigned n = 17; n <= 18; n++) { /* behind the last look; before the backup */
+        json_t *body = at_time(w, n);
+        json_object_set_new(body, "database", json_string("main"));
+        refused(w, body, "is not known");
+    }
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up_world, tear_down_world)
 
 int main(void)
@@ -627,6 +647,7 @@ int main(void)
         T(a_timeline_tells_gaps_and_epochs),
         T(what_came_before_the_first_backup_is_in_the_gap),
         T(a_quiet_beginning_is_the_backup),
+        T(a_history_without_a_transaction_is_its_backup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
