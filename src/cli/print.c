@@ -182,7 +182,8 @@ static void print_gap(const json_t *gap)
     else
         printf("  but %s to %s cannot be had: transactions %.0f to %.0f are %s\n",
                text(gap, "from"), text(gap, "to"), number(gap, "transaction"),
-               number(gap, "last_transaction"), reason);
+               number(gap, "last_transaction"),
+               strcmp(reason, "no_backup") == 0 ? "from before the first backup" : reason);
 }
 
 void cli_print_timeline(const json_t *timeline)

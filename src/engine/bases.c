@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/str.h"
 #include "engine/moments_private.h"
 
 /* --- backups by content --- */
@@ -223,6 +224,16 @@ static bk_rc_t stretch(bk_moments_t *m, size_t first, size_t *last, bool *sound,
     return rc;
 }
 
+/* A backup that the first transaction changed can be had from its own time on. */
+static bk_rc_t stand_before(bk_moments_t *m, const bk_bases_t *bases, bk_window_t *w, bk_err_t *err)
+{
+    int64_t from;
+    bk_rc_t rc = bk_moments_stands_from(m, w->first, &w->begin, bases->list, &from, err);
+    if (rc == BK_OK && from != 0)
+        w->from = from;
+    return rc;
+}
+
 bk_rc_t bk_moments_window(bk_moments_t *m, size_t first, const bk_bases_t *bases, bk_window_t *w,
                           bk_err_t *err)
 {
@@ -246,12 +257,71 @@ bk_rc_t bk_moments_window(bk_moments_t *m, size_t first, const bk_bases_t *bases
     bool ends = w->last + 1 == m->count || !bk_moments_same_epoch(m, w->last, w->last + 1);
     w->end = *bk_txlog_tx(log, bk_txlog_count(log) - 1);
     w->until = ends ? bk_moments_known_until(m, w->last, &w->end) : w->end.t_hi;
-    return find_earliest(m, bases, w, err);
+    rc = find_earliest(m, bases, w, err);
+    w->from = w->reachable ? w->earliest.t_hi : w->begin.t_hi;
+    return rc == BK_OK && w->reachable ? stand_before(m, bases, w, err) : rc;
 }
 
 const char *bk_moments_why(const bk_moments_t *m, size_t at)
 {
     return m->segments[at].damage;
+}
+
+/* --- what is told with a refusal --- */
+
+/* What can be had around what cannot. */
+typedef struct {
+    bk_moments_spot_t before, behind;
+    uint64_t below, above; /* numbers; 0: none */
+} beside_t;
+
+static void look_beside(const bk_moments_t *m, const bk_window_t *w, beside_t *beside)
+{
+    const bk_moments_spot_t *gap = m->gap;
+    bool from_within = w->from <= gap[0].time;
+    if (from_within)
+        beside->before =
+            gap[0].time <= w->until ? gap[0] : (bk_moments_spot_t){w->until, w->end.txid};
+    if (beside->behind.time == 0 && from_within && w->until >= gap[1].time)
+        beside->behind = gap[1];
+    if (beside->behind.time == 0 && !from_within)
+        beside->behind =
+            (bk_moments_spot_t){w->from, w->from < w->earliest.t_hi ? 0 : w->earliest.txid};
+    if (w->end.txid < m->absent && w->end.txid > beside->below)
+        beside->below = w->end.txid;
+    if (w->earliest.txid > m->absent && (beside->above == 0 || w->earliest.txid < beside->above))
+        beside->above = w->earliest.txid;
+}
+
+static void name_spot(char out[BK_TIME_TEXT + 40], const bk_moments_spot_t *spot)
+{
+    char at[BK_TIME_TEXT];
+    bk_time_format_exact(at, spot->time);
+    if (spot->txid == 0)
+        bk_fmt(out, BK_TIME_TEXT + 40, "%s (a backup)", at);
+    else
+        bk_fmt(out, BK_TIME_TEXT + 40, "%s (transaction %llu)", at, (unsigned long long)spot->txid);
+}
+
+static void name_nearest(const bk_moments_t *m, const beside_t *b, bk_err_t *err)
+{
+    const bk_err_t why = *err;
+    char before[BK_TIME_TEXT + 40], behind[BK_TIME_TEXT + 40];
+    name_spot(before, &b->before);
+    name_spot(behind, &b->behind);
+    if (m->gap[1].time != 0 && b->before.time != 0 && b->behind.time != 0)
+        (void)bk_err_set(err, why.rc, "%s: the nearest moments are %s and %s", why.text, before,
+                         behind);
+    else if (m->gap[1].time != 0 && (b->before.time != 0 || b->behind.time != 0))
+        (void)bk_err_set(err, why.rc, "%s: the nearest moment is %s", why.text,
+                         b->before.time != 0 ? before : behind);
+    else if (m->absent != 0 && b->below != 0 && b->above != 0)
+        (void)bk_err_set(err, why.rc, "%s: the nearest are %llu and %llu", why.text,
+                         (unsigned long long)b->below, (unsigned long long)b->above);
+    else if (m->absent != 0 && (b->below != 0 || b->above != 0))
+        (void)bk_err_set(err, why.rc, "%s: the %s one is %llu", why.text,
+                         b->below != 0 ? "last" : "first",
+                         (unsigned long long)(b->below != 0 ? b->below : b->above));
 }
 
 static void add_gap(json_t *gaps, int64_t from, int64_t to)
@@ -260,12 +330,13 @@ static void add_gap(json_t *gaps, int64_t from, int64_t to)
         gaps, json_pack("{so so}", "from", bk_json_moment(from), "to", bk_json_moment(to)));
 }
 
-json_t *bk_moments_describe(bk_moments_t *m, const bk_snapshot_list_t *list)
+json_t *bk_moments_describe(bk_moments_t *m, const bk_snapshot_list_t *list, bk_err_t *err)
 {
     bk_bases_t bases;
     bk_window_t w;
+    beside_t beside = {0};
     int64_t earliest = 0, latest = 0;
-    bool broken = false, told = m->gap[1] == 0;
+    bool broken = false, told = m->gap[1].time == 0;
     json_t *gaps = json_array();
     bk_rc_t rc = bk_bases_init(&bases, list, m->set, m->database, NULL);
     for (size_t first = 0; rc == BK_OK && first < m->count; first = w.last + 1) {
@@ -273,17 +344,20 @@ json_t *bk_moments_describe(bk_moments_t *m, const bk_snapshot_list_t *list)
         broken = broken || w.damaged || w.goes_on;
         if (rc != BK_OK || !w.reachable)
             continue;
+        look_beside(m, &w, &beside);
         if (broken && latest != 0) {
-            add_gap(gaps, latest, w.earliest.t_hi);
-            told = told || (m->gap[0] >= latest && m->gap[1] <= w.earliest.t_hi);
+            add_gap(gaps, latest, w.from);
+            told = told || (beside.before.time == latest && beside.behind.time == w.from);
         }
-        earliest = earliest == 0 ? w.earliest.t_hi : earliest;
+        earliest = earliest == 0 ? w.from : earliest;
         latest = w.until;
         broken = false;
     }
     bk_bases_free(&bases);
-    if (!told)
-        add_gap(gaps, m->gap[0], m->gap[1]);
+    if (!told && beside.before.time != 0)
+        add_gap(gaps, beside.before.time, beside.behind.time != 0 ? beside.behind.time : bk_now());
+    if (err != NULL)
+        name_nearest(m, &beside, err);
     if (earliest == 0) {
         json_decref(gaps);
         return NULL;

@@ -38,6 +38,7 @@ typedef struct {
     int64_t until;    /* ns: what was committed until then is known */
     bool reachable;   /* there is a backup to begin from */
     bk_tx_t earliest; /* the first transaction that can be had, then */
+    int64_t from;     /* ns: when that was, or the backup that it changed; else when begin was */
 } bk_window_t;
 
 /* first: a segment with which one begins: number 0, or the one behind the last of another. */
@@ -48,9 +49,10 @@ const char *bk_moments_why(const bk_moments_t *moments, size_t at);
 /*
  * For an answer that a moment cannot be had: {"database", "earliest", "latest", "gaps": [{"from",
  * "to"}]}: from when to when moments can be, what is damaged or missing in between, and the gap
- * that the last bk_moments_at met.  NULL when nothing can.
+ * that the last bk_moments_at or bk_moments_number met.  NULL when nothing can.  err: their
+ * refusal, which gets the nearest moments that can be had; NULL: nobody asked.
  */
-json_t *bk_moments_describe(bk_moments_t *moments, const bk_snapshot_list_t *list);
+json_t *bk_moments_describe(bk_moments_t *moments, const bk_snapshot_list_t *list, bk_err_t *err);
 
 /*
  * What is needed so that every moment from a time (ns) on that can be had now stays so: of each

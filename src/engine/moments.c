@@ -2,6 +2,7 @@
  * engine/moments.c: looks up segments by number and time, and brings a backup forward.  Reads
  * base_dir/wal and the storage; writes only the image that it is asked for.
  */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,9 +10,17 @@
 #include "base/str.h"
 #include "engine/moments_private.h"
 #include "sqlite/dump.h"
+#include "sqlite/hashes.h"
 #include "sqlite/replay.h"
 
 /* --- which transaction --- */
+
+static void ask_anew(bk_moments_t *m, bk_moment_t *moment)
+{
+    *moment = (bk_moment_t){.of = m};
+    m->gap[0] = m->gap[1] = (bk_moments_spot_t){0};
+    m->absent = 0;
+}
 
 static bk_rc_t nothing(const bk_moments_t *m, bk_err_t *err)
 {
@@ -66,8 +75,9 @@ bk_rc_t bk_moments_segment_at(bk_moments_t *m, int64_t time, size_t *at, bk_err_
 typedef struct {
     bool there;  /* one that can be read */
     bool broken; /* what was between is damaged or missing */
+    bool apart;  /* nobody knows what was between: that, or a new epoch */
     size_t segment;
-    bk_tx_t tx; /* a gap, when nobody knows what was between */
+    bk_tx_t tx;
 } next_t;
 
 /* The last segment of the epoch that goes on: whatever sorts behind it was before, or is lost. */
@@ -99,10 +109,22 @@ static bk_rc_t next_of(bk_moments_t *m, size_t segment, size_t at, next_t *next,
                    (next->segment > segment + 1 ||
                     (next->there && bk_moments_same_epoch(m, segment, segment + 1) &&
                      !bk_moments_follows(m, segment + 1)));
-    /* A new epoch: what was between is not known. */
-    if (next->there && (next->broken || !bk_moments_same_epoch(m, segment, next->segment)))
-        next->tx.flags |= BK_TXLOG_GAP;
+    next->apart =
+        next->there && (next->broken || !bk_moments_same_epoch(m, segment, next->segment));
     return BK_OK;
+}
+
+/* The first one of all that can be read. */
+static bk_rc_t first_of(bk_moments_t *m, next_t *next, bk_err_t *err)
+{
+    bk_txlog_t *log;
+    *next = (next_t){.there = true, .apart = true};
+    bk_rc_t rc = bk_moments_next_sound(m, 0, m->count, &next->segment, &log, err);
+    if (rc == BK_OK && log == NULL)
+        rc = bk_moments_damaged(m, 0, err);
+    if (rc == BK_OK)
+        next->tx = *bk_txlog_tx(log, 0);
+    return rc;
 }
 
 bk_rc_t bk_moments_broken(const bk_moments_t *m, size_t before, bk_err_t *err)
@@ -127,29 +149,25 @@ bk_rc_t bk_moments_damaged(const bk_moments_t *m, size_t at, bk_err_t *err)
 }
 
 /* Nobody saw what happened in a gap: from the last look before it. */
-static bk_rc_t check_seen(bk_moments_t *m, size_t segment, int64_t time, const bk_tx_t *tx,
+static bk_rc_t check_seen(bk_moments_t *m, size_t segment, int64_t time, const bk_moment_t *moment,
                           const next_t *next, bk_err_t *err)
 {
-    char at[BK_TIME_TEXT], from[BK_TIME_TEXT], to[BK_TIME_TEXT];
+    char at[BK_TIME_TEXT];
     bk_err_t why = {0};
-    bool same = !next->broken && bk_moments_same_epoch(m, segment, next->segment);
-    int64_t seen = same && next->tx.t_lo > tx->t_hi ? next->tx.t_lo : tx->t_hi;
-    if ((next->tx.flags & BK_TXLOG_GAP) == 0 || time <= seen)
+    const bk_tx_t *tx = &moment->tx;
+    bool gap = next->apart || (next->tx.flags & BK_TXLOG_GAP) != 0;
+    int64_t seen = !next->apart && next->tx.t_lo > tx->t_hi ? next->tx.t_lo : tx->t_hi;
+    if (!gap || time <= seen)
         return BK_OK;
-    m->gap[0] = seen;
-    m->gap[1] = next->tx.t_hi;
+    m->gap[0] = (bk_moments_spot_t){seen, moment->from != NULL ? 0 : tx->txid};
+    m->gap[1] = (bk_moments_spot_t){next->tx.t_hi, next->tx.txid};
     bk_time_format_exact(at, time);
-    bk_time_format_exact(from, seen);
-    bk_time_format_exact(to, next->tx.t_hi);
     if (next->broken)
         (void)bk_moments_broken(m, segment, &why);
     else
         (void)bk_err_set(&why, BK_INVALID, "database %s: nobody saw what happened at %s",
                          m->database, at);
-    return bk_err_set(err, BK_INVALID,
-                      "%s: the nearest moments are %s (transaction %llu) and %s (transaction %llu)",
-                      why.text, from, (unsigned long long)tx->txid, to,
-                      (unsigned long long)next->tx.txid);
+    return bk_err_set(err, BK_INVALID, "%s", why.text);
 }
 
 int64_t bk_moments_known_until(const bk_moments_t *m, size_t segment, const bk_tx_t *last)
@@ -179,18 +197,13 @@ static bk_rc_t check_covered(const bk_moments_t *m, size_t segment, int64_t time
 static bk_rc_t check_end(bk_moments_t *m, size_t segment, int64_t time, const bk_tx_t *tx,
                          bk_err_t *err)
 {
-    char until[BK_TIME_TEXT];
     bk_err_t why = {0};
     if (time <= tx->t_hi)
         return BK_OK;
-    m->gap[0] = tx->t_hi;
-    m->gap[1] = bk_now();
-    bk_time_format_exact(until, tx->t_hi);
+    m->gap[0] = (bk_moments_spot_t){tx->t_hi, tx->txid};
+    m->gap[1] = (bk_moments_spot_t){bk_now(), 0};
     (void)bk_moments_broken(m, segment, &why);
-    return bk_err_set(err, BK_INVALID,
-                      "%s: the last moment before them is %s (transaction %llu); after them there "
-                      "are only backups",
-                      why.text, until, (unsigned long long)tx->txid);
+    return bk_err_set(err, BK_INVALID, "%s: after them there are only backups", why.text);
 }
 
 /* The newest backup of it until then; of those of one time the last. */
@@ -214,77 +227,173 @@ static const bk_snapshot_db_t *newest_until(const bk_moments_t *m, int64_t time,
 }
 
 /*
- * The backup that the first transaction changed, when there was no other one in between: nothing
- * was committed from the one to the other.  NULL: it is another.
+ * The end (ns) of the epoch before the one that a segment, or the next one to come, begins; 0: it
+ * is the first.  *known: there is one or the other, and nothing that is lost between.
  */
-static void stand_on(const bk_moments_t *m, size_t first, const bk_tx_t *tx, int64_t time,
-                     const bk_snapshot_list_t *list, bk_moment_t *moment)
+static bk_rc_t end_before(bk_moments_t *m, size_t first, int64_t *end, bool *known, bk_err_t *err)
 {
+    bk_txlog_t *log;
+    *end = 0;
+    *known = first == 0;
+    bool goes_on = first > 0 && first < m->count && bk_moments_same_epoch(m, first - 1, first);
+    if (first == 0 || goes_on || ends_capture(m, first - 1))
+        return BK_OK;
+    bk_rc_t rc = bk_moments_look(m, first - 1, &log, err);
+    *known = rc == BK_OK && log != NULL;
+    if (*known)
+        *end = bk_txlog_tx(log, bk_txlog_count(log) - 1)->t_hi;
+    return rc;
+}
+
+bk_rc_t bk_moments_stands_from(bk_moments_t *m, size_t first, const bk_tx_t *tx,
+                               const bk_snapshot_list_t *list, int64_t *from, bk_err_t *err)
+{
+    const bk_snapshot_t *backup;
+    const bk_snapshot_db_t *db;
+    bool known, gap = (tx->flags & BK_TXLOG_GAP) != 0;
+    int64_t end, until = gap ? tx->t_lo : tx->t_hi - 1;
+    *from = 0;
+    bk_rc_t rc = end_before(m, first, &end, &known, err);
+    for (; rc == BK_OK && known; until = db->instant - 1) {
+        db = newest_until(m, until, list, &backup);
+        if (db == NULL || db->instant <= end)
+            break;
+        if (db->digest == tx->before)
+            *from = db->instant;
+        else if (db->instant <= tx->t_lo || *from != 0)
+            break; /* a younger one is of what the transaction left behind */
+    }
+    return rc;
+}
+
+/*
+ * Before the first transaction of an epoch there was the backup that it changed: nothing was
+ * committed from the one to the other.  moment->from stays NULL: there is none until time.
+ */
+static bk_rc_t stand_on(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
+                        bk_moment_t *moment, next_t *next, bk_err_t *err)
+{
+    int64_t begin;
+    bk_rc_t rc = bk_moments_stands_from(m, next->segment, &next->tx, list, &begin, err);
+    if (rc != BK_OK || begin == 0 || time < begin)
+        return rc;
     const bk_snapshot_db_t *from = newest_until(m, time, list, &moment->backup);
-    bool seen = (tx->flags & BK_TXLOG_GAP) == 0 || time <= tx->t_lo;
-    if (first > 0 || !seen || from == NULL || from->digest != tx->before)
-        return;
+    while (from->digest != next->tx.before)
+        from = newest_until(m, from->instant - 1, list, &moment->backup);
     moment->from = from;
-    moment->tx = (bk_tx_t){.txid = tx->txid - 1,
+    moment->tx = (bk_tx_t){.txid = next->tx.txid - 1,
                            .page_count = from->page_count,
                            .t_lo = from->instant,
                            .t_hi = from->instant,
                            .after = from->digest};
     moment->base = moment->tx.txid;
-    moment->first = moment->last = first;
-    if ((tx->flags & BK_TXLOG_BATCH) != 0 && time > tx->t_lo)
-        moment->batch = tx->t_hi;
+    moment->first = moment->last = next->segment;
+    next->apart = false;
+    return BK_OK;
 }
 
-static bk_rc_t before_first(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
-                            bk_moment_t *moment, bk_err_t *err)
+/*
+ * The epoch that goes on has no transaction yet: its capture keeps what it began with, and had seen
+ * nothing else at its last look.
+ */
+static bool not_begun(const bk_moments_t *m, next_t *next)
+{
+    char path[PATH_MAX];
+    bk_hashes_t hashes;
+    bk_hashes_state_t state;
+    for (size_t s = 0; s < m->count; s++)
+        if (memcmp(m->known.epoch, m->segments[s].epoch, BK_EPOCH_SIZE) == 0)
+            return false;
+    if (m->known.until == 0 ||
+        !bk_fmt(path, sizeof path, "%s/" BK_MOMENTS_DIR "/%s/hashes", m->base_dir, m->database) ||
+        bk_hashes_load(&hashes, &state, path, NULL) != BK_OK)
+        return false;
+    bool same =
+        memcmp(m->known.epoch, state.epoch, BK_EPOCH_SIZE) == 0 && m->known.txid == state.txid;
+    int64_t end = m->known.until + 1;
+    *next = (next_t){.there = same, .apart = same, .segment = m->count};
+    next->tx = (bk_tx_t){.txid = state.txid + 1, .t_lo = end, .t_hi = end, .before = hashes.digest};
+    bk_hashes_free(&hashes);
+    return same;
+}
+
+/* The same when that transaction is still to come. */
+static bk_rc_t stand_still(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
+                           bk_moment_t *moment, next_t *next, bk_err_t *err)
+{
+    next_t coming;
+    if (time > m->known.until || !not_begun(m, &coming))
+        return BK_OK;
+    bk_rc_t rc = stand_on(m, time, list, moment, &coming, err);
+    if (moment->from != NULL)
+        *next = coming;
+    return rc;
+}
+
+static bk_rc_t too_early(const bk_moments_t *m, int64_t time, const bk_tx_t *first, bk_err_t *err)
 {
     char at[BK_TIME_TEXT], from[BK_TIME_TEXT];
-    size_t first;
-    bk_txlog_t *log;
-    bk_rc_t rc = bk_moments_next_sound(m, 0, m->count, &first, &log, err);
-    if (rc == BK_OK && log == NULL)
-        rc = bk_moments_damaged(m, 0, err);
-    if (rc == BK_OK)
-        stand_on(m, first, bk_txlog_tx(log, 0), time, list, moment);
-    if (rc != BK_OK || moment->from != NULL)
-        return rc;
     bk_time_format_exact(at, time);
-    bk_time_format_exact(from, bk_txlog_tx(log, 0)->t_hi);
+    bk_time_format_exact(from, first->t_hi);
     return bk_err_set(err, BK_INVALID,
                       "database %s: %s is before the first transaction that is there, of %s: "
                       "recover a backup of that time by its backup_id",
                       m->database, at, from);
 }
 
+/* The last transaction until time, and what came behind it; the segment is count: there is none. */
+static bk_rc_t around(bk_moments_t *m, int64_t time, size_t *segment, bk_tx_t *tx, next_t *next,
+                      bk_err_t *err)
+{
+    bk_txlog_t *log;
+    bk_rc_t rc = bk_moments_segment_at(m, time, segment, err);
+    if (rc == BK_OK && *segment == m->count)
+        return first_of(m, next, err);
+    if (rc == BK_OK)
+        rc = bk_moments_segment(m, *segment, &log, err);
+    if (rc != BK_OK)
+        return rc;
+    size_t at = last_until(log, time);
+    *tx = *bk_txlog_tx(log, at);
+    return next_of(m, *segment, at, next, err);
+}
+
+/* Without one it is in no window. */
+static bk_rc_t find_base(bk_moments_t *m, size_t segment, const bk_snapshot_list_t *list,
+                         bk_moment_t *moment, bk_err_t *err)
+{
+    bk_rc_t rc = bk_moments_find_base(m, segment, list, moment, err);
+    if (rc != BK_OK)
+        m->gap[0] = m->gap[1] = (bk_moments_spot_t){moment->tx.t_hi, moment->tx.txid};
+    return rc;
+}
+
 bk_rc_t bk_moments_at(bk_moments_t *m, int64_t time, const bk_snapshot_list_t *list,
                       bk_moment_t *moment, bk_err_t *err)
 {
-    size_t segment, at;
-    bk_txlog_t *log;
+    size_t segment;
     next_t next;
-    *moment = (bk_moment_t){.of = m};
+    ask_anew(m, moment);
     if (m->count == 0)
         return nothing(m, err);
-    bk_rc_t rc = bk_moments_segment_at(m, time, &segment, err);
-    if (rc == BK_OK && segment == m->count)
-        return before_first(m, time, list, moment, err);
-    if (rc == BK_OK)
-        rc = bk_moments_segment(m, segment, &log, err);
-    if (rc != BK_OK)
-        return rc;
-    at = last_until(log, time);
-    moment->tx = *bk_txlog_tx(log, at);
-    rc = next_of(m, segment, at, &next, err);
+    bk_rc_t rc = around(m, time, &segment, &moment->tx, &next, err);
+    if (rc == BK_OK && next.apart)
+        rc = stand_on(m, time, list, moment, &next, err);
+    else if (rc == BK_OK && !next.there && !next.broken)
+        rc = stand_still(m, time, list, moment, &next, err);
+    if (rc == BK_OK && segment == m->count && moment->from == NULL)
+        return too_early(m, time, &next.tx, err);
     if (rc == BK_OK && next.there && (next.tx.flags & BK_TXLOG_BATCH) != 0 && time > next.tx.t_lo)
         moment->batch = next.tx.t_hi;
     if (rc == BK_OK && next.there)
-        rc = check_seen(m, segment, time, &moment->tx, &next, err);
+        rc = check_seen(m, segment, time, moment, &next, err);
     else if (rc == BK_OK && next.broken)
         rc = check_end(m, segment, time, &moment->tx, err);
     else if (rc == BK_OK)
         rc = check_covered(m, segment, time, moment, err);
-    return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
+    if (rc != BK_OK || moment->from != NULL)
+        return rc;
+    return find_base(m, segment, list, moment, err);
 }
 
 /* --- by number --- */
@@ -310,34 +419,15 @@ static bk_rc_t segment_of(bk_moments_t *m, size_t end, uint64_t txid, size_t *se
     return BK_OK;
 }
 
-/* Which numbers there are beside one that is not there. */
-static bk_rc_t nearest_of(const bk_moments_t *m, uint64_t txid, bk_err_t *err)
+static bk_rc_t no_such(bk_moments_t *m, uint64_t txid, bk_err_t *err)
 {
-    unsigned long long below = 0, above = 0;
-    char beside[80] = "";
-    for (size_t s = 0; s < m->count; s++) {
-        if (m->segments[s].last < txid && m->segments[s].last > below)
-            below = m->segments[s].last;
-        if (m->segments[s].first > txid && (above == 0 || m->segments[s].first < above))
-            above = m->segments[s].first;
-    }
-    if (below != 0 && above != 0)
-        bk_fmt(beside, sizeof beside, ": the nearest are %llu and %llu", below, above);
-    else if (below != 0)
-        bk_fmt(beside, sizeof beside, ": the last one is %llu", below);
-    else if (above != 0)
-        bk_fmt(beside, sizeof beside, ": the first one is %llu", above);
-    return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu%s", m->database,
-                      (unsigned long long)txid, beside);
-}
-
-static bk_rc_t no_such(const bk_moments_t *m, uint64_t txid, bk_err_t *err)
-{
+    m->absent = txid;
     for (size_t s = 1; s < m->count; s++)
         if (bk_moments_same_epoch(m, s - 1, s) && m->segments[s - 1].last < txid &&
             m->segments[s].first > txid)
             return bk_moments_broken(m, s - 1, err);
-    return nearest_of(m, txid, err);
+    return bk_err_set(err, BK_INVALID, "database %s: there is no transaction %llu", m->database,
+                      (unsigned long long)txid);
 }
 
 static bk_rc_t ambiguous(const bk_moments_t *m, const bk_tx_t *one, const bk_tx_t *other,
@@ -358,7 +448,7 @@ bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list
 {
     size_t segment, begin, older;
     bk_tx_t other;
-    *moment = (bk_moment_t){.of = m};
+    ask_anew(m, moment);
     if (m->count == 0)
         return nothing(m, err);
     bk_rc_t rc = segment_of(m, m->count, txid, &segment, &moment->tx, err);
@@ -370,7 +460,7 @@ bk_rc_t bk_moments_number(bk_moments_t *m, uint64_t txid, const bk_snapshot_list
         rc = segment_of(m, begin, txid, &older, &other, err);
     if (rc == BK_OK && older != m->count)
         return ambiguous(m, &moment->tx, &other, err);
-    return rc == BK_OK ? bk_moments_find_base(m, segment, list, moment, err) : rc;
+    return rc == BK_OK ? find_base(m, segment, list, moment, err) : rc;
 }
 
 bk_rc_t bk_moments_since(bk_moments_t *m, const bk_capture_state_t *since,

@@ -28,7 +28,7 @@ void bk_moments_key(const char *set, const char *database, char out[BK_HISTORY_N
 
 /*
  * Of the database of that name in a set.  base_dir: with what is not on the storage yet; NULL:
- * none. set, database, repo and ctl are borrowed until free.  Damaged segments are no failure: they
+ * none. All of these are borrowed until free.  Damaged segments are no failure: they
  * cost the moments that need them.
  */
 bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *database,
@@ -58,7 +58,7 @@ typedef struct {
 /*
  * The last transaction that was there at a time (ns), or the one of that number, and the newest
  * backup from which it can be reached.  BK_INVALID: before or after all that is known, or nobody
- * saw that time, or two epochs have that number; the message names the nearest moments.
+ * saw that time, or two epochs have that number; bk_moments_describe names the nearest moments.
  * BK_NOT_FOUND, BK_CORRUPT: a transaction that it needs is missing or damaged, which the message
  * names, or there is no backup to begin from.  Without base_dir nobody knows what came behind the
  * last transaction: then it is that one, and unsure.

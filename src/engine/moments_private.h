@@ -20,8 +20,14 @@ typedef struct {
     bool needed;            /* bk_moments_keep said so */
 } bk_moments_segment_t;
 
+/* A moment that is told. */
+typedef struct {
+    int64_t time;  /* ns; 0: there is none */
+    uint64_t txid; /* 0: that of a backup */
+} bk_moments_spot_t;
+
 struct bk_moments_s {
-    const char *set, *database;
+    const char *base_dir, *set, *database;
     char key[BK_HISTORY_NAME];
     bk_repo_t *repo;
     bk_ctl_t *ctl;
@@ -29,7 +35,8 @@ struct bk_moments_s {
     size_t count, room;
     bk_capture_known_t known; /* of base_dir */
     bool served;              /* there is one */
-    int64_t gap[2];           /* ns: the one that a time was refused for, or zeros */
+    bk_moments_spot_t gap[2]; /* the one that the last moment was refused for, or zeros */
+    uint64_t absent;          /* the number that it was refused for; 0: none */
     bk_txlog_t *log;          /* of segment held */
     size_t held;
 };
@@ -50,6 +57,14 @@ bk_rc_t bk_moments_next_sound(bk_moments_t *m, size_t at, size_t end, size_t *fo
                               bk_txlog_t **log, bk_err_t *err);
 /* Can it be read?  Opened at most once for this. */
 bk_rc_t bk_moments_sound(bk_moments_t *m, size_t at, bool *sound, bk_err_t *err);
+/*
+ * From when on (ns) there was nothing but what a backup holds until its first transaction, tx,
+ * changed that: of segment first, which begins an epoch, or all that is there.  0: nobody knows
+ * such a backup.  Any other one in between says that something was committed, and so may what is
+ * lost.  first is count for an epoch whose first transaction is still to come.
+ */
+bk_rc_t bk_moments_stands_from(bk_moments_t *m, size_t first, const bk_tx_t *tx,
+                               const bk_snapshot_list_t *list, int64_t *from, bk_err_t *err);
 /* The newest backup from which moment->tx, which is in a segment, can be reached; *begin: the
  * oldest segment that was looked at. */
 bk_rc_t bk_moments_look_back(bk_moments_t *m, const bk_bases_t *bases, size_t segment,

@@ -115,8 +115,8 @@ static bk_rc_t refuse(find_t *f, bk_moments_t *moments, bk_rc_t rc, bk_err_t *er
 {
     if (rc != BK_INVALID && rc != BK_NOT_FOUND && rc != BK_CORRUPT)
         return rc;
-    if (f->point->window == NULL)
-        f->point->window = bk_moments_describe(moments, &f->point->list);
+    json_decref(f->point->window);
+    f->point->window = bk_moments_describe(moments, &f->point->list, err);
     if (err != NULL)
         err->rc = BK_INVALID;
     return BK_INVALID;
@@ -330,7 +330,7 @@ static json_t *databases_window(find_t *f)
         const char *name = f->name != NULL ? f->name : newest->dbs[i].name;
         if (bk_moments_open(f->wish->base_dir, f->set, name, f->point->repo, f->point->ctl,
                             &moments, NULL) == BK_OK)
-            window = bk_moments_describe(moments, &f->point->list);
+            window = bk_moments_describe(moments, &f->point->list, NULL);
         bk_moments_free(moments);
     }
     return window;

@@ -416,6 +416,7 @@ bk_rc_t bk_moments_open(const char *base_dir, const char *set, const char *datab
     *moments = NULL;
     if (m == NULL)
         return bk_err_set(err, BK_NO_MEMORY, "database %s: out of memory", database);
+    m->base_dir = base_dir;
     m->set = set;
     m->database = database;
     bk_moments_key(set, database, m->key);

@@ -73,12 +73,6 @@ static bk_rc_t look_at_all(timeline_t *t, bk_err_t *err)
     return rc;
 }
 
-/* From where on moments of a window can be had, or could with a backup. */
-static const bk_tx_t *beginning(const bk_window_t *w)
-{
-    return w->reachable ? &w->earliest : &w->begin;
-}
-
 static void add_gap(timeline_t *t, int64_t from, int64_t to, const char *reason, uint64_t first,
                     uint64_t last)
 {
@@ -110,17 +104,26 @@ static void lose(lost_t *lost, uint64_t before, const bk_window_t *w, const char
         lost->why = why;
 }
 
+/* Between two epochs nobody looked, and what came before the first backup cannot be had either. */
+static void add_new_epoch(timeline_t *t, int64_t until, const bk_window_t *w)
+{
+    if (w->reachable && w->earliest.txid > w->begin.txid)
+        add_gap(t, until, w->from, "no_backup", w->begin.txid, w->earliest.txid - 1);
+    else
+        add_gap(t, until, w->from, "unseen", w->begin.txid, w->begin.txid);
+}
+
 static void add_window(timeline_t *t, const bk_window_t *w)
 {
-    const bk_tx_t *from = beginning(w);
+    const bk_tx_t *from = w->reachable ? &w->earliest : &w->begin;
     json_array_insert_new(t->windows, 0,
-                          json_pack("{so so sI sI sb}", "from", bk_json_moment(from->t_hi), "to",
+                          json_pack("{so so sI sI sb}", "from", bk_json_moment(w->from), "to",
                                     bk_json_moment(w->until), "first_transaction",
                                     (json_int_t)from->txid, "last_transaction",
                                     (json_int_t)w->end.txid, "recoverable", (int)w->reachable));
     for (size_t i = 0; i < t->unseen_count; i++) {
         const unseen_t *u = &t->unseen[i];
-        if (u->segment >= w->first && u->segment <= w->last && u->tx.txid > from->txid)
+        if (u->segment >= w->first && u->segment <= w->last && u->tx.t_hi > w->from)
             add_gap(t, u->tx.t_lo, u->tx.t_hi, "unseen", u->tx.txid, u->tx.txid);
     }
 }
@@ -142,9 +145,9 @@ static bk_rc_t add_windows(timeline_t *t, bk_err_t *err)
         if (w.damaged)
             continue;
         if (lost.first != 0)
-            add_lost(t, until, beginning(&w)->t_hi, &lost);
-        else if (first > 0) /* between two epochs nobody looked */
-            add_gap(t, until, w.begin.t_hi, "unseen", w.begin.txid, w.begin.txid);
+            add_lost(t, until, w.from, &lost);
+        else if (first > 0)
+            add_new_epoch(t, until, &w);
         add_window(t, &w);
         lost = (lost_t){0};
         until = w.until;

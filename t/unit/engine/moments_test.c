@@ -78,6 +78,101 @@ static void a_time_means_the_last_transaction_of_its_epoch(void **state)
     fixture_free(f);
 }
 
+/* The first backup of the second epoch is as of its transaction 6: what came before is in no window,
+ * and no refusal sends anybody there. */
+static void a_refusal_names_moments_that_can_be_had(void **state)
+{
+    (void)state;
+    fixture_t *f = captured(true);
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    bk_snapshot_t snapshots[2];
+    bk_snapshot_db_t dbs[2];
+    bk_snapshot_list_t list;
+    const int64_t one = 1000 * BK_SEC, two = 2000 * BK_SEC, to = two + BK_SEC;
+    const char *nearest = "the nearest moments are 1970-01-01T00:16:42.000Z (transaction 3) and "
+                          "1970-01-01T00:33:21.000Z (transaction 6)";
+    list_of(&list, snapshots, dbs);
+    dbs[1].digest = 206;
+    dbs[1].instant = to;
+    write_segment(f, E1, 4096, 1, 3, one, true);
+    write_segment(f, E2, 4096, 5, 8, two, true);
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_moments_open(f->set.base_dir, "app", "main", opened.repo, NULL, &moments, &err), &err);
+    const int64_t times[] = {one + 2 * BK_SEC + 1, two - 1, two, to - 1};
+    for (unsigned i = 0; i < 4; i++) {
+        assert_true(bk_moments_at(moments, times[i], &list, &moment, &err) != BK_OK);
+        assert_contains(err.text, i < 2 ? "nobody saw" : "nothing to begin from");
+        json_t *window = bk_moments_describe(moments, &list, &err);
+        assert_contains(err.text, nearest);
+        assert_string_equal(text_of(window, "gaps.0.from"), "1970-01-01T00:16:42.000Z");
+        assert_string_equal(text_of(window, "gaps.0.to"), "1970-01-01T00:33:21.000Z");
+        json_decref(window);
+    }
+    OK(bk_moments_at(moments, one + 2 * BK_SEC, &list, &moment, &err), &err);
+    OK(bk_moments_at(moments, to, &list, &moment, &err), &err);
+    assert_int_equal(bk_moments_number(moments, 5, &list, &moment, &err), BK_NOT_FOUND);
+    json_decref(bk_moments_describe(moments, &list, &err));
+    assert_contains(err.text, nearest);
+    assert_int_equal(bk_moments_number(moments, 4, &list, &moment, &err), BK_INVALID);
+    json_decref(bk_moments_describe(moments, &list, &err));
+    assert_contains(err.text, "the nearest are 3 and 6");
+    dbs[1].digest = 7; /* no backup yet */
+    assert_int_equal(bk_moments_at(moments, two - 1, &list, &moment, &err), BK_INVALID);
+    json_decref(bk_moments_describe(moments, &list, &err));
+    assert_contains(err.text, "the nearest moment is 1970-01-01T00:16:42.000Z (transaction 3)");
+    bk_moments_free(moments);
+    bk_engine_close_repo(&opened);
+    fixture_free(f);
+}
+
+/* A backup of what a later epoch began with: it is all that there was until the first transaction.
+ */
+static void a_later_epoch_begins_with_its_backup(void **state)
+{
+    (void)state;
+    fixture_t *f = captured(true);
+    bk_err_t err = {0};
+    bk_opened_t opened;
+    bk_moments_t *moments;
+    bk_moment_t moment;
+    bk_snapshot_t snapshots[2];
+    bk_snapshot_db_t dbs[2];
+    bk_snapshot_list_t list;
+    const int64_t one = 1000 * BK_SEC, two = 2000 * BK_SEC, made = two - 500 * BK_SEC;
+    list_of(&list, snapshots, dbs);
+    dbs[1].digest = 203;
+    dbs[1].instant = made;
+    write_segment(f, E1, 4096, 1, 3, one, true);
+    write_segment(f, E2, 4096, 4, 8, two, true);
+    OK(bk_engine_open_repo(f->engine, false, NULL, &opened, &err), &err);
+    OK(bk_moments_open(f->set.base_dir, "app", "main", opened.repo, NULL, &moments, &err), &err);
+    for (unsigned i = 0; i < 2; i++) {
+        OK(bk_moments_at(moments, i == 0 ? made : two - 1, &list, &moment, &err), &err);
+        assert_ptr_equal(moment.backup, &snapshots[1]);
+        assert_int_equal(moment.tx.after, 203);
+        assert_int_equal(moment.tx.t_hi, made);
+    }
+    assert_int_equal(bk_moments_at(moments, made - 1, &list, &moment, &err), BK_INVALID);
+    json_decref(bk_moments_describe(moments, &list, &err));
+    assert_contains(
+        err.text,
+        "1970-01-01T00:16:42.000Z (transaction 3) and 1970-01-01T00:25:00.000Z (a backup)");
+    /* Not the one that was there before transaction 3. */
+    dbs[1].instant = one + 2 * BK_SEC - 1;
+    assert_int_equal(bk_moments_at(moments, two - 1, &list, &moment, &err), BK_INVALID);
+    assert_contains(err.text, "nobody saw");
+    dbs[1].instant = made;
+    dbs[0].instant = made + 10; /* it was another in between */
+    assert_int_equal(bk_moments_at(moments, made + 5, &list, &moment, &err), BK_INVALID);
+    assert_int_equal(bk_moments_at(moments, two - 1, &list, &moment, &err), BK_INVALID);
+    bk_moments_free(moments);
+    bk_engine_close_repo(&opened);
+    fixture_free(f);
+}
+
 static void a_hole_is_told(void **state)
 {
     (void)state;
@@ -254,11 +349,13 @@ static void before_the_first_transaction_there_is_the_backup_that_it_changed(voi
 {
     (void)state;
     fixture_t *f = captured(false);
+    char id[BK_BACKUP_ID];
     sqlite3 *db = open_db(f, "app/app.db");
     capture(f);
     int64_t before = a_moment_later();
     capture(f);
     sql(db, "INSERT INTO jobs(name) VALUES('new')");
+    back_up(f, "full", id); /* of what it left behind, maybe before the capture looked */
     capture(f);
     int64_t after = a_moment_later();
     capture(f);
@@ -564,6 +661,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_time_means_the_last_transaction_of_its_epoch),
+        cmocka_unit_test(a_refusal_names_moments_that_can_be_had),
+        cmocka_unit_test(a_later_epoch_begins_with_its_backup),
         cmocka_unit_test(a_hole_is_told),
         cmocka_unit_test(an_epoch_after_another_is_shipped_as_well),
         cmocka_unit_test(nothing_is_removed_before_a_capture_began),

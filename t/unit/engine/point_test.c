@@ -3,7 +3,7 @@
  * files as of the backup before it; asked in SQL, proved, recovered; and what is not there is told
  * before a job is made of it.
  */
-#include "unit/engine/captures.h"
+#include "unit/engine/segments.h"
 
 typedef struct {
     fixture_t *f;
@@ -539,6 +539,95 @@ static void a_timeline_tells_gaps_and_epochs(void **state)
     json_decref(answer);
 }
 
+/* Whatever a new history holds, all times between two windows are in one gap. */
+static json_t *windows_meet(world_t *w, const char *reason, unsigned first, unsigned last)
+{
+    json_t *answer = timeline(w, "main", NULL, 1);
+    json_t *one = json_incref(json_array_get(json_object_get(answer, "databases"), 0));
+    json_decref(answer);
+    assert_int_equal(json_array_size(json_object_get(one, "windows")), 2);
+    assert_int_equal(json_array_size(json_object_get(one, "gaps")), 1);
+    assert_string_equal(text_of(one, "gaps.0.reason"), reason);
+    assert_string_equal(text_of(one, "gaps.0.from"), text_of(one, "windows.1.to"));
+    assert_string_equal(text_of(one, "gaps.0.to"), text_of(one, "windows.0.from"));
+    assert_int_equal(int_of(one, "gaps.0.transaction"), first);
+    assert_int_equal(int_of(one, "gaps.0.last_transaction"), last);
+    return one;
+}
+
+static sqlite3 *begin_anew(world_t *w)
+{
+    close_engine(w->f);
+    sqlite3 *db = open_db(w->f, "app/app.db");
+    sql(db, "PRAGMA journal_mode=DELETE; PRAGMA page_size=1024; VACUUM; PRAGMA journal_mode=WAL");
+    open_engine(w->f);
+    capture(w->f);
+    return db;
+}
+
+static void what_came_before_the_first_backup_is_in_the_gap(void **state)
+{
+    world_t *w = *state;
+    char id[BK_BACKUP_ID];
+    sqlite3 *db = begin_anew(w);
+    for (unsigned n = 16; n <= 19; n++) {
+        if (n == 19)
+            back_up(w->f, "full", id);
+        add_rows(db, w->f, 1);
+        w->times[n] = a_moment_later();
+    }
+    capture(w->f);
+    sqlite3_close(db);
+    bk_ctl_init(&w->f->ctl);
+    json_t *one = windows_meet(w, "no_backup", 16, 17);
+    assert_int_equal(int_of(one, "windows.0.first_transaction"), 18);
+    json_decref(one);
+    json_t *body = at_time(w, 17);
+    json_object_set_new(body, "database", json_string("main"));
+    refused(w, body, "(transaction 18)");
+    assert_int_equal(ask(w, at_time(w, 18), "main", "SELECT count(*) FROM jobs"), 518);
+}
+
+static void a_quiet_beginning_is_the_backup(void **state)
+{
+    world_t *w = *state;
+    char id[BK_BACKUP_ID];
+    sqlite3 *db = begin_anew(w);
+    back_up(w->f, "full", id);
+    w->times[16] = a_moment_later();
+    capture(w->f);
+    add_rows(db, w->f, 1);
+    w->times[17] = a_moment_later();
+    capture(w->f);
+    sqlite3_close(db);
+    bk_ctl_init(&w->f->ctl);
+    assert_int_equal(ask(w, at_time(w, 16), "main", "SELECT count(*) FROM jobs"), 515);
+    assert_int_equal(ask(w, at_time(w, 17), "main", "SELECT count(*) FROM jobs"), 516);
+    json_t *one = windows_meet(w, "unseen", 16, 16);
+    assert_true(time_in(one, "windows.0.from") < w->times[16]);
+    json_decref(one);
+}
+
+/* Nothing was committed since the history began, and somebody looked. */
+static void a_history_without_a_transaction_is_its_backup(void **state)
+{
+    world_t *w = *state;
+    char id[BK_BACKUP_ID];
+    sqlite3_close(begin_anew(w));
+    w->times[18] = a_moment_later();
+    back_up(w->f, "full", id);
+    w->times[16] = a_moment_later();
+    capture(w->f);
+    w->times[17] = a_moment_later();
+    bk_ctl_init(&w->f->ctl);
+    assert_int_equal(ask(w, at_time(w, 16), "main", "SELECT count(*) FROM jobs"), 515);
+    for (unsigned n = 17; n <= 18; n++) { /* behind the last look; before the backup */
+        json_t *body = at_time(w, n);
+        json_object_set_new(body, "database", json_string("main"));
+        refused(w, body, "is not known");
+    }
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up_world, tear_down_world)
 
 int main(void)
@@ -556,6 +645,9 @@ int main(void)
         T(what_is_shipped_meanwhile_is_read_from_there),
         T(a_timeline_has_every_transaction_once),
         T(a_timeline_tells_gaps_and_epochs),
+        T(what_came_before_the_first_backup_is_in_the_gap),
+        T(a_quiet_beginning_is_the_backup),
+        T(a_history_without_a_transaction_is_its_backup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
