@@ -190,15 +190,18 @@ void bk_capturing_detach(bk_capturing_t *c, const json_t *names)
 void bk_engine_capture_hold(bk_engine_t *engine)
 {
     bk_capturing_t *c = engine->capturing;
-    bk_engine_reach_databases(engine);
     bk_engine_obey_detach(engine);
     for (size_t i = 0; i < c->count; i++) {
         bk_captured_t *one = &c->list[i];
         pthread_mutex_lock(&one->lock);
         if (one->capture == NULL && one->hold == NULL && one->held == 0 &&
             !atomic_load(&one->detached) && !atomic_load(&c->leaving)) {
+            const char *path = one->db->path;
             one->held = bk_mono();
-            (void)bk_capture_hold(one->db->path, HOLD_BUSY_MS, NULL, &one->hold, NULL);
+            if (bk_capture_hold(path, HOLD_BUSY_MS, NULL, &one->hold, NULL) == BK_DENIED) {
+                bk_engine_reach_databases(engine); /* which may take long: only when it has to */
+                (void)bk_capture_hold(path, HOLD_BUSY_MS, NULL, &one->hold, NULL);
+            }
         }
         pthread_mutex_unlock(&one->lock);
     }
@@ -528,9 +531,13 @@ bk_rc_t bk_engine_capture(bk_engine_t *engine, size_t which, bool woken, unsigne
     leave_when_told(one);
     if (may_run(c, one) && now >= one->next) {
         note_stepping(one, now);
-        if (one->capture == NULL)
+        rc = step(c, one, woken, again, &why);
+        if (rc == BK_DENIED && one->capture == NULL && atomic_load(&engine->client) != NULL) {
             bk_engine_reach_databases(engine);
-        rc = after_step(c, one, step(c, one, woken, again, &why), &why);
+            bk_err_clear(&why);
+            rc = step(c, one, woken, again, &why);
+        }
+        rc = after_step(c, one, rc, &why);
         note_stepping(one, 0);
         if (rc != BK_OK && err != NULL)
             *err = why;
