@@ -153,7 +153,6 @@ static bk_rc_t check_seen(bk_moments_t *m, size_t segment, int64_t time, const b
                           const next_t *next, bk_err_t *err)
 {
     char at[BK_TIME_TEXT];
-    bk_err_t why = {0};
     const bk_tx_t *tx = &moment->tx;
     bool gap = next->apart || (next->tx.flags & BK_TXLOG_GAP) != 0;
     int64_t seen = !next->apart && next->tx.t_lo > tx->t_hi ? next->tx.t_lo : tx->t_hi;
@@ -161,13 +160,14 @@ static bk_rc_t check_seen(bk_moments_t *m, size_t segment, int64_t time, const b
         return BK_OK;
     m->gap[0] = (bk_moments_spot_t){seen, moment->from != NULL ? 0 : tx->txid};
     m->gap[1] = (bk_moments_spot_t){next->tx.t_hi, next->tx.txid};
-    bk_time_format_exact(at, time);
-    if (next->broken)
+    if (next->broken) {
+        bk_err_t why = {0};
         (void)bk_moments_broken(m, segment, &why);
-    else
-        (void)bk_err_set(&why, BK_INVALID, "database %s: nobody saw what happened at %s",
-                         m->database, at);
-    return bk_err_set(err, BK_INVALID, "%s", why.text);
+        return bk_err_set(err, BK_INVALID, "%s", why.text);
+    }
+    bk_time_format_exact(at, time);
+    return bk_err_set(err, BK_INVALID, "database %s: nobody saw what happened at %s", m->database,
+                      at);
 }
 
 int64_t bk_moments_known_until(const bk_moments_t *m, size_t segment, const bk_tx_t *last)

@@ -3,6 +3,7 @@
  * or says that something is missing.
  */
 #include "unit/sqlite/capture_testing.h"
+#include "unit/sqlite/failing_sync.h"
 
 /* --- going on --- */
 
@@ -400,17 +401,6 @@ static void a_last_look_that_is_stopped_saw_nothing(void **state)
     assert_int_equal(box->gaps, 0);
     assert_true(times[1].t_lo <= committed);
     sqlite3_close(db);
-}
-
-static bool sync_fails;
-
-/* In place of that of libc. */
-int fdatasync(int fd)
-{
-    if (!sync_fails)
-        return fsync(fd);
-    errno = EIO;
-    return -1;
 }
 
 static void what_a_flush_could_not_write_is_captured_once_more(void **state)

@@ -2,6 +2,7 @@
  * t/unit/sqlite/txlog_test.c: transactions come out of a segment as they went in, open or sealed,
  * whole or cut off anywhere; no damage passes.
  */
+#include "unit/sqlite/failing_sync.h"
 #include "unit/testing.h"
 
 #include <errno.h>
@@ -261,17 +262,6 @@ static void a_transaction_out_of_turn_is_refused(void **state)
     append(l, 6);
     check(l, 2, false);
     assert_int_equal(bk_txlog_create(l->path, &l->info, &l->w, &l->err), BK_EXISTS);
-}
-
-static bool sync_fails;
-
-/* In place of that of libc. */
-int fdatasync(int fd)
-{
-    if (!sync_fails)
-        return fsync(fd);
-    errno = EIO;
-    return -1;
 }
 
 static void what_could_not_be_flushed_is_not_there(void **state)
