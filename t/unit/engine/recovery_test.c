@@ -2,38 +2,16 @@
  * t/unit/engine/recovery_test.c: recoveries through the engine: in place and into directories, what
  * they must not touch, and what a dry run promises.
  */
-#include "unit/engine/fixture.h"
+#include "unit/engine/recoveries.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <xxhash.h>
 
-/* A recovery body with the target below the fixture's directory. */
-static const char *body(const fixture_t *f, const char *format, const char *target)
-{
-    static char text[4096];
-    char path[1024];
-    bk_strcpy(path, sizeof path, at(f, target));
-    const char *mark = strstr(format, "@");
-    assert_non_null(mark);
-    assert_true(
-        bk_fmt(text, sizeof text, "%.*s%s%s", (int)(mark - format), format, path, mark + 1));
-    return text;
-}
-
 static void lose_everything(fixture_t *f)
 {
     bk_err_t err = {0};
     OK(bk_remove_tree(at(f, "app"), true, &err), &err);
-}
-
-static void assert_app_is_back(fixture_t *f)
-{
-    assert_int_equal(number_in(f, "app/app.db", "SELECT count(*) FROM jobs"), 500);
-    assert_string_equal(get(f, "app/uploads/a.wav"), "sound a");
-    assert_string_equal(get(f, "app/uploads/2025/b.wav"), "sound b, which is longer");
-    assert_string_equal(get(f, "app/uploads/2025/c.mp3"), "music");
-    assert_string_equal(get(f, "app/transcripts/t.txt"), "text");
 }
 
 static json_t *plan(fixture_t *f, bk_job_kind_t kind, const char *text)
@@ -582,48 +560,6 @@ static void what_no_backup_holds_is_told(void **state)
     done(job);
 }
 
-static void put_noise(fixture_t *f, const char *name, size_t len)
-{
-    uint8_t *bytes = malloc(len);
-    assert_non_null(bytes);
-    test_fill(bytes, len, 5);
-    OK(bk_publish_bytes(AT_FDCWD, at(f, name), 0644, bytes, len, false, &f->err), &f->err);
-    free(bytes);
-    bk_sleep_ms(60);
-}
-
-static bool same_file(fixture_t *f, const char *one, const char *other)
-{
-    bk_buf_t a, b;
-    bk_buf_init(&a, 1u << 20);
-    bk_buf_init(&b, 1u << 20);
-    OK(bk_read_file(AT_FDCWD, at(f, one), &a, &f->err), &f->err);
-    OK(bk_read_file(AT_FDCWD, at(f, other), &b, &f->err), &f->err);
-    bool same = a.len == b.len && memcmp(a.data, b.data, a.len) == 0;
-    bk_buf_free(&a);
-    bk_buf_free(&b);
-    return same;
-}
-
-static void damage_file(void *arg, const char *path, const struct stat *st)
-{
-    (void)arg;
-    if (S_ISREG(st->st_mode))
-        test_spoil(path, st->st_size / 2, "XXXXXXXX");
-}
-
-/* Damage in the middle of each pack. */
-static void damage_packs(fixture_t *f, const char *dir)
-{
-    test_visit(at(f, dir), damage_file, NULL);
-}
-
-static void count_file(void *arg, const char *path, const struct stat *st)
-{
-    (void)path;
-    *(unsigned *)arg += S_ISREG(st->st_mode);
-}
-
 /* Of a recovery that was killed, hours ago or just now. */
 static void a_leftover_goes_with_the_next_recovery(void **state)
 {
@@ -643,114 +579,6 @@ static void a_leftover_goes_with_the_next_recovery(void **state)
     assert_int_equal(number_in(f, "restored/db/app.db", "SELECT count(*) FROM jobs"), 500);
     test_visit(at(f, "restored/db"), count_file, &files);
     assert_int_equal(files, 1);
-}
-
-static void damage_never_replaces_what_is_there(void **state)
-{
-    fixture_t *f = *state;
-    char id[BK_BACKUP_ID];
-    unsigned files = 0;
-    back_up(f, "full", id);
-    done(do_job(
-        f, BK_JOB_RECOVERY,
-        body(f, "{\"recovery_type\": \"database\", \"target_directory\": \"@\"}", "restored/db"),
-        "completed"));
-    damage_packs(f, "storage/packs");
-    json_t *job = do_job(f, BK_JOB_RECOVERY, "{\"recovery_type\": \"database\"}", "failed");
-    assert_string_equal(text_of(job, "problem.code"), "Corrupt");
-    done(job);
-    assert_app_is_back(f);
-    /* What is to be kept aside leaves its name only for something that is complete. */
-    job = do_job(f, BK_JOB_RECOVERY,
-                 body(f,
-                      "{\"recovery_type\": \"database\", \"overwrite\": \"rename\","
-                      " \"target_directory\": \"@\"}",
-                      "restored/db"),
-                 "failed");
-    assert_string_equal(text_of(job, "problem.code"), "Corrupt");
-    done(job);
-    assert_int_equal(number_in(f, "restored/db/app.db", "SELECT count(*) FROM jobs"), 500);
-    test_visit(at(f, "restored/db"), count_file, &files);
-    assert_int_equal(files, 1); /* nothing unfinished is left beside it */
-    json_t *check = do_job(f, BK_JOB_VERIFY, "{\"level\": 2}", "failed");
-    assert_true(int_of(check, "verify_result.findings_total") > 0);
-    done(check);
-    check = do_job(f, BK_JOB_VALIDATE, "{\"deep\": true}", "failed");
-    assert_true(json_is_false(member(check, "validation_result.valid")));
-    done(check);
-    json_t *health = NULL;
-    OK(bk_engine_health(f->engine, &health, &f->err), &f->err);
-    assert_string_equal(text_of(health, "status"), "fail");
-    json_decref(health);
-}
-
-static void cut_off(void *arg, const char *path, const struct stat *st)
-{
-    (void)arg;
-    if (S_ISREG(st->st_mode))
-        assert_int_equal(truncate(path, st->st_size - 50), 0);
-}
-
-/* Into a directory: every file and the database are right. */
-static void assert_recovers(fixture_t *f, const char *id, const char *target)
-{
-    char text[256], name[128];
-    bk_fmt(text, sizeof text,
-           "{\"recovery_type\": \"full\", \"backup_id\": \"%s\", \"target_directory\": \"@\"}", id);
-    bk_fmt(name, sizeof name, "restored/%s", target);
-    done(do_job(f, BK_JOB_RECOVERY, body(f, text, name), "completed"));
-    bk_fmt(name, sizeof name, "restored/%s/app.db", target);
-    assert_int_equal(number_in(f, name, "SELECT count(*) FROM jobs"), 500);
-}
-
-/* The next backup stores again what is lost, and by that the old ones are whole, too. */
-static void heals(void **state, test_visit_fn harm, const char *type, unsigned level)
-{
-    fixture_t *f = *state;
-    char before[BK_BACKUP_ID], after[BK_BACKUP_ID], text[32];
-    json_t *health = NULL;
-    put_noise(f, "app/uploads/long.wav", 700000);
-    back_up(f, "full", before);
-    test_visit(at(f, "storage/packs"), harm, NULL);
-    test_visit(at(f, "storage/meta"), harm, NULL);
-    bk_fmt(text, sizeof text, "{\"level\": %u}", level);
-    json_t *job = do_job(f, BK_JOB_VERIFY, text, "failed");
-    assert_contains(text_of(job, "verify_result.findings.0"), "/");
-    assert_null(strstr(text_of(job, "verify_result.findings.0"), "no backup loses"));
-    assert_contains(text_of(job, "error"), "a full backup stores again");
-    done(job);
-    close_engine(f);
-    open_engine(f);
-    bk_fmt(text, sizeof text, "{\"backup_type\": \"%s\"}", type);
-    /* An incremental one notes that it could not read the tree before it. */
-    job = do_job(f, BK_JOB_BACKUP, text, strcmp(type, "full") == 0 ? "completed" : "warning");
-    bk_strcpy(after, sizeof after, text_of(job, "backup_id"));
-    done(job);
-    assert_recovers(f, before, "before");
-    assert_recovers(f, after, "after");
-    assert_true(same_file(f, "app/uploads/long.wav", "restored/before/uploads/long.wav"));
-    /* The bad packs are still told of, but nobody needs them. */
-    job = do_job(f, BK_JOB_VERIFY, "{\"level\": 3}", "warning");
-    assert_contains(text_of(job, "warnings.0"), "no backup loses anything");
-    done(job);
-    OK(bk_engine_health(f->engine, &health, &f->err), &f->err);
-    assert_string_not_equal(text_of(health, "status"), "fail");
-    json_decref(health);
-}
-
-static void a_full_backup_heals_what_rotted(void **state)
-{
-    heals(state, damage_file, "full", 1);
-}
-
-static void a_full_backup_heals_what_was_cut_off(void **state)
-{
-    heals(state, cut_off, "full", 2);
-}
-
-static void an_incremental_backup_heals_what_rotted(void **state)
-{
-    heals(state, damage_file, "incremental", 2);
 }
 
 static void a_recovery_whose_process_died_is_not_repeated(void **state)
@@ -817,12 +645,6 @@ int main(void)
         T(two_databases_of_one_name_get_two_files),
         T(what_no_backup_holds_is_told),
         T(a_leftover_goes_with_the_next_recovery),
-        T(damage_never_replaces_what_is_there),
-        T(a_full_backup_heals_what_rotted),
-        T(a_full_backup_heals_what_was_cut_off),
-        T(an_incremental_backup_heals_what_rotted),
-        cmocka_unit_test_setup_teardown(a_full_backup_heals_what_rotted, set_up_encrypted,
-                                        tear_down),
         T(a_recovery_whose_process_died_is_not_repeated),
         T(an_equal_recovery_is_a_conflict_while_it_waits),
         cmocka_unit_test_setup_teardown(what_was_lost_whole_comes_back, set_up_encrypted,
